@@ -1,0 +1,80 @@
+"""The Inductor lowering: each body compiled on its own with Inductor's standalone compile."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+from torch._guards import tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from deltapass.graphs import Body, TensorSpec
+from deltapass.lowering import Lowered
+
+
+@final
+class InductorLowering:
+    """Compiles a body once for its static shapes; weights are arguments of the result."""
+
+    def __init__(self, mode: str | None = None) -> None:
+        self.patches: dict[str, Any] = {}
+        if mode is not None and mode != "default":
+            self.patches = dict(torch._inductor.list_mode_options(mode))
+
+    def can_lower(self, body: Body) -> str | None:
+        """Inductor needs data: it cannot compile for tensors without storage."""
+        if any(spec.device.type == "meta" for spec in body.inputs):
+            return "its tensors are on the meta device"
+        return None
+
+    def lower(self, body: Body) -> Lowered:
+        """Compile a body, outside Dynamo's own tracing context."""
+        module = torch.fx.GraphModule(body.module, _copy(body.module.graph))
+        with tracing(None), torch.no_grad(), warnings.catch_warnings():
+            # Inductor warns about its own internals, which users can do nothing about.
+            warnings.simplefilter("ignore")
+            mode = FakeTensorMode(shape_env=ShapeEnv())
+            fakes = [_fake(spec, mode) for spec in body.inputs]
+            _mark_outputs(module, [_fake(spec, mode) for spec in body.outputs])
+            compiled: Lowered = torch._inductor.standalone_compile(
+                module,
+                fakes,
+                # Finds `mode` on the outputs, so that no two fake modes meet.
+                dynamic_shapes="from_graph",
+                options={"config_patches": self.patches},
+            )
+        return getattr(compiled, "_compiled_fn", compiled)
+
+    def plain(self, module: torch.fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
+        """What torch.compile(backend="inductor") does with the graph."""
+        from torch._inductor.compile_fx import compile_fx
+
+        compiled: Callable[..., Any] = compile_fx(
+            module, list(arguments), config_patches=self.patches
+        )
+        return compiled
+
+    def fingerprint(self) -> str:
+        """Version and settings that the generated code depends on."""
+        return f"inductor torch-{torch.__version__} {sorted(self.patches.items())}"
+
+
+def _copy(graph: torch.fx.Graph) -> torch.fx.Graph:
+    """A copy, because Inductor takes ownership of the graph it is given."""
+    copied = torch.fx.Graph()
+    copied.output(copied.graph_copy(graph, {}))
+    return copied
+
+
+def _fake(spec: TensorSpec, mode: FakeTensorMode) -> torch.Tensor:
+    with mode:
+        return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=spec.device)
+
+
+def _mark_outputs(module: torch.fx.GraphModule, fakes: Sequence[torch.Tensor]) -> None:
+    output = next(iter(reversed(module.graph.nodes)))
+    for node, fake in zip(output.args[0], fakes, strict=True):
+        node.meta["example_value"] = fake

@@ -1,0 +1,186 @@
+"""The backend: `torch.compile(model, backend="deltadit", options={...})`.
+
+Puts the seven stages in order, and decides what happens when one of them refuses: the plain
+graph runs under the same lowering, and a warning says why (`strict=True` raises instead).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import fx
+
+from deltapass.blocks import find_blocks
+from deltapass.capture import capture, refuse_fragment
+from deltapass.errors import (
+    GradientsEnabledError,
+    GraphBreakError,
+    RefusalWarning,
+    ScheduleError,
+    UnsupportedGraphError,
+)
+from deltapass.lowering import LoweredBodies, Lowering, load_lowering
+from deltapass.options import Options, parse_options
+from deltapass.outline import Outline, outline
+from deltapass.plan import Plan, make_plan
+from deltapass.runtime import Selector
+from deltapass.variants import Variants
+
+Compiled = Callable[..., Any]
+
+
+def deltadit(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, object] | None = None,
+    mode: str | None = None,
+) -> Compiled:
+    """Compile one graph of Dynamo's into variants and a selector.
+
+    Args:
+        gm: Dynamo's graph.
+        example_inputs: Real tensors; symbolic sizes where shapes are dynamic.
+        options: See `deltapass.options.OPTION_NAMES`.
+        mode: "default" or "max-autotune-no-cudagraphs".
+
+    Returns:
+        The callable that replaces the graph.
+
+    Raises:
+        UnknownOptionError, OptionError, ContradictoryOptionsError, UnsupportedModeError,
+        UnknownLoweringError, ScheduleError: For options that cannot be used.
+        UnsupportedGraphError: For a graph that cannot be cached, with strict=True only.
+        All of them reach the user as `torch._dynamo.exc.BackendCompilerFailed`.
+    """
+    chosen = parse_options(options, mode)
+    lowering = load_lowering(chosen.lowering, chosen.mode)
+    try:
+        _refuse_gradients(example_inputs)
+        refuse_fragment(gm)
+        if any(isinstance(value, torch.SymInt | torch.SymFloat) for value in example_inputs):
+            return PerShape(gm, chosen, lowering)
+        return compile_graph(gm, example_inputs, chosen, lowering)
+    except UnsupportedGraphError as error:
+        return _plain(gm, example_inputs, lowering, refusal=error, strict=chosen.strict)
+
+
+def analyse(gm: fx.GraphModule, arguments: Sequence[Any]) -> Outline:
+    """Stages 1 to 3: from a graph and its inputs to the outline."""
+    captured = capture(gm, arguments)
+    return outline(captured, find_blocks(captured))
+
+
+def compile_graph(
+    gm: fx.GraphModule, arguments: Sequence[Any], options: Options, lowering: Lowering
+) -> Selector:
+    """All seven stages, for one set of static shapes.
+
+    Raises:
+        UnsupportedGraphError: If the graph cannot be cached.
+        ScheduleError: If the schedule does not fit the model.
+        LoweringError: If a body cannot be lowered.
+    """
+    outlined = analyse(gm, arguments)
+    plan = make_plan(outlined, options.schedule, order=options.order, steps=options.steps)
+    for span in plan.spans.values():
+        if span.reason:
+            _warn(f"caching {span.span} instead of {span.wanted}: {span.reason}")
+    variants = Variants(
+        outline=outlined,
+        order=options.order,
+        bodies=LoweredBodies(options.lowering, lowering),
+        whole=options.fuse == "whole",
+    )
+    variants.warm_up(plan)
+    return Selector(plan, variants, strict=options.strict)
+
+
+@final
+@dataclass
+class PerShape:
+    """A graph of dynamic shapes: one selector for every set of shapes met, made on first use."""
+
+    gm: fx.GraphModule
+    options: Options
+    lowering: Lowering
+    _selectors: dict[tuple[object, ...], Compiled] = field(default_factory=dict)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run with the selector of these shapes."""
+        key = tuple(tuple(a.shape) if torch.is_tensor(a) else a for a in arguments)
+        if key not in self._selectors:
+            self._selectors[key] = self._compile(arguments)
+        return self._selectors[key](*arguments)
+
+    def _compile(self, arguments: Sequence[Any]) -> Compiled:
+        try:
+            return compile_graph(self.gm, arguments, self.options, self.lowering)
+        except (UnsupportedGraphError, ScheduleError) as error:
+            if self.options.strict or isinstance(error, ScheduleError):
+                raise
+            _warn(f"nothing cached, full graph: {error}")
+            return self.gm.forward
+
+
+def trace(
+    model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[fx.GraphModule, tuple[Any, ...]]:
+    """The graph Dynamo would hand to the backend, and its inputs; the model is not run.
+
+    Raises:
+        GraphBreakError: If the model does not trace as one graph.
+    """
+    caught: list[tuple[fx.GraphModule, tuple[Any, ...]]] = []
+
+    def catch(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
+        caught.append((gm, tuple(example_inputs)))
+        return _stop
+
+    try:
+        with torch.no_grad():
+            torch.compile(model, backend=catch, fullgraph=True, dynamic=False)(*args, **kwargs)
+    except _TracedError:
+        return caught[0]
+    except torch._dynamo.exc.Unsupported as error:
+        raise GraphBreakError(str(error).split("\n")[0]) from error
+    raise GraphBreakError("Dynamo gave no graph for it")
+
+
+@final
+class _TracedError(Exception):
+    """Stops a traced model before it runs."""
+
+
+def _stop(*_: Any) -> Any:
+    raise _TracedError
+
+
+def _refuse_gradients(arguments: Sequence[Any]) -> None:
+    if torch.is_grad_enabled() and any(
+        value.requires_grad for value in arguments if torch.is_tensor(value)
+    ):
+        raise GradientsEnabledError
+
+
+def _plain(
+    gm: fx.GraphModule,
+    arguments: Sequence[Any],
+    lowering: Lowering,
+    *,
+    refusal: UnsupportedGraphError,
+    strict: bool,
+) -> Compiled:
+    """The unchanged graph, with the reason said once; or the reason raised."""
+    if strict:
+        raise refusal
+    _warn(f"nothing cached, full graph: {refusal}")
+    return lowering.plain(gm, arguments)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, RefusalWarning, stacklevel=2)

@@ -1,0 +1,253 @@
+"""Every error and warning of deltapass: a fact with numbers and names first, then the remedy.
+
+Constructors are typed and positional, so callers hand over facts rather than prose and every
+error pickles. An error raised while Dynamo compiles reaches users as
+`torch._dynamo.exc.BackendCompilerFailed` with ours in `.inner_exception`. See docs/errors.md.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+
+class RefusalWarning(UserWarning):
+    """The full graph runs instead of a cached one; the text says why and what to do."""
+
+
+class DeltapassError(Exception):
+    """Base of all errors of deltapass."""
+
+    def __init__(self, fact: str, remedy: str, /) -> None:
+        # Exception.__init__ is not called: `args` stays as constructed, so the error pickles.
+        self.fact = fact
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.fact}. {self.remedy}."
+
+
+class InternalError(DeltapassError):
+    """A check of our own failed after a rewrite: a bug in deltapass."""
+
+    def __init__(self, fact: str, /) -> None:
+        super().__init__(fact, "This is a bug in deltapass: please report it with the model's graph")
+
+
+# ---- the user's values ------------------------------------------------------------------------
+
+
+class OptionError(DeltapassError, ValueError):
+    """An option has a value that cannot be used."""
+
+    def __init__(self, name: str, value: object, allowed: str, /) -> None:
+        super().__init__(f"option {name!r} is {value!r}", f"It must be {allowed}")
+
+
+class UnknownOptionError(DeltapassError, ValueError):
+    """An option that does not exist."""
+
+    def __init__(self, name: str, valid: Sequence[str], /) -> None:
+        near = difflib.get_close_matches(name, valid, n=1)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        super().__init__(f"unknown option {name!r}", f"{hint}Options are: {', '.join(valid)}")
+
+
+class ContradictoryOptionsError(DeltapassError, ValueError):
+    """Two options that cannot both hold."""
+
+    def __init__(self, first: str, second: str, why: str, /) -> None:
+        super().__init__(
+            f"options {first!r} and {second!r} contradict each other: {why}", "Give one of the two"
+        )
+
+
+class UnsupportedModeError(DeltapassError, ValueError):
+    """A `mode` of torch.compile that this backend does not take."""
+
+    def __init__(self, mode: str, valid: Sequence[str], /) -> None:
+        super().__init__(
+            f"mode {mode!r} of torch.compile is not supported by backend 'deltadit'",
+            f"Use one of {', '.join(map(repr, valid))}, or options={{...}} without a mode",
+        )
+
+
+class ScheduleError(DeltapassError, ValueError):
+    """A schedule that does not fit together, the trajectory, or the model."""
+
+
+class TooManyCachedBlocksError(ScheduleError):
+    """More blocks to cache than the model has."""
+
+    def __init__(self, cached: int, blocks: int, /) -> None:
+        super().__init__(
+            f"cached_blocks is {cached} but the model has {blocks} blocks",
+            f"Choose 0 to {blocks}; the default is three quarters of the stack",
+        )
+
+
+class BoundaryOutsideError(ScheduleError):
+    """A boundary that lies outside the trajectory."""
+
+    def __init__(self, boundary: float, steps: int, /) -> None:
+        super().__init__(
+            f"boundary {boundary} lies outside a trajectory of {steps} steps",
+            f"Choose a step from 0 to {steps}, or a fraction between 0.0 and 1.0",
+        )
+
+
+class ScheduleFileError(ScheduleError):
+    """A schedule file that cannot be read."""
+
+    def __init__(self, path: str, problem: str, /) -> None:
+        super().__init__(f"schedule file {path}: {problem}", "See docs/guide.md for the format")
+
+
+class StepCountError(ScheduleError):
+    """A schedule table whose length is not the number of steps."""
+
+    def __init__(self, rows: int, steps: int, /) -> None:
+        super().__init__(
+            f"the schedule table has {rows} rows but the trajectory has {steps} steps",
+            "Give one row a step, or sample with as many steps as the table has rows",
+        )
+
+
+class UnknownLoweringError(DeltapassError, ValueError):
+    """A lowering that is not in the table."""
+
+    def __init__(self, name: str, valid: Sequence[str], /) -> None:
+        near = difflib.get_close_matches(name, valid, n=1)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        super().__init__(f"unknown lowering {name!r}", f"{hint}Lowerings are: {', '.join(valid)}")
+
+
+# ---- refusals: the graph is left alone --------------------------------------------------------
+
+
+class UnsupportedGraphError(DeltapassError):
+    """A reason to leave the graph alone; the full graph runs instead unless strict=True."""
+
+
+class NoBlocksError(UnsupportedGraphError):
+    """No stack of repeated blocks was found."""
+
+    def __init__(self, operations: int, found: str, /) -> None:
+        super().__init__(
+            f"no stack of repeated blocks in a graph of {operations} operations ({found})",
+            "Compile the whole denoiser, with its blocks in one torch.nn.ModuleList",
+        )
+
+
+class GraphBreakError(UnsupportedGraphError):
+    """Dynamo could not trace the model as one graph."""
+
+    def __init__(self, reason: str, /) -> None:
+        super().__init__(
+            f"the model's graph is broken into pieces: {reason}",
+            "torch.compile(..., fullgraph=True) shows the line; remove the break there",
+        )
+
+
+class MixedDevicesError(UnsupportedGraphError):
+    """The residual stream of one model lies on several devices."""
+
+    def __init__(self, devices: Sequence[str], /) -> None:
+        super().__init__(
+            f"the model's tensors lie on several devices: {', '.join(devices)}",
+            "Move the model and its inputs to one device",
+        )
+
+
+class StreamError(UnsupportedGraphError):
+    """A value leaves a span and is no residual stream, or it is not clear which one."""
+
+    def __init__(self, span: str, value: str, problem: str, /) -> None:
+        super().__init__(
+            f"value {value!r} leaves {span} and {problem}",
+            "Cache fewer blocks, so that the span ends before it, with options={'cached_blocks': n}",
+        )
+
+
+class MutationError(UnsupportedGraphError):
+    """The graph changes a tensor in place in a way that cannot be made functional."""
+
+    def __init__(self, operation: str, problem: str, /) -> None:
+        super().__init__(
+            f"operation {operation!r} changes a tensor in place: {problem}",
+            "Use the out-of-place operator there",
+        )
+
+
+class GradientsEnabledError(UnsupportedGraphError):
+    """Gradients are enabled, so the plain graph runs."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "gradients are enabled, and a cached delta has none", "Sample under torch.no_grad()"
+        )
+
+    def __reduce__(self) -> tuple[type[GradientsEnabledError], tuple[()]]:
+        return type(self), ()
+
+
+class StepUnknownError(UnsupportedGraphError):
+    """Nothing says which step of the trajectory a call belongs to."""
+
+    def __init__(self, problem: str, /) -> None:
+        super().__init__(
+            f"the step of this call is unknown: {problem}",
+            "Wrap the sampling loop in `with deltapass.session(steps=...) as s` and call s.step(i)",
+        )
+
+
+# ---- lowering ---------------------------------------------------------------------------------
+
+
+class LoweringError(DeltapassError):
+    """A body could not be lowered."""
+
+    def __init__(self, lowering: str, body: str, cause: str, /) -> None:
+        super().__init__(
+            f"lowering {lowering!r} failed on {body!r}: {cause}",
+            "options={'lowering': 'eager'} shows whether the graph itself is sound",
+        )
+
+
+class MissingLibraryError(DeltapassError, ImportError):
+    """A library that an optional part needs is not installed."""
+
+    def __init__(self, library: str, extra: str, /) -> None:
+        super().__init__(
+            f"{library} is not installed", f"Install it with: pip install 'deltapass[{extra}]'"
+        )
+
+
+# ---- run time ---------------------------------------------------------------------------------
+
+
+class StateError(DeltapassError, RuntimeError):
+    """A session is used in a way that has no meaning."""
+
+
+class StepOutsideError(StateError):
+    """A step beyond the trajectory of the session."""
+
+    def __init__(self, step: int, steps: int, /) -> None:
+        super().__init__(
+            f"step {step} lies outside a session of {steps} steps",
+            f"Steps are counted from 0 to {steps - 1}",
+        )
+
+
+class NoStepError(StateError):
+    """The model was called inside a session before its first step."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model was called in a session that has not been told its step",
+            "Call session.step(i) before each call of the model",
+        )
+
+    def __reduce__(self) -> tuple[type[NoStepError], tuple[()]]:
+        return type(self), ()

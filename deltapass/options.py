@@ -1,0 +1,158 @@
+"""Options of the backend: `torch.compile(model, backend="deltadit", options={...})`.
+
+Takes the raw mapping (or a mode) as torch.compile hands it over; gives one frozen `Options`.
+Every option is stated here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+from deltapass.errors import (
+    ContradictoryOptionsError,
+    OptionError,
+    UnknownLoweringError,
+    UnknownOptionError,
+    UnsupportedModeError,
+)
+from deltapass.schedule import (
+    SCHEDULES,
+    AnySchedule,
+    ExplicitSchedule,
+    Schedule,
+    load_schedule,
+    named_schedule,
+)
+
+OPTION_NAMES: Final = (
+    "lowering",
+    "interval",
+    "cached_blocks",
+    "boundary",
+    "order",
+    "steps",
+    "schedule",
+    "fuse",
+    "strict",
+)
+SCHEDULE_FIELDS: Final = ("interval", "cached_blocks", "boundary")
+LOWERING_NAMES: Final = ("eager", "inductor")
+ORDERS: Final = (0, 1)
+FUSES: Final = ("blocks", "whole")
+MODES: Final = ("default", "max-autotune-no-cudagraphs")
+SCHEDULE_FORM: Final = (
+    f"one of {', '.join(SCHEDULES)}, a schedule object, or the path of a .json or .toml file"
+)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What the user asked for, checked.
+
+    `lowering` compiles the bodies, each alone or inlined into `fuse`="whole" variants. `order`
+    0 reuses the last delta (the paper), 1 extrapolates the last two. `steps` is the length of
+    every trajectory, if known. `strict` raises where a refusal would only warn. `mode` is
+    torch.compile's and goes to Inductor.
+
+    Raises:
+        OptionError: If a value has the wrong type or is not in its list.
+        UnknownLoweringError: If the lowering is not in LOWERING_NAMES.
+        UnsupportedModeError: If the mode is not in MODES.
+        BoundaryOutsideError: If the schedule's boundary is above `steps`.
+        StepCountError: If the schedule is a table of another length than `steps`.
+    """
+
+    lowering: str = "inductor"
+    order: int = 0
+    steps: int | None = None
+    schedule: AnySchedule
+    fuse: str = "blocks"
+    strict: bool = False
+    mode: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.lowering not in LOWERING_NAMES:
+            raise UnknownLoweringError(str(self.lowering), LOWERING_NAMES)
+        if not _is_int(self.order) or self.order not in ORDERS:
+            raise OptionError("order", self.order, "0 (the last delta) or 1 (extrapolated)")
+        if self.fuse not in FUSES:
+            raise OptionError("fuse", self.fuse, _one_of(FUSES, self.fuse))
+        if not isinstance(self.strict, bool):
+            raise OptionError("strict", self.strict, "True or False")
+        if self.mode is not None and self.mode not in MODES:
+            raise UnsupportedModeError(str(self.mode), MODES)
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        if not isinstance(self.schedule, AnySchedule):
+            raise OptionError("schedule", self.schedule, SCHEDULE_FORM)
+        if self.steps is None:
+            return
+        if not _is_int(self.steps) or self.steps < 1:
+            raise OptionError("steps", self.steps, "a whole number from 1 on, or None")
+        self.schedule.check_steps(self.steps)
+
+
+def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = None) -> Options:
+    """Check the options of one torch.compile call.
+
+    `interval`, `cached_blocks` and `boundary` are fields of a named schedule ('delta-dit' when
+    none is named). None stands for "not given" there and for `schedule` and `steps`.
+
+    Args:
+        raw: Options by name, as given to torch.compile.
+        mode: The mode of torch.compile, which excludes `raw` there.
+
+    Raises:
+        UnknownOptionError: If an option does not exist.
+        ContradictoryOptionsError: If a schedule object, file or 'none' comes with its fields.
+        ScheduleError: If the schedule's name, file or fields cannot be used.
+        OptionError: If another value cannot be used; see `Options` for the rest.
+    """
+    given: dict[str, Any] = dict(raw or {})
+    for name in given:
+        if name not in OPTION_NAMES:
+            raise UnknownOptionError(str(name), OPTION_NAMES)
+    fields = {name: given.pop(name, None) for name in SCHEDULE_FIELDS}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    schedule = _schedule(given.pop("schedule", None), fields)
+    return Options(schedule=schedule, mode=mode, **given)
+
+
+def _schedule(value: object, fields: Mapping[str, Any]) -> AnySchedule:
+    if value is None:
+        value = "delta-dit"
+    if isinstance(value, Schedule | ExplicitSchedule):
+        _refuse_fields(fields, "the schedule object already sets it")
+        return value
+    if isinstance(value, os.PathLike) or _is_path(value):
+        _refuse_fields(fields, f"the file {os.fspath(value)} already sets it")
+        return load_schedule(value)
+    if not isinstance(value, str):
+        raise OptionError("schedule", value, SCHEDULE_FORM)
+    if value == "none":
+        _refuse_fields(fields, "schedule 'none' never caches")
+    return named_schedule(value, **fields)
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str) and value.endswith((".json", ".toml"))
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _refuse_fields(fields: Mapping[str, Any], why: str) -> None:
+    for name in fields:
+        raise ContradictoryOptionsError("schedule", name, why)
+
+
+def _one_of(valid: tuple[str, ...], value: object) -> str:
+    near = difflib.get_close_matches(str(value), valid, n=1)
+    return " or ".join(map(repr, valid)) + (f"; did you mean {near[0]!r}?" if near else "")

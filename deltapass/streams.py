@@ -1,0 +1,248 @@
+"""Stage 2, first half: which live-in does each live-out of a span continue?
+
+Takes a captured graph and a range of node positions; gives (live-in, live-out) pairs, one for
+every value that crosses the span's end. Pairs come from data flow: a residual stream reaches
+the span's end through additions alone. Shape decides only where it leaves a single choice.
+Source: Delta-Cache, Eq. 3, needs F_{1:I}(x) and F_{1:I+Nc}(x) of the same stream.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import torch
+from torch import fx
+
+from deltapass.errors import StreamError
+from deltapass.graphs import Captured, TensorSpec
+
+aten = torch.ops.aten
+
+ADDITIONS: Final = frozenset(
+    {operator.add, operator.iadd, torch.add, "add", "add_", aten.add.Tensor, aten.add_.Tensor}
+)
+CONCATENATIONS: Final = frozenset(
+    {torch.cat, torch.concat, torch.concatenate, aten.cat.default}
+)
+SPLITS: Final = frozenset(
+    {
+        torch.split, torch.chunk, torch.split_with_sizes, "split", "chunk", "split_with_sizes",
+        aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default,
+    }
+)  # fmt: skip
+# Operators that hand a stream on: casts, clamps, copies, views that keep the shape.
+CARRIERS: Final = frozenset(
+    {
+        "to", "type_as", "float", "half", "bfloat16", "contiguous", "clone", "clamp", "clip",
+        "squeeze", "view", "reshape", "nan_to_num", "type", "double", "view_as", "reshape_as",
+        torch.clamp, torch.clip, torch.clone, torch.nan_to_num, torch.squeeze, torch.reshape,
+        torch.nn.functional.dropout, aten.clone.default, aten.clamp.default, aten._to_copy.default,
+        aten.to.dtype, aten.view.default, aten.reshape.default, aten.squeeze.dim, aten.alias.default,
+        aten.contiguous.default, aten.dropout.default, aten._unsafe_view.default,
+    }
+)  # fmt: skip
+SLICE_ARGUMENTS: Final = 4  # aten.slice.Tensor(input, dim, start, end)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """One residual stream over a span: the value that enters and the value that leaves."""
+
+    live_in: str
+    live_out: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """Streams concatenated along one dimension, with the size of each."""
+
+    dim: int
+    parts: tuple[fx.Node | None, ...]
+    sizes: tuple[int, ...]
+
+
+Origin = fx.Node | _Joined | None
+
+
+def pair_streams(captured: Captured, first: int, stop: int, span: str) -> tuple[Pair, ...]:
+    """Pair every live-out of the nodes at positions [first, stop) with its live-in.
+
+    Args:
+        captured: The graph.
+        first: Position of the span's first node.
+        stop: Position after the span's last node.
+        span: The span's name, for messages.
+
+    Returns:
+        One pair a live-out, in program order; live-in and live-out agree in shape and dtype.
+
+    Raises:
+        StreamError: If a live-out continues no live-in, or more than one could be meant.
+    """
+    nodes = list(captured.module.graph.nodes)
+    inside = set(nodes[first:stop])
+    outs = [node for node in nodes[first:stop] if any(user not in inside for user in node.users)]
+    tracer = _Tracer(captured, inside)
+    found = {out: _leaf(tracer.origin(out), captured.spec(out), captured) for out in outs}
+    unpaired = [out for out in outs if found[out] is None]
+    if unpaired:
+        entering = _entering(captured, nodes[first:stop], inside)
+        taken = set(found.values())
+        spare = [node for node in entering if node not in taken]
+        found.update(_by_shape(captured, unpaired, spare, span))
+    return tuple(Pair(live_in=found[out].name, live_out=out.name) for out in outs)
+
+
+def _leaf(origin: Origin, spec: TensorSpec | None, captured: Captured) -> fx.Node | None:
+    """The origin, if it is one value of the live-out's own shape and dtype."""
+    if not isinstance(origin, fx.Node) or spec is None:
+        return None
+    return origin if _alike(captured.spec(origin), spec) else None
+
+
+def _alike(one: TensorSpec | None, other: TensorSpec | None) -> bool:
+    if one is None or other is None:
+        return False
+    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+
+
+def _entering(captured: Captured, span: Sequence[fx.Node], inside: set[fx.Node]) -> list[fx.Node]:
+    """Values computed before the span that it reads, in order of first use."""
+    entering: dict[fx.Node, None] = {}
+    for node in span:
+        for value in node.all_input_nodes:
+            if value not in inside and value.op != "placeholder" and captured.spec(value):
+                entering[value] = None
+    return list(entering)
+
+
+def _by_shape(
+    captured: Captured, outs: Sequence[fx.Node], spare: Sequence[fx.Node], span: str
+) -> dict[fx.Node, fx.Node]:
+    """Pair by shape and dtype, where both sides leave exactly one choice."""
+    pairs: dict[fx.Node, fx.Node] = {}
+    for out in outs:
+        spec = captured.spec(out)
+        choices = [node for node in spare if _alike(captured.spec(node), spec)]
+        rivals = [other for other in outs if _alike(captured.spec(other), spec)]
+        if not choices:
+            raise StreamError(span, out.name, "continues no value that enters it")
+        if len(choices) > 1 or len(rivals) > 1:
+            names = ", ".join(node.name for node in choices)
+            raise StreamError(span, out.name, f"could continue any of: {names}")
+        pairs[out] = choices[0]
+    return pairs
+
+
+@final
+class _Tracer:
+    """Follows values backwards through additions to where they entered the span."""
+
+    def __init__(self, captured: Captured, inside: set[fx.Node]) -> None:
+        self.captured = captured
+        self.inside = inside
+        self.known: dict[fx.Node, Origin] = {}
+
+    def origin(self, node: fx.Node) -> Origin:
+        """The value (or concatenation of values) from outside that `node` is a sum onto."""
+        if node not in self.inside:
+            return node
+        if node not in self.known:
+            self.known[node] = None
+            rule = self._rule(node)
+            self.known[node] = rule(node) if rule else None
+        return self.known[node]
+
+    def _rule(self, node: fx.Node) -> Callable[[fx.Node], Origin] | None:
+        if node.target in ADDITIONS:
+            return self._through_addition
+        if node.target in CONCATENATIONS:
+            return self._through_concatenation
+        if node.target is operator.getitem or node.target is aten.slice.Tensor:
+            return self._through_slice
+        return self._through_carrier if node.target in CARRIERS else None
+
+    def _through_addition(self, node: fx.Node) -> Origin:
+        origins = [
+            origin
+            for operand in node.args[:2]
+            if isinstance(operand, fx.Node) and self._same_shape(operand, node)
+            if (origin := self.origin(operand)) is not None
+        ]
+        # Two streams added to each other: which of them goes on is not for us to guess.
+        return origins[0] if len(origins) == 1 else None
+
+    def _through_carrier(self, node: fx.Node) -> Origin:
+        source = node.args[0]
+        if isinstance(source, fx.Node) and self._same_shape(source, node):
+            return self.origin(source)
+        return None
+
+    def _same_shape(self, one: fx.Node, other: fx.Node) -> bool:
+        first, second = self.captured.spec(one), self.captured.spec(other)
+        return first is not None and second is not None and first.shape == second.shape
+
+    def _through_concatenation(self, node: fx.Node) -> Origin:
+        parts: Any = node.args[0]
+        dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        specs = [self.captured.spec(part) for part in parts]
+        whole = self.captured.spec(node)
+        if whole is None or any(spec is None for spec in specs):
+            return None
+        dim %= len(whole.shape)
+        origins = [self.origin(part) for part in parts]
+        single = tuple(origin if isinstance(origin, fx.Node) else None for origin in origins)
+        return _Joined(dim, single, tuple(spec.shape[dim] for spec in specs if spec))
+
+    def _through_slice(self, node: fx.Node) -> Origin:
+        source: Any = node.args[0]
+        if source.target in SPLITS and isinstance(node.args[1], int):
+            return self._split_part(source, node.args[1])
+        joined = self.origin(source)
+        cut = _cut(node, self.captured.spec(source)) if isinstance(joined, _Joined) else None
+        return _part(joined, *cut) if cut and isinstance(joined, _Joined) else None
+
+    def _split_part(self, split: fx.Node, index: int) -> Origin:
+        whole: Any = split.args[0]
+        joined = self.origin(whole)
+        pieces = self.captured.values.get(split.name)
+        if not isinstance(joined, _Joined) or not isinstance(pieces, tuple | list):
+            return None
+        start = sum(piece.shape[joined.dim] for piece in pieces[:index])
+        return _part(joined, joined.dim, start, start + pieces[index].shape[joined.dim])
+
+
+def _part(joined: _Joined, dim: int, start: int, stop: int) -> Origin:
+    """The one part of a concatenation that a slice takes out whole."""
+    begin = 0
+    for part, size in zip(joined.parts, joined.sizes, strict=True):
+        if dim == joined.dim and (start, stop) == (begin, begin + size):
+            return part
+        begin += size
+    return None
+
+
+def _cut(node: fx.Node, spec: TensorSpec | None) -> tuple[int, int, int] | None:
+    """(dimension, start, stop) of a slice that cuts one dimension only."""
+    if spec is None:
+        return None
+    if node.target is aten.slice.Tensor:
+        if len(node.args) < SLICE_ARGUMENTS:
+            return None
+        _, dim, start, stop = node.args[:SLICE_ARGUMENTS]
+        slices = {dim: slice(start, stop)}
+    else:
+        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        if not all(isinstance(part, slice) for part in index):
+            return None
+        slices = {dim: part for dim, part in enumerate(index) if part != slice(None)}
+    if len(slices) != 1:
+        return None
+    ((dim, part),) = slices.items()
+    start, stop, step = part.indices(spec.shape[dim])
+    return (dim, start, stop) if step == 1 else None

@@ -1,0 +1,102 @@
+"""Stages 5 and 6 on demand: the variants of one model, each rewritten and lowered once.
+
+The variants a plan needs are made when the model is compiled; a session with another schedule
+may ask for more. Bodies are shared, so a further variant costs a new list of calls, not a compile
+(with fuse="whole" it costs a compile of the whole graph).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+from deltapass.graphs import Call, Program
+from deltapass.lowering import Executable, LoweredBodies
+from deltapass.outline import Outline
+from deltapass.plan import Plan, SpanPlan, emissions, plan_span
+from deltapass.rewrite import cached_program, inline, refresh_program
+from deltapass.schedule import Span, Table
+
+Key = tuple[str, tuple[Span, ...]]
+
+
+@final
+@dataclass
+class Variants:
+    """Makes and keeps the executable variants of one outline."""
+
+    outline: Outline
+    order: int
+    bodies: LoweredBodies
+    whole: bool = False
+    _spans: dict[Span, SpanPlan] = field(default_factory=dict)
+    _made: dict[Key, Executable] = field(default_factory=dict)
+    _lock: Any = field(default_factory=threading.RLock)
+
+    def span(self, wanted: Span) -> SpanPlan:
+        """The plan of a span, which may be smaller than wanted.
+
+        Raises:
+            StreamError: If no block of it can be cached.
+        """
+        if wanted not in self._spans:
+            plan = plan_span(self.outline, wanted)
+            self._spans[wanted] = self._spans[plan.span] = plan
+        return self._spans[wanted]
+
+    def actual(self, wanted: Span | None) -> Span | None:
+        """The span that is really skipped where a schedule wants one skipped."""
+        return self.span(wanted).span if wanted is not None else None
+
+    def realised(self, table: Table) -> Table:
+        """A table with every span replaced by the one that is really skipped."""
+        return tuple(self.actual(span) for span in table)
+
+    def refresh(self, spans: Sequence[Span]) -> Executable:
+        """The full model that also gives the deltas of `spans`."""
+        key = ("refresh", tuple(spans))
+        return self._made.get(key) or self._make(key)
+
+    def cached(self, span: Span) -> Executable:
+        """The model without the blocks of `span`."""
+        key = ("cached", (span,))
+        return self._made.get(key) or self._make(key)
+
+    def warm_up(self, plan: Plan) -> None:
+        """Make every variant the plan can ask for, so that no request waits for a compile."""
+        if plan.steps is not None:
+            table = self.realised(plan.schedule.table(plan.steps, plan.blocks))
+            for emitted in set(emissions(table, self.order)):
+                self.refresh(tuple(sorted(emitted)))
+        spans = sorted({self.span(span).span for span in plan.spans})
+        # Without a known number of steps: both deltas before the boundary, the last one after.
+        for some in {tuple(spans), tuple(spans[:1]), ()}:
+            self.refresh(some)
+        for span in spans:
+            self.cached(span)
+
+    def program(self, key: Key) -> Program:
+        """The rewritten program of a variant."""
+        kind, spans = key
+        plans = [self.span(span) for span in spans]
+        if kind == "cached":
+            return cached_program(self.outline.program, plans[0], self.order)
+        return refresh_program(self.outline.program, plans)
+
+    def _make(self, key: Key) -> Executable:
+        with self._lock:
+            if key not in self._made:
+                program = self.program(key)
+                program = fused(program) if self.whole else program
+                self._made[key] = Executable(program, self.bodies.get)
+            return self._made[key]
+
+
+def fused(program: Program) -> Program:
+    """The program as one call of one body."""
+    body = inline(program)
+    names = (*program.value_results, *program.deltas)
+    call = Call(label="whole", body=body, inputs=program.inputs, outputs=names)
+    return replace(program, calls=(call,))
