@@ -68,7 +68,9 @@ def _containers(captured: Captured) -> list[tuple[Block, ...]]:
         if outer is not None:
             groups.setdefault(outer.container, {}).setdefault(outer, []).append(position)
     stacks = [_in_order(instances) for instances in groups.values()]
-    return sorted((s for s in stacks if len(s) >= MIN_BLOCKS), key=lambda s: s[0].first)
+    # Layers in a torch.nn.Sequential are numbered too, but carry no residual stream.
+    found = [s for s in stacks if sum(_is_residual(captured, [b]) for b in s) >= MIN_BLOCKS]
+    return sorted(found, key=lambda stack: stack[0].first)
 
 
 def _numbered(node: fx.Node) -> Iterator[_Entry]:
@@ -127,10 +129,12 @@ def _extend(
 
 
 def _joins(captured: Captured, one: Block, two: Block) -> bool:
-    if one.stop > two.first:
-        return False
+    return one.stop <= two.first and _is_residual(captured, (one, two))
+
+
+def _is_residual(captured: Captured, blocks: Sequence[Block]) -> bool:
+    """Whether all that these blocks hand on are streams that entered them."""
     try:
-        pairs = pair_streams(captured, one.first, two.stop, f"{one.name} and {two.name}")
+        return bool(pair_streams(captured, blocks, "the stack"))
     except StreamError:
         return False
-    return bool(pairs)

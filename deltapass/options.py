@@ -10,7 +10,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, Final, TypeGuard, final
 
 from deltapass.errors import (
     ContradictoryOptionsError,
@@ -130,7 +130,7 @@ def _schedule(value: object, fields: Mapping[str, Any]) -> AnySchedule:
     if isinstance(value, Schedule | ExplicitSchedule):
         _refuse_fields(fields, "the schedule object already sets it")
         return value
-    if isinstance(value, os.PathLike) or _is_path(value):
+    if _is_path(value):
         _refuse_fields(fields, f"the file {os.fspath(value)} already sets it")
         return load_schedule(value)
     if not isinstance(value, str):
@@ -140,8 +140,9 @@ def _schedule(value: object, fields: Mapping[str, Any]) -> AnySchedule:
     return named_schedule(value, **fields)
 
 
-def _is_path(value: object) -> bool:
-    return isinstance(value, str) and value.endswith((".json", ".toml"))
+def _is_path(value: object) -> TypeGuard[str | os.PathLike[str]]:
+    named = isinstance(value, str) and value.endswith((".json", ".toml"))
+    return named or isinstance(value, os.PathLike)
 
 
 def _is_int(value: object) -> bool:

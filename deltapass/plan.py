@@ -130,9 +130,8 @@ def plan_span(outline: Outline, wanted: Span) -> SpanPlan:
 
 
 def _streams(outline: Outline, span: Span) -> tuple[Stream, ...]:
-    blocks = outline.stack.blocks
-    first, stop = blocks[span.start].first, blocks[span.stop - 1].stop
-    pairs = pair_streams(outline.captured, first, stop, str(span))
+    blocks = outline.stack.blocks[span.start : span.stop]
+    pairs = pair_streams(outline.captured, blocks, str(span))
     specs = outline.program.specs
     return tuple(
         Stream(live_in=pair.live_in, live_out=pair.live_out, spec=specs[pair.live_out])

@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from deltapass.errors import StreamError
-from deltapass.graphs import Captured, TensorSpec
+from deltapass.graphs import Block, Captured, TensorSpec
 
 aten = torch.ops.aten
 
@@ -69,13 +69,12 @@ class _Joined:
 Origin = fx.Node | _Joined | None
 
 
-def pair_streams(captured: Captured, first: int, stop: int, span: str) -> tuple[Pair, ...]:
-    """Pair every live-out of the nodes at positions [first, stop) with its live-in.
+def pair_streams(captured: Captured, blocks: Sequence[Block], span: str) -> tuple[Pair, ...]:
+    """Pair every live-out of a run of consecutive blocks with its live-in.
 
     Args:
         captured: The graph.
-        first: Position of the span's first node.
-        stop: Position after the span's last node.
+        blocks: The blocks of the span, in order.
         span: The span's name, for messages.
 
     Returns:
@@ -85,14 +84,15 @@ def pair_streams(captured: Captured, first: int, stop: int, span: str) -> tuple[
         StreamError: If a live-out continues no live-in, or more than one could be meant.
     """
     nodes = list(captured.module.graph.nodes)
-    inside = set(nodes[first:stop])
-    outs = [node for node in nodes[first:stop] if any(user not in inside for user in node.users)]
+    within = nodes[blocks[0].first : blocks[-1].stop]
+    inside = set(within)
+    outs = [node for node in within if any(user not in inside for user in node.users)]
     tracer = _Tracer(captured, inside)
     found = {out: _leaf(tracer.origin(out), captured.spec(out), captured) for out in outs}
     unpaired = [out for out in outs if found[out] is None]
     if unpaired:
-        entering = _entering(captured, nodes[first:stop], inside)
         taken = set(found.values())
+        entering = _entering(captured, nodes[: blocks[0].stop], inside)
         spare = [node for node in entering if node not in taken]
         found.update(_by_shape(captured, unpaired, spare, span))
     return tuple(Pair(live_in=found[out].name, live_out=out.name) for out in outs)
@@ -111,14 +111,20 @@ def _alike(one: TensorSpec | None, other: TensorSpec | None) -> bool:
     return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
 
 
-def _entering(captured: Captured, span: Sequence[fx.Node], inside: set[fx.Node]) -> list[fx.Node]:
-    """Values computed before the span that it reads, in order of first use."""
-    entering: dict[fx.Node, None] = {}
-    for node in span:
-        for value in node.all_input_nodes:
-            if value not in inside and value.op != "placeholder" and captured.spec(value):
-                entering[value] = None
-    return list(entering)
+def _entering(
+    captured: Captured, until_first: Sequence[fx.Node], inside: set[fx.Node]
+) -> list[fx.Node]:
+    """Streams that enter the span: made before it, read by its first block and nowhere later.
+
+    Conditioning is read by every block, a long skip by a later one; neither is a stream.
+    """
+    first = {node for node in until_first if node in inside}
+    before = [node for node in until_first if node not in inside and node.op != "placeholder"]
+    return [
+        node
+        for node in before
+        if captured.spec(node) and node.users and all(user in first for user in node.users)
+    ]
 
 
 def _by_shape(

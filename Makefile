@@ -1,0 +1,53 @@
+# Every command of the project. `make demo` and `make test` set up .venv themselves.
+# Options pass through ARGS: make test ARGS="-k schedule -x", make demo ARGS=--quick.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+ARGS ?=
+BENCH ?= latency
+
+VENV := .venv
+BIN := $(VENV)/bin
+PINS := requirements/ci.txt
+STAMP := $(VENV)/.installed
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint $(PINS)
+WHEEL_VENV := build/wheel-venv
+
+.PHONY: help demo test lint format wheel bench
+
+help:
+	@echo "make demo | test | lint | format | wheel | bench   (options in ARGS)"
+
+# Installed again only when the project's metadata or the pins change. torch goes first and alone.
+$(STAMP): pyproject.toml $(PINS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP_INSTALL) torch setuptools
+	$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/deltapass demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy deltapass backends
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Built from a clean build/ (setuptools would ship files that were deleted since the last build),
+# installed into a new environment that holds no editable install, and checked from another folder.
+wheel: $(STAMP)
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+	$(PYTHON) -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/python $(PIP_INSTALL) torch
+	$(WHEEL_VENV)/bin/python $(PIP_INSTALL) dist/*.whl
+	cd / && $(CURDIR)/$(WHEEL_VENV)/bin/python -P $(CURDIR)/.ci/check_wheel.py $(CURDIR)
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)

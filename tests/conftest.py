@@ -1,0 +1,34 @@
+"""Round every test: a fixed seed, a fresh Dynamo, few threads; GPU tests only where one is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+# The first example of a compiled property is slow; the same examples every time keep CI steady.
+settings.register_profile("deltapass", deadline=None, derandomize=True)
+settings.load_profile("deltapass")
+
+# A second thread gains toy models nothing; on a busy machine its barriers cost a hundredfold.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def fresh_torch() -> Iterator[None]:
+    """Seed the generator and forget what Dynamo compiled, before and after the test."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)

@@ -1,0 +1,43 @@
+"""Running a compiled model along a trajectory, and the same trajectory through the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from reference import Call, DeltaCacheReference
+
+import deltapass
+from deltapass.schedule import Table
+
+
+def compiled(model: torch.nn.Module, **options: Any) -> Callable[..., Any]:
+    """The model under backend="deltadit", as one graph; eager lowering unless said otherwise."""
+    chosen = {"lowering": "eager", **options}
+    return torch.compile(model, backend="deltadit", fullgraph=True, options=chosen)
+
+
+@torch.no_grad()
+def follow(
+    model: Callable[..., Any], calls: Sequence[Call], session: deltapass.Session | None = None
+) -> list[Any]:
+    """Outputs of a trajectory; steps are told to `session` where one is given."""
+    outputs = []
+    for step, (args, kwargs) in enumerate(calls):
+        if session is not None:
+            session.step(step)
+        outputs.append(model(*args, **kwargs))
+    return outputs
+
+
+def oracle(subject: Any, table: Table, calls: Sequence[Call], order: int = 0) -> list[Any]:
+    """The trajectory by eager Delta-Cache. `subject` is a `Tiny` or a toy denoiser."""
+    model = getattr(subject, "model", subject)
+    blocks = subject.blocks_in_order() if hasattr(subject, "blocks_in_order") else subject.blocks
+    return DeltaCacheReference(model, blocks, subject.streams, order).run(table, calls)
+
+
+def tensors(outputs: Sequence[Any]) -> list[torch.Tensor]:
+    """The first tensor of each output, which models may or may not wrap in a tuple."""
+    return [out if torch.is_tensor(out) else out[0] for out in outputs]

@@ -1,0 +1,134 @@
+"""Delta-Cache in eager PyTorch, without a graph: the oracle to equal bit for bit.
+
+Takes any model, its blocks in execution order, and how a block is called (`Streams`); replaces the
+blocks' `forward` while it runs. Source: Delta-DiT, arXiv:2406.01125, Eq. 3; order 1 is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+Values = tuple[Tensor | None, ...]
+
+
+class SpanLike(Protocol):
+    """Blocks start .. stop-1."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def stop(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Streams:
+    """How a block receives and returns the residual streams, always in one order.
+
+    A stream that a block drops is None in `unpack` and in what `pack` is given.
+    """
+
+    take: Callable[[tuple[Any, ...], dict[str, Any]], tuple[Tensor, ...]]
+    pack: Callable[[Values], Any]
+    unpack: Callable[[Any], Values]
+
+
+def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _encoder(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
+
+
+SINGLE_STREAM = Streams(lambda a, k: (_hidden(a, k),), lambda s: s[0], lambda out: (out,))
+TEXT_IMAGE = Streams(lambda a, k: (_encoder(a, k), _hidden(a, k)), tuple, tuple)
+IMAGE_TEXT = Streams(lambda a, k: (_hidden(a, k), _encoder(a, k)), tuple, tuple)
+
+
+class DeltaCacheReference:
+    """Run whole trajectories of `model` with spans of `blocks` replaced by live-in + delta."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Sequence[nn.Module],
+        streams: Streams = SINGLE_STREAM,
+        order: int = 0,
+    ) -> None:
+        self.model, self.blocks, self.streams, self.order = model, tuple(blocks), streams, order
+        self.blocks_run: list[int] = []  # one count a step
+        self._span: SpanLike | None = None
+
+    @torch.no_grad()
+    def run(
+        self,
+        table: Sequence[SpanLike | None],
+        calls: Sequence[Call],
+        positions: Sequence[float] | None = None,
+    ) -> list[Any]:
+        """Outputs of all steps; `table[i]` is None for a refresh, else the span to replace.
+
+        `positions` are the places extrapolation goes by, the step numbers where not given.
+        """
+        self._positions = list(range(len(table))) if positions is None else positions
+        self._history: list[tuple[float, list[Values], list[Values]]] = []  # place, in, out
+        self.blocks_run, outputs = [], []
+        with ExitStack() as stack:
+            for index, block in enumerate(self.blocks):
+                replaced = self._replace(index, block.forward)
+                stack.enter_context(patch.object(block, "forward", replaced))
+            for (args, kwargs), span, place in zip(calls, table, self._positions, strict=True):
+                self._span, self._place = span, place
+                self.blocks_run.append(0)
+                self._entered: list[Values] = []
+                self._left: list[Values] = []
+                outputs.append(self.model(*args, **kwargs))
+                if span is None:
+                    self._history = [*self._history[-1:], (place, self._entered, self._left)]
+        return outputs
+
+    def _replace(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def replaced(*args: Any, **kwargs: Any) -> Any:
+            span, entering = self._span, self.streams.take(args, kwargs)
+            if span is not None and span.start <= index < span.stop:
+                return self.streams.pack(self._cached(span, index, entering))
+            # Cloned because a block may change its live-in in place.
+            self._entered.append(tuple(value.clone() for value in entering))
+            self.blocks_run[-1] += 1
+            result = forward(*args, **kwargs)
+            leaving = self.streams.unpack(result)
+            self._left.append(tuple(None if v is None else v.clone() for v in leaving))
+            return result
+
+        return replaced
+
+    def _cached(self, span: SpanLike, index: int, entering: tuple[Tensor, ...]) -> Values:
+        if index == span.start:
+            self._live_in = entering
+        if index < span.stop - 1:
+            return self._live_in
+        deltas = [self._predict(span, stream) for stream in range(len(entering))]
+        pairs = zip(deltas, self._live_in, strict=True)
+        return tuple(None if d is None else torch.add(d, live_in) for d, live_in in pairs)
+
+    def _predict(self, span: SpanLike, stream: int) -> Tensor | None:
+        deltas = []
+        for _, entered, left in self._history:
+            live_in, live_out = entered[span.start][stream], left[span.stop - 1][stream]
+            if live_out is None:
+                return None
+            deltas.append(live_out - live_in)
+        if self.order == 0:
+            return deltas[-1]
+        first, last = self._history[0][0], self._history[-1][0]
+        share = 0.0 if len(deltas) == 1 else (self._place - last) / (last - first)
+        weight = torch.tensor(share, dtype=torch.float32, device=deltas[-1].device)
+        return deltas[-1] + weight * (deltas[-1] - deltas[0])

@@ -1,0 +1,140 @@
+"""Every error says a fact and a remedy, pickles, and stands in docs/errors.md with this text."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from raising import raises_in_compile
+from torch._dynamo.exc import BackendCompilerFailed
+
+from deltapass import errors
+
+DOCS = (Path(__file__).parent.parent / "docs" / "errors.md").read_text()
+
+# One example of each class; docs/errors.md shows its text.
+EXAMPLES: dict[type[errors.DeltapassError], tuple[object, ...]] = {
+    errors.DeltapassError: ("a fact", "A remedy"),
+    errors.InternalError: ("variant 'cached 7-28' reads value 'x7' before it is made",),
+    errors.OptionError: ("interval", 0, "a whole number of at least 1"),
+    errors.UnknownOptionError: ("boundry", ("boundary", "cached_blocks", "interval")),
+    errors.ContradictoryOptionsError: ("schedule", "interval", "the schedule sets the interval"),
+    errors.UnsupportedModeError: ("max-speed", ("default", "reduce-overhead")),
+    errors.ScheduleError: ("step 0 is cached", "Make step 0 a refresh"),
+    errors.TooManyCachedBlocksError: (30, 28),
+    errors.BoundaryOutsideError: (25, 20),
+    errors.ScheduleFileError: ("plan.toml", "line 3 has no '='"),
+    errors.StepCountError: (20, 28),
+    errors.UnknownLoweringError: ("inducter", ("eager", "inductor")),
+    errors.UnsupportedGraphError: ("a fact about the graph", "A remedy"),
+    errors.NoBlocksError: (12, "3 linear layers of different widths"),
+    errors.GraphBreakError: ("call of print() in forward",),
+    errors.MixedDevicesError: (("cpu", "cuda:0"),),
+    errors.StreamError: ("blocks 2-5", "sigmoid_2", "is no residual stream"),
+    errors.MutationError: ("aten.resize_", "it changes the tensor's shape"),
+    errors.GradientsEnabledError: (),
+    errors.StepUnknownError: ("the graph has no timestep input",),
+    errors.LoweringError: ("inductor", "block_0", "C++ compiler not found"),
+    errors.MissingLibraryError: ("diffusers", "demo"),
+    errors.StateError: ("the session is closed", "Open a new one"),
+    errors.StepOutsideError: (20, 20),
+    errors.NoStepError: (),
+}
+WARNINGS = (errors.RefusalWarning,)
+
+
+def example(error_class: type[errors.DeltapassError]) -> errors.DeltapassError:
+    return error_class(*EXAMPLES[error_class])  # type: ignore[arg-type]
+
+
+def public_classes() -> set[type]:
+    members = inspect.getmembers(errors, inspect.isclass)
+    return {cls for _, cls in members if cls.__module__ == errors.__name__}
+
+
+def test_every_class_has_an_example() -> None:
+    assert public_classes() == {*EXAMPLES, *WARNINGS}
+
+
+@pytest.mark.parametrize("error_class", EXAMPLES)
+def test_error_shows_fact_then_remedy(error_class: type[errors.DeltapassError]) -> None:
+    error = example(error_class)
+    assert str(error) == f"{error.fact}. {error.remedy}."
+    assert error.fact and error.remedy
+    assert not error.remedy.endswith(".")
+    assert error.remedy[0].isupper() or error.remedy.startswith(("torch.", "options="))
+
+
+@pytest.mark.parametrize("error_class", EXAMPLES)
+def test_error_pickles(error_class: type[errors.DeltapassError]) -> None:
+    error = example(error_class)
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is error_class
+    assert (copy.fact, copy.remedy, str(copy)) == (error.fact, error.remedy, str(error))
+
+
+@pytest.mark.parametrize("error_class", EXAMPLES)
+def test_docs_show_the_error_and_its_text(error_class: type[errors.DeltapassError]) -> None:
+    assert f"`{error_class.__name__}`" in DOCS
+    assert str(example(error_class)) in DOCS
+
+
+@pytest.mark.parametrize("warning", WARNINGS)
+def test_docs_name_the_warning(warning: type[Warning]) -> None:
+    assert f"`{warning.__name__}`" in DOCS
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (errors.UnknownOptionError("intervall", ("interval", "strict")), "Did you mean 'interval'"),
+        (errors.UnknownLoweringError("egaer", ("eager", "inductor")), "Did you mean 'eager'"),
+    ],
+)
+def test_near_match_is_named(error: errors.DeltapassError, hint: str) -> None:
+    assert hint in str(error)
+
+
+def test_no_near_match_is_invented() -> None:
+    assert "Did you mean" not in str(errors.UnknownOptionError("zzz", ("interval", "strict")))
+
+
+@pytest.mark.parametrize(
+    ("error_class", "builtin"),
+    [
+        (errors.OptionError, ValueError),
+        (errors.ScheduleError, ValueError),
+        (errors.UnknownLoweringError, ValueError),
+        (errors.MissingLibraryError, ImportError),
+        (errors.StateError, RuntimeError),
+        (errors.RefusalWarning, UserWarning),
+    ],
+)
+def test_error_is_also_a_builtin(error_class: type, builtin: type) -> None:
+    assert issubclass(error_class, builtin)
+
+
+def test_helper_takes_an_error_out_of_torchs_wrapper() -> None:
+    def backend(module: torch.fx.GraphModule, arguments: list[torch.Tensor]) -> None:
+        raise example(errors.NoBlocksError)
+
+    compiled = torch.compile(torch.nn.Linear(2, 2), backend=backend)
+    with raises_in_compile(errors.NoBlocksError, match="12 operations") as caught:
+        compiled(torch.ones(1, 2))
+    assert type(caught.value) is errors.NoBlocksError
+
+
+def test_helper_takes_an_error_as_it_is_and_leaves_others_alone() -> None:
+    with raises_in_compile(errors.StateError) as caught:
+        raise errors.NoStepError
+    assert type(caught.value) is errors.NoStepError
+
+    def backend(module: torch.fx.GraphModule, arguments: list[torch.Tensor]) -> None:
+        raise example(errors.NoBlocksError)
+
+    compiled = torch.compile(torch.nn.Linear(2, 2), backend=backend)
+    with pytest.raises(BackendCompilerFailed), raises_in_compile(errors.LoweringError):
+        compiled(torch.ones(1, 2))

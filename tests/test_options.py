@@ -1,0 +1,193 @@
+"""deltapass/options.py: the frozen list, each value's check, and what excludes what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltapass.errors import (
+    BoundaryOutsideError,
+    ContradictoryOptionsError,
+    OptionError,
+    ScheduleError,
+    ScheduleFileError,
+    StepCountError,
+    UnknownLoweringError,
+    UnknownOptionError,
+    UnsupportedModeError,
+)
+from deltapass.options import LOWERING_NAMES, MODES, OPTION_NAMES, Options, parse_options
+from deltapass.schedule import (
+    ExplicitSchedule,
+    Schedule,
+    Span,
+    delta_cache,
+    never,
+    reversed_phases,
+    save_schedule,
+)
+
+
+def test_the_list_of_options_is_frozen() -> None:
+    assert OPTION_NAMES == (
+        "lowering",
+        "interval",
+        "cached_blocks",
+        "boundary",
+        "order",
+        "steps",
+        "schedule",
+        "fuse",
+        "strict",
+    )
+
+
+def test_nothing_given_is_the_papers_schedule_on_inductor() -> None:
+    expected = Options(
+        lowering="inductor",
+        order=0,
+        steps=None,
+        schedule=Schedule(),
+        fuse="blocks",
+        strict=False,
+        mode=None,
+    )
+    assert parse_options() == parse_options({}) == parse_options(None, None) == expected
+
+
+def test_every_option_is_taken() -> None:
+    raw: dict[str, object] = {
+        "lowering": "eager",
+        "interval": 3,
+        "cached_blocks": 5,
+        "boundary": 4,
+        "order": 1,
+        "steps": 10,
+        "schedule": "reversed",
+        "fuse": "whole",
+        "strict": True,
+    }
+    before = dict(raw)
+    assert tuple(raw) == OPTION_NAMES
+    assert parse_options(raw) == Options(
+        lowering="eager",
+        order=1,
+        steps=10,
+        schedule=reversed_phases(interval=3, cached_blocks=5, boundary=4),
+        fuse="whole",
+        strict=True,
+    )
+    assert raw == before
+
+
+def test_none_stands_for_not_given() -> None:
+    names = ("interval", "cached_blocks", "boundary", "schedule", "steps")
+    assert parse_options(dict.fromkeys(names)) == parse_options()
+    given = {"schedule": never(), "interval": None}
+    assert parse_options(given).schedule == never()
+
+
+def test_an_unknown_option_gets_the_near_match() -> None:
+    with pytest.raises(UnknownOptionError, match=r"'intervall'\. Did you mean 'interval'\? Opt"):
+        parse_options({"intervall": 2})
+    with pytest.raises(UnknownOptionError, match="unknown option 'mode'"):
+        parse_options({"mode": "default"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("order", 2, r"0 \(the last delta\)"),
+        ("order", True, r"0 \(the last delta\)"),
+        ("order", 1.0, r"0 \(the last delta\)"),
+        ("order", None, r"0 \(the last delta\)"),
+        ("steps", 0, "a whole number from 1 on"),
+        ("steps", True, "a whole number from 1 on"),
+        ("steps", "20", "a whole number from 1 on"),
+        ("fuse", "block", "'blocks' or 'whole'; did you mean 'blocks'"),
+        ("fuse", ["blocks"], "'blocks' or 'whole'"),
+        ("strict", 1, "True or False"),
+        ("strict", None, "True or False"),
+        ("schedule", 3, "one of delta-dit, delta-cache-deep"),
+        ("schedule", (None,), "a schedule object, or the path"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(name: str, value: object, allowed: str) -> None:
+    with pytest.raises(OptionError, match=f"option {name!r} is .*It must be .*{allowed}"):
+        parse_options({name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("interval", True), ("interval", 0), ("cached_blocks", 1.5), ("boundary", 1.5)],
+)
+def test_fields_of_the_schedule_are_checked_there(name: str, value: object) -> None:
+    with pytest.raises(ScheduleError, match=f"{name} is {value!r}"):
+        parse_options({name: value})
+
+
+def test_an_unknown_lowering_gets_the_near_match() -> None:
+    assert LOWERING_NAMES == ("eager", "inductor")
+    with pytest.raises(UnknownLoweringError, match="'inducter'. Did you mean 'inductor'"):
+        parse_options({"lowering": "inducter"})
+    with pytest.raises(UnknownLoweringError, match="unknown lowering 'None'"):
+        parse_options({"lowering": None})
+
+
+def test_a_schedule_may_be_a_name_an_object_or_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    schedule = delta_cache("middle", warm_up=2)
+    save_schedule(schedule, path)
+    for value in (schedule, path, str(path)):
+        assert parse_options({"schedule": value}).schedule == schedule
+    assert parse_options({"schedule": "delta-cache-deep"}).schedule == delta_cache("deep")
+
+
+def test_a_bad_schedule_name_or_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ScheduleError, match="unknown schedule 'reverse'. Did you mean 'reversed'"):
+        parse_options({"schedule": "reverse"})
+    with pytest.raises(ScheduleFileError, match=r"b\.toml: cannot be read"):
+        parse_options({"schedule": str(tmp_path / "b.toml")})
+    with pytest.raises(ScheduleFileError, match="its name ends in"):
+        parse_options({"schedule": tmp_path})
+
+
+@pytest.mark.parametrize("field", ["interval", "cached_blocks", "boundary"])
+@pytest.mark.parametrize(
+    ("schedule", "why"),
+    [
+        (Schedule(), "the schedule object already sets it"),
+        (ExplicitSchedule((None,)), "the schedule object already sets it"),
+        ("x.json", r"the file x\.json already sets it"),
+        (Path("x.toml"), r"the file x\.toml already sets it"),
+        ("none", "schedule 'none' never caches"),
+    ],
+)
+def test_a_whole_schedule_excludes_its_fields(schedule: Any, why: str, field: str) -> None:
+    match = f"options 'schedule' and '{field}' contradict each other: {why}. Give one of the two"
+    with pytest.raises(ContradictoryOptionsError, match=match):
+        parse_options({"schedule": schedule, field: 1})
+
+
+def test_steps_are_checked_against_the_schedule_early() -> None:
+    assert parse_options({"steps": 20, "boundary": 20}).steps == 20
+    with pytest.raises(BoundaryOutsideError, match="boundary 21 lies outside a trajectory of 20"):
+        parse_options({"steps": 20, "boundary": 21})
+    table = ExplicitSchedule((None, Span(0, 1)))
+    assert parse_options({"schedule": table, "steps": 2}).schedule == table
+    with pytest.raises(StepCountError, match="2 rows but the trajectory has 3 steps"):
+        parse_options({"schedule": table, "steps": 3})
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_supported_modes_are_kept(mode: str) -> None:
+    assert parse_options(None, mode) == Options(schedule=Schedule(), mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune", "lite", ""])
+def test_other_modes_are_refused(mode: str) -> None:
+    match = f"mode '{mode}' of torch.compile is not supported.*'default', 'max-autotune-no-cuda"
+    with pytest.raises(UnsupportedModeError, match=match):
+        parse_options(None, mode)
