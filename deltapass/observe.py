@@ -26,6 +26,8 @@ aten = torch.ops.aten
 LAYER_OPERATORS: Final = frozenset(
     {aten.mm, aten.addmm, aten.convolution, aten._convolution, aten.cudnn_convolution}
 )
+# On a sliced input torch runs a linear layer as a batched product; it stays a layer.
+LAYERS: Final = frozenset({torch.nn.functional.linear, aten.linear.default})
 
 
 def to_fake(arguments: Sequence[Any]) -> list[Any]:
@@ -83,8 +85,10 @@ class _Recorder(fx.Interpreter):
             self.seen.writes.append(n.name)
         self._owned |= {_storage(tensor) for tensor in tree_iter(value) if torch.is_tensor(tensor)}
         self.seen.values[n.name] = value
-        if self.observer.macs.full:
-            self.seen.macs[n.name] = self.observer.macs
+        counted = self.observer.macs
+        if counted.full:
+            whole = Macs(counted.full, counted.full)
+            self.seen.macs[n.name] = whole if n.target in LAYERS else counted
         return value
 
 

@@ -130,7 +130,7 @@ def test_fields_of_the_schedule_are_checked_there(name: str, value: object) -> N
 
 def test_an_unknown_lowering_gets_the_near_match() -> None:
     assert LOWERING_NAMES == ("eager", "inductor")
-    with pytest.raises(UnknownLoweringError, match="'inducter'. Did you mean 'inductor'"):
+    with pytest.raises(UnknownLoweringError, match=r"'inducter'\. Did you mean 'inductor'"):
         parse_options({"lowering": "inducter"})
     with pytest.raises(UnknownLoweringError, match="unknown lowering 'None'"):
         parse_options({"lowering": None})
@@ -146,7 +146,7 @@ def test_a_schedule_may_be_a_name_an_object_or_a_file(tmp_path: Path) -> None:
 
 
 def test_a_bad_schedule_name_or_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ScheduleError, match="unknown schedule 'reverse'. Did you mean 'reversed'"):
+    with pytest.raises(ScheduleError, match=r"unknown schedule 'reverse'\. Did you mean"):
         parse_options({"schedule": "reverse"})
     with pytest.raises(ScheduleFileError, match=r"b\.toml: cannot be read"):
         parse_options({"schedule": str(tmp_path / "b.toml")})

@@ -339,7 +339,7 @@ def test_named_schedules_are_the_constructors() -> None:
 def test_unknown_names_and_fields_get_the_near_match() -> None:
     with pytest.raises(ScheduleError, match=r"unknown schedule 'delta-dot'\. Did you mean 'delta-"):
         named_schedule("delta-dot")
-    with pytest.raises(ScheduleError, match="unknown field 'warmup'. Did you mean 'warm_up'"):
+    with pytest.raises(ScheduleError, match=r"unknown field 'warmup'\. Did you mean 'warm_up'"):
         named_schedule("delta-dit", warmup=1)
     with pytest.raises(ScheduleError, match="schedule 'none' does not take all of: interval"):
         named_schedule("none", interval=2)
@@ -412,7 +412,7 @@ def test_budget_is_kept_with_the_fewest_blocks(
 
 
 def test_a_budget_out_of_reach_states_the_minimum() -> None:
-    with pytest.raises(ScheduleError, match=r"budget of 10 MACs for 4 steps is below the 12 MACs"):
+    with pytest.raises(ScheduleError, match=r"budget of 10 MACs for 4 steps is below the 16 MACs"):
         schedule_for_budget(10, 4, [2, 2], 2, interval=2)
 
 
@@ -457,7 +457,7 @@ def test_names_regions_and_toml_load(tmp_path: Path) -> None:
         ({"schedule": "revers"}, "unknown schedule 'revers'. Did you mean 'reversed'"),
         ({"schedule": ["x"]}, "unknown schedule"),
         ({"name": "x"}, "unknown field 'name'"),
-        ({"schedule": "delta-cache-deep", "outline": "deep"}, "does not take all of: outline"),
+        ({"schedule": "delta-cache-deep", "outline": "deep"}, ".*does not take all of: outline"),
         ({"table": ["refresh"], "block": 3}, "unknown key 'block'. Did you mean 'blocks'"),
         ({"table": "refresh"}, "table is 'refresh'"),
         ({"table": ["refresh"], "blocks": 0}, "blocks is 0"),
