@@ -1,0 +1,75 @@
+"""Finding the step from timesteps of every scale and direction models are given."""
+
+from __future__ import annotations
+
+import pytest
+
+from deltapass.tracker import Place, TimestepTracker
+
+SAMPLE = (0.5, -0.5)
+
+
+def follow(tracker: TimestepTracker, values: list[float]) -> list[Place]:
+    # Every step has a sample of its own, as in sampling.
+    return [tracker.locate(value, (value, float(at))) for at, value in enumerate(values)]
+
+
+@pytest.mark.parametrize("scale", [1000.0, 1.0])
+def test_falling_timesteps_are_counted_as_steps(scale: float) -> None:
+    places = follow(TimestepTracker(), [scale * (1 - step / 20) for step in range(20)])
+    assert [place.step for place in places] == list(range(20))
+    assert [round(place.level, 6) for place in places] == [round(1 - s / 20, 6) for s in range(20)]
+    assert not any(place.problem or place.few_steps or place.branch for place in places)
+
+
+def test_jump_back_starts_a_new_trajectory() -> None:
+    tracker, key = TimestepTracker(), TimestepTracker()
+    follow(tracker, [900.0, 800.0, 700.0])
+    state = tracker.state(key, 0)
+    assert tracker.state(key, 0) is state
+    place = tracker.locate(900.0, SAMPLE)
+    assert place.step == 0
+    assert tracker.state(key, 0) is not state, "deltas of the aborted trajectory must be gone"
+
+
+def test_same_timestep_and_sample_is_the_next_branch() -> None:
+    tracker = TimestepTracker()
+    branches = [tracker.locate(t, (t,)).branch for t in (900.0, 900.0, 800.0, 800.0)]
+    assert branches == [0, 1, 0, 1]
+
+
+def test_same_timestep_with_another_sample_is_ambiguous_for_the_whole_trajectory() -> None:
+    tracker = TimestepTracker()
+    tracker.locate(900.0, (1.0,))
+    assert "different samples" in tracker.locate(900.0, (2.0,)).problem
+    assert tracker.locate(800.0, (3.0,)).problem
+    assert not tracker.locate(900.0, (4.0,)).problem
+
+
+def test_rising_timesteps_are_recognised_after_two_jumps() -> None:
+    tracker = TimestepTracker()
+    values = [step / 10 for step in range(10)]
+    follow(tracker, values)
+    places = follow(tracker, values)
+    assert [place.step for place in places] == list(range(10))
+    assert places[0].level == 1.0
+    assert places[5].level == pytest.approx(0.5)
+
+
+def test_rising_timesteps_never_place_a_step_too_late_while_unknown() -> None:
+    places = follow(TimestepTracker(), [step / 10 for step in range(10)])
+    assert [place.step for place in places[:3]] == [0, 0, 0]
+    assert [place.step for place in places[3:]] == list(range(1, 8))
+
+
+def test_trajectory_that_starts_half_way_has_its_own_noise_level() -> None:
+    places = follow(TimestepTracker(), [500.0, 450.0])
+    assert places[0].step == 0
+    assert places[0].level == 0.5
+
+
+@pytest.mark.parametrize(("values", "few"), [([999.0, 749.0], True), ([999.0, 949.0], False)])
+def test_few_step_trajectories_are_noticed_at_the_second_step(
+    values: list[float], few: bool
+) -> None:
+    assert follow(TimestepTracker(), values)[1].few_steps is few
