@@ -15,6 +15,14 @@ from deltapass.graphs import Macs, TensorSpec
 from deltapass.observe import Seen, observe, spec_of, to_fake
 
 
+def attention(query: Tensor, key: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, key)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(x, weight)
+
+
 def seen(model: Callable[..., Any], *arguments: Any) -> Seen:
     with torch.no_grad():
         return observe(fx.symbolic_trace(model), to_fake(arguments))
@@ -50,7 +58,7 @@ def test_grouped_convolution_costs_its_own_channels_only() -> None:
 
 def test_attention_is_counted_in_full_but_not_in_the_papers_way() -> None:
     query, key = torch.ones(2, 3, 7, 4), torch.ones(2, 3, 5, 4)
-    macs = cost(F.scaled_dot_product_attention, query, key, key)
+    macs = cost(attention, query, key)
     assert macs == Macs(0.0, 2 * 3 * (7 * 5 * 4 + 7 * 5 * 4))
 
 
@@ -68,7 +76,7 @@ def test_attention_written_as_products_costs_the_same() -> None:
         return torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ k
 
     query, key = torch.ones(2, 3, 7, 4), torch.ones(2, 3, 5, 4)
-    assert cost(model, query, key) == cost(F.scaled_dot_product_attention, query, key, key)
+    assert cost(model, query, key) == cost(attention, query, key)
 
 
 def test_costs_belong_to_their_node() -> None:
@@ -82,7 +90,7 @@ def test_costs_belong_to_their_node() -> None:
 
 def test_half_precision_costs_the_same() -> None:
     x, w = torch.ones(2, 4, dtype=torch.bfloat16), torch.ones(5, 4, dtype=torch.bfloat16)
-    assert cost(F.linear, x, w) == Macs(40, 40)
+    assert cost(linear, x, w) == Macs(40, 40)
 
 
 # ---- writes ------------------------------------------------------------------------------------
@@ -114,7 +122,7 @@ def test_write_through_a_call_of_setitem_is_found() -> None:
     graph.call_method("__setitem__", (doubled, 0, 0.0))
     graph.output(doubled)
     module = fx.GraphModule(nn.Module(), graph)
-    assert observe(module, to_fake([torch.ones(3, 2)])).writes == ["__setitem__"]
+    assert observe(module, to_fake([torch.ones(3, 2)])).writes == ["setitem"]
 
 
 def test_functional_graph_has_no_writes() -> None:

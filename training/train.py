@@ -1,7 +1,7 @@
 """Train the embedded model: a 28-block DiT on Fashion-MNIST, by flow matching.
 
-    python training/train.py --run training/runs/garments           # starts, or resumes
-    python training/train.py --run training/runs/garments --export  # writes the shipped folder
+    python training/train.py --run training/runs/garments    # starts, or resumes
+    python training/train.py --run training/runs/garments --export deltapass/assets/garments
 
 A run folder holds everything: checkpoint.pt (weights, averaged weights, optimiser, position),
 log.jsonl (loss) and samples-*.png. Interrupting loses at most one checkpoint period.
@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from dataset import CLASSES, load_split
 from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
+from export import export
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -30,7 +31,7 @@ NULL_CLASS = len(CLASSES)  # the label that stands for "no label" in classifier-
 class Recipe:
     """What a run depends on; the defaults are the shipped model's."""
 
-    images: int = 450_000
+    images: int = 200_000
     batch: int = 128
     learning_rate: float = 1.5e-3
     warmup_images: int = 15_000
@@ -216,13 +217,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", type=Path, required=True, help="run folder")
     parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data")
-    parser.add_argument("--images", type=int, default=450_000)
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--images", type=int, default=Recipe().images)
+    parser.add_argument("--learning-rate", type=float, default=Recipe().learning_rate)
     parser.add_argument("--sample-every", type=int, default=50_000)
+    parser.add_argument("--export", type=Path, help="write the run's model here and do not train")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     recipe = Recipe(images=args.images, learning_rate=args.learning_rate)
-    train(Run(args.run, recipe, torch.device(args.device)), args.data, args.sample_every)
+    run = Run(args.run, recipe, torch.device(args.device))
+    if args.export is None:
+        train(run, args.data, args.sample_every)
+        return
+    args.export.mkdir(parents=True, exist_ok=True)
+    labels = torch.arange(len(CLASSES), device=run.device).repeat_interleave(10)
+    save_grid(sample(run.average, labels), args.export / "samples.png", rows=len(CLASSES))
+    export(run.average, args.run, args.export, recipe, CLASSES)
 
 
 if __name__ == "__main__":

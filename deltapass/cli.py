@@ -1,0 +1,151 @@
+"""The command line: `deltapass demo` and `deltapass explain`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+import deltapass
+from deltapass.errors import DeltapassError, OptionError
+
+app = typer.Typer(
+    help="Faster diffusion transformers by Delta-Cache, in the compiler.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+Number = int | float | str
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        Console().print(f"deltapass {deltapass.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show and exit.")
+    ] = False,
+) -> None:
+    """Faster diffusion transformers by Delta-Cache, in the compiler."""
+
+
+@app.command()
+def demo(  # noqa: PLR0913 - one parameter an option is how typer is told of them
+    count: Annotated[int, typer.Option(min=1, help="Images to sample.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; the others follow.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 2.0,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each method is timed.")] = 3,
+    lowering: Annotated[str, typer.Option(help="inductor or eager.")] = "inductor",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="Backend option as name=value: schedule=..., interval=..., ..."),
+    ] = None,
+    schedule: Annotated[str | None, typer.Option(help="Schedule name, or a file.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for picture and numbers.")] = Path(
+        "demo-output"
+    ),
+    quick: Annotated[bool, typer.Option(help="Smallest form: 4 images, 1 round.")] = False,
+) -> None:
+    """Sample the embedded model plainly and with deltapass, side by side."""
+    console = Console()
+    options = parse_pairs(option or [])
+    if schedule is not None:
+        options["schedule"] = schedule
+    with _clean_errors(console):
+        from deltapass.demo import Settings, progress_bars, run_demo
+        from deltapass.gallery import outcome_table, write_json, write_picture
+
+        settings = Settings(
+            count=4 if quick else count,
+            seed=seed,
+            steps=steps,
+            guidance=guidance,
+            rounds=1 if quick else rounds,
+            lowering=lowering,
+            options=options,
+        )
+        output.mkdir(parents=True, exist_ok=True)
+        with progress_bars(console) as progress:
+            result = run_demo(settings, progress)
+        console.print(result.report)
+        console.print(outcome_table(result))
+        write_picture(result, output / "demo.png")
+        write_json(result, output / "demo.json")
+        console.print(f"picture: {output / 'demo.png'}   numbers: {output / 'demo.json'}")
+
+
+@app.command()
+def explain(
+    model: Annotated[
+        str, typer.Option(help="'embedded', or module:factory giving (model, args, kwargs).")
+    ] = "embedded",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a trajectory.")] = 20,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Backend option as name=value; may be repeated.")
+    ] = None,
+) -> None:
+    """Say what the backend would do with a model, without running it."""
+    console = Console()
+    with _clean_errors(console):
+        denoiser, args, kwargs = _load(model)
+        options = {"steps": steps, **parse_pairs(option or [])}
+        console.print(deltapass.explain(denoiser, *args, options=options, **kwargs))
+
+
+def parse_pairs(pairs: list[str]) -> dict[str, object]:
+    """`["interval=2", "schedule=none"]` -> `{"interval": 2, "schedule": "none"}`."""
+    options: dict[str, object] = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator:
+            raise typer.BadParameter(f"{pair!r} is not name=value", param_hint="--option")
+        try:
+            options[name] = json.loads(text)
+        except json.JSONDecodeError:
+            options[name] = text
+    return options
+
+
+def _load(model: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    if model == "embedded":
+        from deltapass.demo import Settings, example_call
+        from deltapass.pipelines import load_embedded
+
+        pipeline = load_embedded()
+        args, kwargs = example_call(pipeline, Settings(count=1, options={}))
+        return pipeline.transformer, args, kwargs
+    module, separator, factory = model.partition(":")
+    allowed = "'embedded', or module:factory whose call gives (model, args, kwargs)"
+    if not separator:
+        raise OptionError("model", model, allowed)
+    try:
+        made = getattr(importlib.import_module(module), factory)()
+    except (ImportError, AttributeError) as error:
+        raise OptionError("model", f"{model} ({error})", allowed) from error
+    if not (isinstance(made, tuple) and len(made) == len(("model", "args", "kwargs"))):
+        raise OptionError("model", f"{model}, which gave {type(made).__name__}", allowed)
+    return made[0], tuple(made[1]), dict(made[2])
+
+
+class _clean_errors:  # noqa: N801 - used as a statement
+    """Show an error of ours as one message and exit with 1, without a traceback."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        inner = getattr(error, "inner_exception", error)
+        if isinstance(inner, DeltapassError):
+            self.console.print(f"[red]error:[/red] {inner}", highlight=False)
+            raise typer.Exit(1) from error
