@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 
 import torch
 from torch._guards import tracing
@@ -41,7 +41,7 @@ class InductorLowering:
             # Inductor warns about its own internals, which users can do nothing about.
             warnings.simplefilter("ignore")
             mode = FakeTensorMode(shape_env=ShapeEnv())
-            fakes = [_fake(spec, mode) for spec in body.inputs]
+            fakes: list[Any] = [_fake(spec, mode) for spec in body.inputs]
             _mark_outputs(module, [_fake(spec, mode) for spec in body.outputs])
             compiled: Lowered = torch._inductor.standalone_compile(
                 module,
@@ -56,10 +56,8 @@ class InductorLowering:
         """What torch.compile(backend="inductor") does with the graph."""
         from torch._inductor.compile_fx import compile_fx
 
-        compiled: Callable[..., Any] = compile_fx(
-            module, list(arguments), config_patches=self.patches
-        )
-        return compiled
+        compiled: Any = compile_fx(module, list(arguments), config_patches=self.patches)
+        return cast("Callable[..., Any]", compiled)
 
     def fingerprint(self) -> str:
         """Version and settings that the generated code depends on."""

@@ -86,8 +86,16 @@ def pixart(device: str, dtype: torch.dtype) -> Denoiser:
 
 def sd3(device: str, dtype: torch.dtype) -> Denoiser:
     """SD3 medium 1024 px: 24 blocks, width 1536, 4096 image and 333 text tokens."""
-    model = _build(SD3Transformer2DModel, device, dtype, num_layers=24, num_attention_heads=24,
-                   caption_projection_dim=1536, pos_embed_max_size=192, sample_size=128)  # fmt: skip
+    model = _build(
+        SD3Transformer2DModel,
+        device,
+        dtype,
+        num_layers=24,
+        num_attention_heads=24,
+        caption_projection_dim=1536,
+        pos_embed_max_size=192,
+        sample_size=128,
+    )
     latents = _noise((2, 16, 128, 128), device, dtype)
     text = _noise((2, 333, 4096), device, dtype)
     pooled = _noise((2, 2048), device, dtype)
@@ -105,7 +113,7 @@ def sd3(device: str, dtype: torch.dtype) -> Denoiser:
 
 
 DENOISERS: dict[str, Callable[[str, torch.dtype], Denoiser]] = {
-    "dit-xl-256": lambda device, dtype: dit(device, dtype),
+    "dit-xl-256": dit,
     "dit-xl-512": lambda device, dtype: dit(device, dtype, size=64),
     "dit-s-256": lambda device, dtype: dit(device, dtype, width=384, heads=6),
     "dit-tiny": lambda device, dtype: dit(device, dtype, width=64, heads=2, size=8),

@@ -7,6 +7,7 @@ timing the outputs of refresh steps are checked against the plain model.
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +17,11 @@ from denoisers import DENOISERS, Denoiser
 from measure import arguments, record, seconds, trajectory_timesteps
 
 import deltapass
-from deltapass.runtime import Selector
+from deltapass.compiler import compile_graph, trace
+from deltapass.lowering import load_lowering
+from deltapass.options import parse_options
 
+EAGER = load_lowering("eager")
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
 
 
@@ -32,17 +36,23 @@ def main() -> None:
     dtype = getattr(torch, args.dtype)
     denoiser = DENOISERS[args.model](args.device, dtype)
     mode = {"mode": args.mode} if args.mode else {}
+    if mode and (args.order, args.fuse) != (0, "blocks"):
+        raise SystemExit(
+            "torch.compile takes a mode or options, not both: leave out --order, --fuse"
+        )
     plain = torch.compile(denoiser.model, dynamic=False, fullgraph=True, **mode)
     ours = torch.compile(
         denoiser.model, backend="deltadit", dynamic=False, fullgraph=True,
         **(mode or {"options": {"order": args.order, "fuse": args.fuse}}),
     )  # fmt: skip
     call_args, call_kwargs = denoiser.inputs(1.0)
-    report = deltapass.explain(denoiser.model, *call_args, options={"steps": args.steps}, **call_kwargs)
+    report = deltapass.explain(
+        denoiser.model, *call_args, options={"steps": args.steps}, **call_kwargs
+    )
     with torch.no_grad():
         check(denoiser, plain, ours, TOLERANCE[dtype])
         times = [trajectory(denoiser, plain, ours, args) for _ in range(args.rounds)]
-        overhead = selector_overhead(denoiser, args)
+        overhead = selector_overhead(denoiser, args.steps)
     record(args, {"name": denoiser.name, "ideal": round(report.expected_speedup, 4),
                   **summary(times), "selector_us": overhead})  # fmt: skip
 
@@ -60,14 +70,16 @@ def check(denoiser: Denoiser, plain: Any, ours: Any, tolerance: float) -> None:
     print(f"refresh against plain: relative error {error:.1e}")
 
 
-def trajectory(denoiser: Denoiser, plain: Any, ours: Any, args: Any) -> list[tuple[str, float, float]]:
+def trajectory(
+    denoiser: Denoiser, plain: Any, ours: Any, args: Any
+) -> list[tuple[str, float, float]]:
     """(kind of step, plain seconds, our seconds) for every step, the two in turn."""
     steps = []
     with deltapass.session(steps=args.steps) as session:
         for index, timestep in enumerate(trajectory_timesteps(args.steps)):
             call_args, call_kwargs = denoiser.inputs(timestep)
             session.step(index)
-            pair = [lambda: plain(*call_args, **call_kwargs), lambda: ours(*call_args, **call_kwargs)]
+            pair = [functools.partial(run, *call_args, **call_kwargs) for run in (plain, ours)]
             first = index % 2  # take turns in going first
             taken = {which: seconds(pair[which], args.device) for which in (first, 1 - first)}
             steps.append((kind_of(session), taken[0], taken[1]))
@@ -96,45 +108,38 @@ def summary(rounds: list[list[tuple[str, float, float]]]) -> dict[str, Any]:
     return result
 
 
-def selector_overhead(denoiser: Denoiser, args: Any) -> dict[str, float]:
+def selector_overhead(denoiser: Denoiser, steps: int) -> dict[str, float]:
     """(c) Microseconds a call that the selector adds, with a session and without.
 
-    The variants are replaced by one that does nothing, so that only finding the step, checking
-    the deltas and picking the variant remain; the timestep is on the benchmark's own device.
+    Every variant is replaced by one that does nothing, so that only finding the step, checking
+    the deltas and picking the variant remain. The timestep lies on the benchmark's own device.
     """
-    kept: list[Selector] = []
+    graph, inputs = trace(denoiser.model, *denoiser.inputs(999.0))
+    selector = compile_graph(graph, inputs, parse_options({"lowering": "eager"}), EAGER)
+    selector.variants.refresh = _no_refresh  # type: ignore[method-assign]
+    selector.variants.cached = _no_cached  # type: ignore[method-assign]
+    with deltapass.session(steps=steps) as session:
 
-    def keep(gm: Any, inputs: Any) -> Any:
-        from deltapass.compiler import compile_graph
-        from deltapass.lowering import load_lowering
-        from deltapass.options import parse_options
+        def with_session(call: int) -> None:
+            session.step(call % steps)
+            selector(*inputs)
 
-        kept.append(compile_graph(gm, inputs, parse_options({"lowering": "eager"}), load_lowering("eager")))
-        kept_inputs.extend(inputs)
-        return gm.forward
-
-    kept_inputs: list[Any] = []
-    torch._dynamo.reset()
-    call_args, call_kwargs = denoiser.inputs(999.0)
-    torch.compile(denoiser.model, backend=keep, dynamic=False)(*call_args, **call_kwargs)
-    (selector,) = kept
-    make_empty(selector)
-    with deltapass.session(steps=10**6) as session:
-        explicit = per_call(lambda i: (session.step(i), selector(*kept_inputs)))
-    where = selector.moments.reader.timestep if selector.moments.reader else 0
-    moments = [torch.full_like(kept_inputs[where], 999.0 - i / 100) for i in range(2200)]
-    implicit = per_call(lambda i: selector(*kept_inputs[:where], moments[i], *kept_inputs[where + 1 :]))
+        explicit = per_call(with_session)
+    reader = selector.moments.reader
+    if reader is None:
+        return {"session": explicit}
+    times = [torch.full_like(inputs[reader.timestep], t) for t in trajectory_timesteps(steps)]
+    before, after = inputs[: reader.timestep], inputs[reader.timestep + 1 :]
+    implicit = per_call(lambda call: selector(*before, times[call % steps], *after))
     return {"session": explicit, "timestep input": implicit}
 
 
-def make_empty(selector: Selector) -> None:
-    """Let every variant do nothing."""
+def _no_refresh(spans: Any) -> Any:
+    return lambda _: ((), tuple(torch.empty(0) for _ in spans))
 
-    def nothing(arguments: Any) -> Any:
-        return (), tuple(torch.empty(0) for _ in range(1))
 
-    selector.variants.refresh = lambda spans: lambda a: ((), tuple(torch.empty(0) for _ in spans))  # type: ignore[method-assign]
-    selector.variants.cached = lambda span: nothing  # type: ignore[method-assign]
+def _no_cached(_: Any) -> Any:
+    return lambda _: ((), ())
 
 
 def per_call(call: Callable[[int], Any], times: int = 1000) -> float:

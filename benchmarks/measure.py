@@ -25,7 +25,9 @@ def arguments(description: str, **extra: dict[str, Any]) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--mode", help="torch.compile mode of both, such as max-autotune-no-cudagraphs")
+    parser.add_argument(
+        "--mode", help="torch.compile mode of both, such as max-autotune-no-cudagraphs"
+    )
     parser.add_argument("--save", type=Path, help="append the record to this JSON-lines file")
     for name, options in extra.items():
         parser.add_argument(f"--{name}", **options)

@@ -1,19 +1,19 @@
 """deltapass: faster diffusion transformers by Delta-Cache, in the compiler.
 
-    pipe.transformer = torch.compile(pipe.transformer, backend="deltadit")
+pipe.transformer = torch.compile(pipe.transformer, backend="deltadit")
 """
 
 from deltapass.errors import DeltapassError as DeltapassError
 from deltapass.errors import RefusalWarning as RefusalWarning
 from deltapass.explain import Report as Report
 from deltapass.explain import explain as explain
+from deltapass.presets import delta_cache as delta_cache
+from deltapass.presets import delta_dit as delta_dit
 from deltapass.schedule import ExplicitSchedule as ExplicitSchedule
 from deltapass.schedule import Schedule as Schedule
 from deltapass.schedule import Span as Span
-from deltapass.schedule import delta_cache as delta_cache
-from deltapass.schedule import delta_dit as delta_dit
-from deltapass.schedule import load_schedule as load_schedule
-from deltapass.schedule import save_schedule as save_schedule
+from deltapass.schedule_files import load_schedule as load_schedule
+from deltapass.schedule_files import save_schedule as save_schedule
 from deltapass.session import Session as Session
 from deltapass.session import session as session
 

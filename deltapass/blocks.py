@@ -7,6 +7,7 @@ of operations, cut where the fewest values are alive.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -69,8 +70,8 @@ def _containers(captured: Captured) -> list[tuple[Block, ...]]:
             groups.setdefault(outer.container, {}).setdefault(outer, []).append(position)
     stacks = [_in_order(instances) for instances in groups.values()]
     # Layers in a torch.nn.Sequential are numbered too, but carry no residual stream.
-    found = [s for s in stacks if sum(_is_residual(captured, [b]) for b in s) >= MIN_BLOCKS]
-    return sorted(found, key=lambda stack: stack[0].first)
+    kept = [s for s in stacks if sum(_is_residual(captured, [b]) for b in s) >= MIN_BLOCKS]
+    return sorted(kept, key=lambda stack: stack[0].first)
 
 
 def _numbered(node: fx.Node) -> Iterator[_Entry]:
@@ -97,7 +98,7 @@ def _in_order(instances: dict[_Entry, list[int]]) -> tuple[Block, ...]:
         ),
         key=lambda block: block.first,
     )
-    overlap = any(one.stop > two.first for one, two in zip(blocks, blocks[1:], strict=False))
+    overlap = any(one.stop > two.first for one, two in itertools.pairwise(blocks))
     return () if overlap else tuple(blocks)
 
 

@@ -23,7 +23,13 @@ from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_iter
 
-from deltapass.errors import GraphBreakError, MixedDevicesError, MutationError
+from deltapass.errors import (
+    GraphBreakError,
+    MixedDevicesError,
+    MutationError,
+    StepUnknownError,
+    UnsupportedOperatorError,
+)
 from deltapass.graphs import Captured, Input, Role, TensorSpec
 from deltapass.observe import observe, spec_of, to_fake
 
@@ -62,6 +68,17 @@ def _compiling_functions() -> Iterator[str]:
         frame = frame.f_back
 
 
+def refuse_number_timesteps(module: fx.GraphModule, arguments: Sequence[Any]) -> None:
+    """Refuse a timestep that is a plain number: every value of it would be compiled anew.
+
+    Raises:
+        StepUnknownError: If one is among the inputs.
+    """
+    for node, value in zip(_placeholders(module), arguments, strict=True):
+        if not torch.is_tensor(value) and _argument_name(_source(node)) in TIMESTEP_NAMES:
+            raise StepUnknownError("the timestep is a Python number; pass a tensor")
+
+
 @contextmanager
 def detached_from_dynamo() -> Iterator[None]:
     """Leave Dynamo's tracing context, whose fake tensors must not meet ours."""
@@ -85,7 +102,10 @@ def capture(module: fx.GraphModule, arguments: Sequence[Any]) -> Captured:
     """
     with detached_from_dynamo():
         fakes = to_fake(arguments)
-        seen = observe(module, fakes)
+        try:
+            seen = observe(module, fakes)
+        except NotImplementedError as error:
+            raise UnsupportedOperatorError(str(error).split("\n")[0]) from error
         if seen.writes:
             module = _functionalise(module, fakes, seen.writes[0])
             seen = observe(module, fakes)
@@ -157,7 +177,8 @@ def _fold_numbers(module: fx.GraphModule, values: dict[str, Any]) -> _Folded:
         else:
             env[node] = graph.node_copy(node, env.__getitem__)
     graph.lint()
-    names = {old.name: new.name if isinstance(new, fx.Node) else old.name for old, new in env.items()}
+    kept = {old.name: new.name for old, new in env.items() if isinstance(new, fx.Node)}
+    names = {node.name: kept.get(node.name, node.name) for node in env}
     return _Folded(module=fx.GraphModule(module, graph), constants=constants, names=names)
 
 
@@ -168,7 +189,8 @@ def _readable_name(node: fx.Node) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    plain = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size)
+    # None is what nodes kept for their effect give, such as leaving autocast: never folded.
+    plain = (int, float, bool, str, torch.dtype, torch.device, torch.Size)
     return isinstance(value, plain)
 
 
@@ -185,7 +207,7 @@ def _attribute(module: torch.nn.Module, path: str) -> Any:
 def _refuse_mixed_devices(values: Any) -> None:
     # A scalar on the CPU may meet tensors on any device; everything else must agree.
     devices = {
-        str(tensor.device) for tensor in tree_iter(list(values)) if torch.is_tensor(tensor) and tensor.ndim
+        str(leaf.device) for leaf in tree_iter(list(values)) if torch.is_tensor(leaf) and leaf.ndim
     }
     if len(devices) > 1:
         raise MixedDevicesError(sorted(devices))

@@ -37,7 +37,7 @@ def main(
 
 
 @app.command()
-def demo(  # noqa: PLR0913 - one parameter an option is how typer is told of them
+def demo(  # noqa: PLR0913, PLR0917 - one parameter an option is how typer is told of them
     count: Annotated[int, typer.Option(min=1, help="Images to sample.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of the first image; the others follow.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 20,

@@ -6,6 +6,7 @@ graph runs under the same lowering, and a warning says why (`strict=True` raises
 
 from __future__ import annotations
 
+import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,12 @@ import torch
 from torch import fx
 
 from deltapass.blocks import find_blocks
-from deltapass.capture import capture, refuse_fragment
+from deltapass.capture import (
+    capture,
+    detached_from_dynamo,
+    refuse_fragment,
+    refuse_number_timesteps,
+)
 from deltapass.errors import (
     GradientsEnabledError,
     GraphBreakError,
@@ -26,7 +32,7 @@ from deltapass.errors import (
 from deltapass.lowering import LoweredBodies, Lowering, load_lowering
 from deltapass.options import Options, parse_options
 from deltapass.outline import Outline, outline
-from deltapass.plan import Plan, make_plan
+from deltapass.plan import make_plan
 from deltapass.runtime import Selector
 from deltapass.variants import Variants
 
@@ -62,6 +68,7 @@ def deltadit(
     try:
         _refuse_gradients(example_inputs)
         refuse_fragment(gm)
+        refuse_number_timesteps(gm, example_inputs)
         if any(isinstance(value, torch.SymInt | torch.SymFloat) for value in example_inputs):
             return PerShape(gm, chosen, lowering)
         return compile_graph(gm, example_inputs, chosen, lowering)
@@ -87,9 +94,6 @@ def compile_graph(
     """
     outlined = analyse(gm, arguments)
     plan = make_plan(outlined, options.schedule, order=options.order, steps=options.steps)
-    for span in plan.spans.values():
-        if span.reason:
-            _warn(f"caching {span.span} instead of {span.wanted}: {span.reason}")
     variants = Variants(
         outline=outlined,
         order=options.order,
@@ -112,7 +116,7 @@ class PerShape:
 
     def __call__(self, *arguments: Any) -> Any:
         """Run with the selector of these shapes."""
-        key = tuple(tuple(a.shape) if torch.is_tensor(a) else a for a in arguments)
+        key = tuple((*a.shape, *a.stride()) if torch.is_tensor(a) else a for a in arguments)
         if key not in self._selectors:
             self._selectors[key] = self._compile(arguments)
         return self._selectors[key](*arguments)
@@ -124,7 +128,8 @@ class PerShape:
             if self.options.strict or isinstance(error, ScheduleError):
                 raise
             _warn(f"nothing cached, full graph: {error}")
-            return self.gm.forward
+            with detached_from_dynamo():
+                return self.lowering.plain(self.gm, arguments)
 
 
 def trace(
@@ -143,12 +148,32 @@ def trace(
 
     try:
         with torch.no_grad():
-            torch.compile(model, backend=catch, fullgraph=True, dynamic=False)(*args, **kwargs)
+            once = torch.compile(_fresh(model), backend=catch, fullgraph=True, dynamic=False)
+            once(*args, **kwargs)
     except _TracedError:
         return caught[0]
     except torch._dynamo.exc.Unsupported as error:
         raise GraphBreakError(str(error).split("\n")[0]) from error
     raise GraphBreakError("Dynamo gave no graph for it")
+
+
+def _fresh(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function under a code object of its own.
+
+    Dynamo keeps what it compiles by code object: tracing the model's own would count against its
+    recompile limit, and keep weights and inputs alive.
+    """
+    bound = model.forward if isinstance(model, torch.nn.Module) else model
+    function = getattr(bound, "__func__", bound)
+    if not isinstance(function, types.FunctionType):
+        return model
+    code = function.__code__.replace()
+    copy = types.FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    owner = getattr(bound, "__self__", None)
+    return copy if owner is None else types.MethodType(copy, owner)
 
 
 @final

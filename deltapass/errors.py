@@ -31,7 +31,7 @@ class InternalError(DeltapassError):
     """A check of our own failed after a rewrite: a bug in deltapass."""
 
     def __init__(self, fact: str, /) -> None:
-        super().__init__(fact, "This is a bug in deltapass: please report it with the model's graph")
+        super().__init__(fact, "This is a bug in deltapass: please report it with the graph")
 
 
 # ---- the user's values ------------------------------------------------------------------------
@@ -159,13 +159,23 @@ class MixedDevicesError(UnsupportedGraphError):
         )
 
 
+class UnsupportedOperatorError(UnsupportedGraphError):
+    """The graph holds an operator that cannot be run on tensors without data."""
+
+    def __init__(self, problem: str, /) -> None:
+        super().__init__(
+            f"an operator of the graph cannot be analysed: {problem}",
+            "Replace it by plain tensor operators, such as torch.where for torch.cond",
+        )
+
+
 class StreamError(UnsupportedGraphError):
     """A value leaves a span and is no residual stream, or it is not clear which one."""
 
     def __init__(self, span: str, value: str, problem: str, /) -> None:
         super().__init__(
             f"value {value!r} leaves {span} and {problem}",
-            "Cache fewer blocks, so that the span ends before it, with options={'cached_blocks': n}",
+            "Cache fewer blocks with options={'cached_blocks': n}, so that the span ends before it",
         )
 
 

@@ -18,7 +18,6 @@ from deltapass.compiler import analyse, trace
 from deltapass.errors import UnsupportedGraphError
 from deltapass.graphs import Macs, Program
 from deltapass.options import parse_options
-from deltapass.outline import Outline
 from deltapass.plan import Plan, emissions, make_plan
 from deltapass.rewrite import cached_program, refresh_program
 from deltapass.schedule import Span, Table
@@ -27,6 +26,7 @@ DEFAULT_STEPS: Final = 20
 GIGA: Final = 1e9
 MIB: Final = 2**20
 WIDTH: Final = 96
+NO_MACS: Final = Macs()
 
 
 @final
@@ -57,15 +57,16 @@ class Report:
     spans: tuple[str, ...] = ()
     variants: tuple[VariantCost, ...] = ()
     schedule_table: Table = ()
-    plain_macs: Macs = Macs()
-    trajectory_macs: Macs = Macs()
+    plain_macs: Macs = NO_MACS
+    trajectory_macs: Macs = NO_MACS
     buffer_bytes: int = 0
     refusal: str | None = None
 
     @property
     def expected_speedup(self) -> float:
         """Plain over cached trajectory, by MACs with attention counted; 1.0 after a refusal."""
-        return self.plain_macs.full / self.trajectory_macs.full if self.trajectory_macs.full else 1.0
+        plain, ours = self.plain_macs.full, self.trajectory_macs.full
+        return plain / ours if ours else 1.0
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
@@ -82,7 +83,8 @@ class Report:
             f"blocks    {self.blocks}",
             f"bodies    {len(self.bodies)} distinct: {', '.join(self.bodies)}",
             *(f"span      {span}" for span in self.spans),
-            f"schedule  {self.steps} steps: {_marks(self.schedule_table)}   (R refresh, number: blocks skipped)",
+            f"schedule  {_marks(self.schedule_table)}",
+            f"          ({self.steps} steps; R: refresh; 7-27: blocks 7 to 27 skipped)",
         ]
 
     def _foot(self) -> list[str]:
@@ -154,16 +156,16 @@ def _variant_costs(plan: Plan, table: Table) -> tuple[VariantCost, ...]:
     emitted = emissions(table, plan.order)
     by_span = {p.span: p for p in plan.spans.values()}
     refreshes = [emitted[step] for step, span in enumerate(table) if span is None]
-    for spans in sorted(set(refreshes), key=lambda spans: sorted(spans)):
+    for spans in sorted(set(refreshes), key=sorted):
         program = refresh_program(plan.outline.program, [by_span[s] for s in sorted(spans)])
-        costs.append(_cost(program, plan.outline, refreshes.count(spans)))
+        costs.append(_cost(program, refreshes.count(spans)))
     for span in sorted({span for span in table if span is not None}):
         program = cached_program(plan.outline.program, by_span[span], plan.order)
-        costs.append(_cost(program, plan.outline, table.count(span)))
+        costs.append(_cost(program, table.count(span)))
     return tuple(costs)
 
 
-def _cost(program: Program, outlined: Outline, runs: int) -> VariantCost:
+def _cost(program: Program, runs: int) -> VariantCost:
     blocks = sum(call.label == "block" for call in program.calls)
     return VariantCost(
         name=program.name,

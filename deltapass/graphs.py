@@ -7,7 +7,7 @@ list of some thirty calls of a few bodies, on named values, that a person can re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, final
 
@@ -153,7 +153,7 @@ class Body:
     key: tuple[object, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    macs: Macs = Macs()
+    macs: Macs = field(default_factory=Macs)
 
     @property
     def operations(self) -> int:

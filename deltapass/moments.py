@@ -6,6 +6,7 @@ thread; see docs/guide.md for what that can and cannot know.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from deltapass.errors import StepUnknownError
 from deltapass.graphs import Role
-from deltapass.plan import Plan, emissions
+from deltapass.plan import Plan, read_after
 from deltapass.report import Entry
 from deltapass.schedule import AnySchedule, Span, Table
 from deltapass.session import BranchState, Session, active_session
@@ -24,7 +25,10 @@ from deltapass.tracker import Place, TimestepTracker
 from deltapass.variants import Variants
 
 # Implicit trajectories of this thread, by model: a new thread starts with none.
-_TRACKERS: Final[ContextVar[WeakIdKeyDictionary | None]] = ContextVar("trackers", default=None)
+# With the thread's number, because a copied context takes its variables to another thread.
+_TRACKERS: Final[ContextVar[tuple[int, WeakIdKeyDictionary] | None]] = ContextVar(
+    "deltapass_trackers", default=None
+)
 MAX_CONDITIONING_CHANGES: Final = 3
 
 
@@ -66,7 +70,6 @@ class Moments:
     reader: SignalReader | None
     owner: int | None
     _tables: dict[tuple[AnySchedule, int], Table] = field(default_factory=dict)
-    _emissions: dict[Table, tuple[frozenset[Span], ...]] = field(default_factory=dict)
 
     def find(self, model: Any, arguments: Sequence[Any]) -> Moment:
         """The moment of a call.
@@ -101,13 +104,11 @@ class Moments:
         entries: list[Entry] | None = None,
     ) -> Moment:
         step, branch = place
-        # What this step must emit, should it refresh although it is planned as cached.
-        if_refreshed = (*table[:step], None, *table[step + 1 :])
         return Moment(
             step=step,
             branch=branch,
             planned=table[step],
-            emits=self._emitted(if_refreshed)[step],
+            emits=read_after(table, step, self.plan.order),
             fresh_since=max((at for at in range(step + 1) if table[at] is None), default=0),
             keeps=frozenset(span for span in table[step + 1 :] if span is not None),
             state=state,
@@ -129,7 +130,7 @@ class Moments:
         if steps is None:
             return self._by_level(place, state, doubt)
         if place.step >= steps:
-            raise StepUnknownError(f"this is step {place.step} of a trajectory of {steps} steps")
+            raise StepUnknownError(f"the trajectory is longer than the {steps} steps announced")
         table = self._table(self.plan.schedule, steps)
         return self._on_table(table, (place.step, place.branch), state, doubt=doubt)
 
@@ -169,11 +170,6 @@ class Moments:
             self._tables[key] = self.variants.realised(schedule.table(steps, self.plan.blocks))
         return self._tables[key]
 
-    def _emitted(self, table: Table) -> tuple[frozenset[Span], ...]:
-        if table not in self._emissions:
-            self._emissions[table] = emissions(table, self.plan.order)
-        return self._emissions[table]
-
 
 def find_moments(plan: Plan, variants: Variants) -> Moments:
     """The finder for one compiled model."""
@@ -190,10 +186,12 @@ def find_moments(plan: Plan, variants: Variants) -> Moments:
 
 def _tracker(owner: Any) -> TimestepTracker:
     """This thread's tracker of the model that owns a weight."""
-    trackers = _TRACKERS.get()
-    if trackers is None:
-        trackers = WeakIdKeyDictionary()
-        _TRACKERS.set(trackers)
+    thread = threading.get_ident()
+    known = _TRACKERS.get()
+    if known is None or known[0] != thread:
+        known = (thread, WeakIdKeyDictionary())
+        _TRACKERS.set(known)
+    trackers = known[1]
     if owner not in trackers:
         trackers[owner] = TimestepTracker()
     tracker: TimestepTracker = trackers[owner]

@@ -31,6 +31,7 @@ LAYERS: Final = frozenset({torch.nn.functional.linear, aten.linear.default})
 
 
 def to_fake(arguments: Sequence[Any]) -> list[Any]:
+    """Fake tensors of static shapes in one mode of their own; numbers stay as they are."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def fake(value: Any) -> Any:
@@ -50,17 +51,15 @@ class Seen:
 
 
 @final
-class _Observer(TorchDispatchMode):
+class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every primitive operation: counts its MACs, and notes which storages it writes."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.macs = Macs()
         self.written: set[int] = set()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         self.macs += _macs_of(func, args, kwargs or {}, out)
         self.written |= _written_storages(func, args, kwargs or {})
@@ -93,6 +92,7 @@ class _Recorder(fx.Interpreter):
 
 
 def observe(module: fx.GraphModule, fakes: Sequence[Any]) -> Seen:
+    """Run a graph on fake tensors, node by node."""
     observer = _Observer()
     recorder = _Recorder(module, observer)
     mode = next((f.fake_mode for f in fakes if isinstance(f, FakeTensor)), FakeTensorMode())
@@ -108,7 +108,8 @@ def _macs_of(func: Any, args: Any, kwargs: Any, out: Any) -> Macs:
         flops = flop_registry[packet](*args, **kwargs, out_val=out)
     elif "scaled_dot_product" in str(packet) and "backward" not in str(packet):
         # The CPU kernel has no entry in torch's table; the formula is the same.
-        flops = sdpa_flop_count(*(tuple(tensor.shape) for tensor in args[:3]))
+        shapes = (tuple(tensor.shape) for tensor in args[:3])
+        flops = sdpa_flop_count(*shapes)  # type: ignore[no-untyped-call]
     else:
         return Macs()
     return Macs(flops / 2 if packet in LAYER_OPERATORS else 0.0, flops / 2)
@@ -125,10 +126,13 @@ def _written_storages(func: Any, args: Any, kwargs: Any) -> set[int]:
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    address: int = tensor.untyped_storage()._cdata
+    return address
 
 
 def spec_of(value: Any) -> Any:
+    """A value with every tensor in it replaced by its spec."""
+
     def one(leaf: Any) -> Any:
         return TensorSpec.of(leaf) if torch.is_tensor(leaf) else leaf
 

@@ -19,14 +19,9 @@ from deltapass.errors import (
     UnknownOptionError,
     UnsupportedModeError,
 )
-from deltapass.schedule import (
-    SCHEDULES,
-    AnySchedule,
-    ExplicitSchedule,
-    Schedule,
-    load_schedule,
-    named_schedule,
-)
+from deltapass.presets import SCHEDULES, named_schedule
+from deltapass.schedule import AnySchedule, ExplicitSchedule, Schedule
+from deltapass.schedule_files import load_schedule
 
 OPTION_NAMES: Final = (
     "lowering",

@@ -117,7 +117,8 @@ class _Builder:
         key = region.key()
         if key not in self.bodies:
             alike = sum(body.name.startswith(label) for body in self.bodies.values())
-            self.bodies[key] = region.body(label if label != "block" and not alike else f"{label}_{alike}", key)
+            name = f"{label}_{alike}" if alike or label == "block" else label
+            self.bodies[key] = region.body(name, key)
         self.calls.append(
             Call(
                 label=label,
@@ -233,11 +234,12 @@ def verify(program: Program) -> None:
     for call in program.calls:
         for name, wanted in zip(call.inputs, call.body.inputs, strict=True):
             if name not in made:
-                raise InternalError(f"{program.name}: {call.label} reads {name!r} before it is made")
-            if program.specs[name] != wanted:
+                raise InternalError(f"{program.name}: {call.label} reads {name!r} too early")
+            found = program.specs[name]
+            if found != wanted:
                 raise InternalError(
                     f"{program.name}: {call.label} wants {name!r} as {wanted} with strides "
-                    f"{wanted.stride}, it is {program.specs[name]} with {program.specs[name].stride}"
+                    f"{wanted.stride}, it is {found} with strides {found.stride}"
                 )
         made.update(call.outputs)
     missing = [name for name in (*program.value_results, *program.deltas) if name not in made]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 import torch
 
@@ -53,7 +53,7 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
         return self._interrupt
 
     @torch.no_grad()
-    def __call__(
+    def __call__(  # noqa: PLR0913 - the arguments diffusers' pipelines take
         self,
         class_labels: Sequence[int | str],
         *,
@@ -107,13 +107,12 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
         doubled = torch.cat([sample, sample]) if guided else sample
         doubled = self.scheduler.scale_model_input(doubled, timestep)
         times = timestep.to(torch.float32).expand(len(doubled))
-        out: torch.Tensor = self.transformer(
-            doubled, timestep=times, class_labels=labels, return_dict=False
-        )[0]
+        out = self.transformer(doubled, timestep=times, class_labels=labels, return_dict=False)[0]
         if not guided:
-            return out
+            return cast("torch.Tensor", out)
         conditional, unconditional = out.chunk(2)
-        return unconditional + scale * (conditional - unconditional)
+        guided_out: torch.Tensor = unconditional + scale * (conditional - unconditional)
+        return guided_out
 
     def _label_tensor(self, class_labels: Sequence[int | str], guided: bool) -> torch.Tensor:
         count = self.transformer.config.num_embeds_ada_norm
@@ -136,7 +135,7 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
         noise: torch.Tensor = randn_tensor(
             shape, generator=generator, device=self._execution_device, dtype=self.transformer.dtype
         )
-        return noise * self.scheduler.init_noise_sigma
+        return noise * float(self.scheduler.init_noise_sigma)
 
 
 def load_embedded(

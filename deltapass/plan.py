@@ -133,6 +133,10 @@ def _streams(outline: Outline, span: Span) -> tuple[Stream, ...]:
     blocks = outline.stack.blocks[span.start : span.stop]
     pairs = pair_streams(outline.captured, blocks, str(span))
     specs = outline.program.specs
+    for pair in pairs:
+        # An expanded view has no memory of its own to lay a sum out in.
+        if 0 in specs[pair.live_out].stride:
+            raise StreamError(str(span), pair.live_out, "is an expanded view")
     return tuple(
         Stream(live_in=pair.live_in, live_out=pair.live_out, spec=specs[pair.live_out])
         for pair in pairs
@@ -155,14 +159,24 @@ def emissions(table: Sequence[Span | None], order: int) -> tuple[frozenset[Span]
     emits a span's delta only if a cached step of that span follows within that many refreshes.
     Cached steps emit nothing.
     """
-    needed: list[set[Span]] = [set() for _ in table]
-    for step, span in enumerate(table):
-        if span is None:
+    return tuple(
+        frozenset() if span is not None else read_after(table, step, order)
+        for step, span in enumerate(table)
+    )
+
+
+def read_after(table: Sequence[Span | None], step: int, order: int) -> frozenset[Span]:
+    """Spans whose deltas, if made at `step`, later cached steps read: within `order` refreshes."""
+    read: set[Span] = set()
+    refreshes = 0
+    for span in table[step + 1 :]:
+        if span is not None:
+            read.add(span)
             continue
-        refreshes = [at for at in range(step) if table[at] is None]
-        for at in refreshes[-(order + 1) :]:
-            needed[at].add(span)
-    return tuple(frozenset(spans) for spans in needed)
+        refreshes += 1
+        if refreshes > order:
+            break
+    return frozenset(read)
 
 
 def held_deltas(table: Sequence[Span | None], order: int) -> tuple[dict[Span, int], ...]:

@@ -26,7 +26,7 @@ def find_repeats(captured: Captured) -> tuple[Block, ...]:
     period, start, length = _longest_run(_signatures(captured, nodes))
     if length < 2 * period or not period:
         return ()
-    offset = _best_cut(captured, nodes, period, start, length)
+    offset = _best_cut(nodes, period, start, length)
     positions = {node: at for at, node in enumerate(captured.module.graph.nodes)}
     count = (length - (offset - start)) // period
     return tuple(
@@ -80,9 +80,7 @@ def _longest_run(signatures: np.ndarray) -> tuple[int, int, int]:
     return best
 
 
-def _best_cut(
-    captured: Captured, nodes: list[fx.Node], period: int, start: int, length: int
-) -> int:
+def _best_cut(nodes: list[fx.Node], period: int, start: int, length: int) -> int:
     """Where in the first period to cut: most full blocks, then fewest values alive, then first."""
     places = range(start, start + period)
     return min(

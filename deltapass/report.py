@@ -24,7 +24,7 @@ class Entry:
 @final
 @dataclass(frozen=True, slots=True)
 class SessionReport:
-    """All calls of a session, in order."""
+    """All calls of a session, in order; a refused call has a reason and no plan."""
 
     entries: tuple[Entry, ...]
 
@@ -40,14 +40,14 @@ class SessionReport:
 
     @property
     def as_planned(self) -> bool:
-        """Whether every call did what the schedule says."""
-        return all(entry.planned == entry.realised for entry in self.entries)
+        """Whether every call did what the schedule says, and none was refused."""
+        return not any(entry.reason for entry in self.entries)
 
     def __str__(self) -> str:
         lines = [f"{len(self.entries)} calls: {self.refreshes} refresh, {self.cached} cached"]
         for entry in self.entries:
             done = f"cached {entry.realised}" if entry.realised else "refresh"
             plan = f"cached {entry.planned}" if entry.planned else "refresh"
-            differs = f" (planned: {plan}; {entry.reason})" if entry.planned != entry.realised else ""
-            lines.append(f"step {entry.step:3d} branch {entry.branch}: {done}{differs}")
+            why = f" (planned: {plan}; {entry.reason})" if entry.reason else ""
+            lines.append(f"step {entry.step:3d} branch {entry.branch}: {done}{why}")
         return "\n".join(lines)

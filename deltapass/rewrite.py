@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import fx
@@ -136,7 +137,7 @@ def inline(program: Program) -> Body:
     return Body(
         name=program.name,
         module=fx.GraphModule(program.calls[0].body.module, graph),
-        key=("whole", program.name, tuple((c.body.key, c.inputs, c.outputs) for c in program.calls)),
+        key=("whole", *((call.body.key, call.inputs, call.outputs) for call in program.calls)),
         inputs=tuple(program.specs[name] for name in program.inputs),
         outputs=tuple(program.specs[name] for name in names),
         macs=program.macs,
@@ -205,7 +206,7 @@ def _predict_body(delta: TensorSpec, live_in: TensorSpec, stream: Stream, order:
 
 def _laid_out(graph: fx.Graph, value: fx.Node, spec: TensorSpec) -> fx.Node:
     """Copy into a tensor of the given strides, which may leave gaps (a slice of a larger one)."""
-    place = {"dtype": spec.dtype, "device": spec.device}
+    place: dict[str, Any] = {"dtype": spec.dtype, "device": spec.device}
     empty = graph.call_function(torch.empty_strided, (spec.shape, spec.stride), place)
     return graph.call_method("copy_", (empty, value))
 
@@ -231,7 +232,8 @@ def _small_body(
     laid_out = result.op == "call_method"
     empty = result.args[0] if laid_out else None
     if isinstance(empty, fx.Node):
-        shape, stride = empty.args
+        layout: Any = empty.args
+        shape, stride = layout
         output = replace(inputs[0], shape=shape, stride=stride)
     else:
         output = _result_spec(graph, result, inputs)

@@ -1,4 +1,4 @@
-"""Stage 7: the Selector, the callable Dynamo gets back. It picks the variant and owns no state.
+"""Stage 7: the Selector, the callable Dynamo gets back. It picks the variant of every call.
 
 For every call it asks what is planned, checks that the deltas a cached step would read are
 fresh, and runs the variant: cached, or refresh. It is opaque to Dynamo: it reads Python state,
@@ -19,7 +19,7 @@ from deltapass.moments import Moment, find_moments
 from deltapass.plan import Plan
 from deltapass.report import Entry
 from deltapass.schedule import Span
-from deltapass.session import History
+from deltapass.session import History, active_session
 from deltapass.variants import Variants
 
 
@@ -44,17 +44,27 @@ class Selector:
         try:
             moment = self.moments.find(self, arguments)
         except (UnsupportedGraphError, ScheduleError) as error:
-            self._refuse(error)
-            results, _ = self.variants.refresh(())([*arguments, *self._constants])
-            return results
+            return self._run_refused(arguments, error)
         weights = self._weights_version(arguments)
         span, reason = choose(moment, weights)
+        if span is not None:
+            results = self._run_cached(arguments, moment, span)
+        else:
+            if moment.state.weights != weights:
+                moment.state.clear()  # no prediction may mix the deltas of two sets of weights
+            moment.state.weights = weights
+            results = self._run_refresh(arguments, moment)
         if moment.entries is not None:
             moment.entries.append(_entry(moment, span, reason))
-        if span is not None:
-            return self._run_cached(arguments, moment, span)
-        moment.state.weights = weights
-        return self._run_refresh(arguments, moment)
+        return results
+
+    def _run_refused(self, arguments: Sequence[Any], error: DeltapassError) -> tuple[Any, ...]:
+        self._refuse(error)
+        session = active_session()
+        if session is not None:
+            session.refused(str(error))
+        results, _ = self.variants.refresh(())([*arguments, *self._constants])
+        return results
 
     def _run_refresh(self, arguments: Sequence[Any], moment: Moment) -> tuple[Any, ...]:
         state, keep = moment.state, self.plan.order + 1
@@ -105,19 +115,23 @@ def choose(moment: Moment, weights: int) -> tuple[Span | None, str]:
     A cached variant runs only on deltas of the same session, branch, model and weights, made by
     the refresh that the schedule planned for them or a later one.
     """
-    span, state = moment.planned, moment.state
-    if span is None:
-        return None, ""
-    history = state.histories.get(span)
+    reason = _obstacle(moment, weights) if moment.planned is not None else ""
+    return (None, reason) if reason else (moment.planned, "")
+
+
+def _obstacle(moment: Moment, weights: int) -> str:
+    """Why the planned span cannot be skipped now; empty if it can."""
+    state = moment.state
+    history = state.histories.get(moment.planned) if moment.planned else None
     if moment.doubt:
-        return None, moment.doubt
+        return moment.doubt
     if state.last_refresh is None or history is None or not history.deltas:
-        return None, "this branch has no delta yet"
+        return "this branch has no delta yet"
     if state.weights != weights:
-        return None, "the weights changed"
+        return "the weights changed"
     if not moment.fresh_since <= history.at[0] < moment.step:
-        return None, f"its delta is from step {history.at[0]}, not {moment.fresh_since}"
-    return span, ""
+        return f"its delta is from step {history.at[0]}, not {moment.fresh_since}"
+    return ""
 
 
 def _entry(moment: Moment, span: Span | None, reason: str) -> Entry:
@@ -131,7 +145,7 @@ def _entry(moment: Moment, span: Span | None, reason: str) -> Entry:
 
 
 def _trend(history: History, step: int, device: torch.device) -> torch.Tensor:
-    """w of the linear extrapolation d1 + w * (d1 - d0), over step positions.
+    """W of the linear extrapolation d1 + w * (d1 - d0), over step positions.
 
     With one delta only, d0 is d1 and w is 0: the prediction of order 0.
     """

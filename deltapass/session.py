@@ -101,6 +101,7 @@ class Session:
         _ACTIVE.reset(self._tokens.pop())
         if not self._tokens:
             self.free()
+            self._step = None
 
     def step(self, index: int, *, branch: Hashable = None) -> None:
         """Say which step (from 0), and which branch of it, the next call belongs to.
@@ -110,7 +111,7 @@ class Session:
         """
         if isinstance(index, bool) or not 0 <= index < self.steps:
             raise StepOutsideError(index, self.steps)
-        if index == 0 and self._step not in (None, 0):
+        if self._step is not None and index < self._step:
             self.free()  # the session is used again for a new trajectory
         if (index, branch) != (self._step, self._branch):
             self._calls.clear()
@@ -142,6 +143,13 @@ class Session:
     def nbytes(self) -> int:
         """Bytes (not KiB) of all deltas held."""
         return sum(s.nbytes for states in self._states.values() for s in states.values())
+
+    def refused(self, reason: str) -> None:
+        """Note a call that ran the full graph because nothing could be planned for it."""
+        step = self._step if self._step is not None else -1
+        self.entries.append(
+            Entry(step=step, branch=self._branch, planned=None, realised=None, reason=reason)
+        )
 
     def report(self) -> SessionReport:
         """What was planned and what was run, step by step."""

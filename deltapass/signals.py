@@ -46,8 +46,8 @@ class SignalReader:
             StepUnknownError: If the timesteps of the samples in one batch differ.
         """
         moment = arguments[self.timestep].detach()
-        probed = _probe(arguments[self.sample]) if self.sample is not None else moment.reshape(-1)[:0]
-        flat = moment.reshape(-1).to(torch.float64)
+        flat = moment.reshape(-1).to(torch.float32)
+        probed = flat[:0] if self.sample is None else _probe(arguments[self.sample])
         ends = torch.stack(torch.aminmax(flat)).to(probed.device)
         low, high, *rest = torch.cat([ends, probed]).tolist()
         if moment.ndim == 1 and low != high:
@@ -82,7 +82,7 @@ def _probe(tensor: torch.Tensor) -> torch.Tensor:
     """The first and last few numbers of a tensor, without copying the rest."""
     tensor = tensor.detach()
     if tensor.ndim == 0:
-        return tensor.reshape(1).to(torch.float64)
+        return tensor.reshape(1).to(torch.float32)
     first = tensor[(0,) * (tensor.ndim - 1)][:PROBES]
     last = tensor[(-1,) * (tensor.ndim - 1)][-PROBES:]
-    return torch.cat([first, last]).to(torch.float64)
+    return torch.cat([first, last]).to(torch.float32)

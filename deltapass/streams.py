@@ -24,9 +24,7 @@ aten = torch.ops.aten
 ADDITIONS: Final = frozenset(
     {operator.add, operator.iadd, torch.add, "add", "add_", aten.add.Tensor, aten.add_.Tensor}
 )
-CONCATENATIONS: Final = frozenset(
-    {torch.cat, torch.concat, torch.concatenate, aten.cat.default}
-)
+CONCATENATIONS: Final = frozenset({torch.cat, torch.concat, torch.concatenate, aten.cat.default})
 SPLITS: Final = frozenset(
     {
         torch.split, torch.chunk, torch.split_with_sizes, "split", "chunk", "split_with_sizes",
@@ -39,9 +37,11 @@ CARRIERS: Final = frozenset(
         "to", "type_as", "float", "half", "bfloat16", "contiguous", "clone", "clamp", "clip",
         "squeeze", "view", "reshape", "nan_to_num", "type", "double", "view_as", "reshape_as",
         torch.clamp, torch.clip, torch.clone, torch.nan_to_num, torch.squeeze, torch.reshape,
-        torch.nn.functional.dropout, aten.clone.default, aten.clamp.default, aten._to_copy.default,
-        aten.to.dtype, aten.view.default, aten.reshape.default, aten.squeeze.dim, aten.alias.default,
-        aten.contiguous.default, aten.dropout.default, aten._unsafe_view.default,
+        torch.nn.functional.dropout, aten.clone.default, aten.clamp.default,
+        aten._to_copy.default,
+        aten.to.dtype, aten.view.default, aten.reshape.default, aten.squeeze.dim,
+        aten.alias.default, aten.contiguous.default, aten.dropout.default,
+        aten._unsafe_view.default,
     }
 )  # fmt: skip
 SLICE_ARGUMENTS: Final = 4  # aten.slice.Tensor(input, dim, start, end)
@@ -95,7 +95,8 @@ def pair_streams(captured: Captured, blocks: Sequence[Block], span: str) -> tupl
         entering = _entering(captured, nodes[: blocks[0].stop], inside)
         spare = [node for node in entering if node not in taken]
         found.update(_by_shape(captured, unpaired, spare, span))
-    return tuple(Pair(live_in=found[out].name, live_out=out.name) for out in outs)
+    pairs = ((out, found[out]) for out in outs)
+    return tuple(Pair(live_in=node.name, live_out=out.name) for out, node in pairs if node)
 
 
 def _leaf(origin: Origin, spec: TensorSpec | None, captured: Captured) -> fx.Node | None:
@@ -194,11 +195,11 @@ class _Tracer:
         return first is not None and second is not None and first.shape == second.shape
 
     def _through_concatenation(self, node: fx.Node) -> Origin:
-        parts: Any = node.args[0]
+        parts: Any = node.args[0] if node.args else node.kwargs.get("tensors", ())
         dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
         specs = [self.captured.spec(part) for part in parts]
         whole = self.captured.spec(node)
-        if whole is None or any(spec is None for spec in specs):
+        if whole is None or not specs or any(spec is None for spec in specs):
             return None
         dim %= len(whole.shape)
         origins = [self.origin(part) for part in parts]
@@ -240,10 +241,11 @@ def _cut(node: fx.Node, spec: TensorSpec | None) -> tuple[int, int, int] | None:
     if node.target is aten.slice.Tensor:
         if len(node.args) < SLICE_ARGUMENTS:
             return None
-        _, dim, start, stop = node.args[:SLICE_ARGUMENTS]
-        slices = {dim: slice(start, stop)}
+        bounds: Any = node.args[1:SLICE_ARGUMENTS]
+        slices = {bounds[0]: slice(*bounds[1:])}
     else:
-        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        given: Any = node.args[1]
+        index = given if isinstance(given, tuple) else (given,)
         if not all(isinstance(part, slice) for part in index):
             return None
         slices = {dim: part for dim, part in enumerate(index) if part != slice(None)}

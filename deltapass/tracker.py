@@ -16,6 +16,7 @@ from deltapass.session import BranchState
 
 UNIT_SCALE: Final = 1.5  # first values up to this are read as 0..1, larger ones as 0..1000
 TRAINING_STEPS: Final = 1000.0
+MAX_BRANCHES: Final = 8
 FEW_STEP_GAP: Final = 0.08  # a first step this large means about a dozen steps or fewer
 
 
@@ -99,6 +100,10 @@ class TimestepTracker:
     def _same_step(self, value: float, sample: tuple[float, ...]) -> None:
         if sample == self._sample:
             self._branch += 1
+            if self._branch >= MAX_BRANCHES:
+                # A loop on fixed inputs, as in a benchmark: keep nothing for it.
+                self._states.clear()
+                self._problem = f"{MAX_BRANCHES} calls or more share one timestep and sample"
             return
         # Another trajectory at the same timestep, or a branch with a sample of its own.
         self._restart(value, sample)

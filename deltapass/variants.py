@@ -7,11 +7,14 @@ may ask for more. Bodies are shared, so a further variant costs a new list of ca
 
 from __future__ import annotations
 
+import itertools
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
+from deltapass.errors import RefusalWarning
 from deltapass.graphs import Call, Program
 from deltapass.lowering import Executable, LoweredBodies
 from deltapass.outline import Outline
@@ -44,6 +47,9 @@ class Variants:
         if wanted not in self._spans:
             plan = plan_span(self.outline, wanted)
             self._spans[wanted] = self._spans[plan.span] = plan
+            if plan.reason:
+                text = f"caching {plan.span} instead of {plan.wanted}: {plan.reason}"
+                warnings.warn(text, RefusalWarning, stacklevel=2)
         return self._spans[wanted]
 
     def actual(self, wanted: Span | None) -> Span | None:
@@ -65,15 +71,21 @@ class Variants:
         return self._made.get(key) or self._make(key)
 
     def warm_up(self, plan: Plan) -> None:
-        """Make every variant the plan can ask for, so that no request waits for a compile."""
-        if plan.steps is not None:
+        """Make the variants the plan can ask for, so that no request waits for a compile.
+
+        Stitched variants are free, so all are made. Whole ones each cost a compile: those of the
+        known number of steps, or of noise levels where it is not known.
+        """
+        spans = [self.span(span).span for span in plan.spans]
+        emitted = {frozenset(some) for n in range(3) for some in itertools.combinations(spans, n)}
+        if self.whole and plan.steps is not None:
             table = self.realised(plan.schedule.table(plan.steps, plan.blocks))
-            for emitted in set(emissions(table, self.order)):
-                self.refresh(tuple(sorted(emitted)))
-        spans = sorted({self.span(span).span for span in plan.spans})
-        # Without a known number of steps: both deltas before the boundary, the last one after.
-        for some in {tuple(spans), tuple(spans[:1]), ()}:
-            self.refresh(some)
+            emitted = set(emissions(table, self.order))
+        elif self.whole:
+            # Before the boundary either delta may be read next, after it only the last one's.
+            emitted = {frozenset(spans), frozenset(spans[-1:])}
+        for some in emitted:
+            self.refresh(tuple(sorted(some)))
         for span in spans:
             self.cached(span)
 

@@ -200,7 +200,7 @@ def test_write_into_part_of_a_fresh_tensor_becomes_functional() -> None:
 
 
 def test_write_into_an_input_is_refused() -> None:
-    with pytest.raises(MutationError, match="'add_' changes a tensor.*an input of the model"):
+    with pytest.raises(MutationError, match=r"'add_' changes a tensor.*an input of the model"):
         captured_by_fx(lambda x: x.add_(1.0) * 2.0, torch.ones(3))
 
 
@@ -240,9 +240,7 @@ def test_tensors_on_several_devices_are_refused() -> None:
 
 
 def test_scalar_on_the_host_may_meet_another_device() -> None:
-    captured = captured_by_fx(
-        lambda x, s: x * s, torch.ones(3, device="meta"), torch.tensor(2.0)
-    )
+    captured = captured_by_fx(lambda x, s: x * s, torch.ones(3, device="meta"), torch.tensor(2.0))
     assert captured.values["mul"].device.type == "meta"
 
 

@@ -40,14 +40,18 @@ def calls_of(toy: Any, steps: int = STEPS, shift: int = 0) -> list[Call]:
 
 
 @pytest.mark.parametrize("order", [0, 1])
-@pytest.mark.parametrize("name", ["adaln", "two_stream", "cross_attention", "in_place", "attributes"])
+@pytest.mark.parametrize(
+    "name", ["adaln", "two_stream", "cross_attention", "in_place", "attributes"]
+)
 def test_trajectory_equals_the_oracle_bit_for_bit(name: str, order: int) -> None:
     toy = make(name)
     calls = calls_of(toy)
     with deltapass.session(steps=STEPS) as session:
         outputs = follow(compiled(toy, order=order, **SCHEDULE), calls, session)
         assert tuple(entry.realised for entry in session.report().entries) == TABLE
-    for ours, theirs in zip(tensors(outputs), tensors(oracle(toy, TABLE, calls, order)), strict=True):
+    for ours, theirs in zip(
+        tensors(outputs), tensors(oracle(toy, TABLE, calls, order)), strict=True
+    ):
         assert torch.equal(ours, theirs)
 
 
@@ -230,7 +234,7 @@ class TwoDevices(torch.nn.Module):
 
 def test_mixed_devices_are_refused_with_their_names() -> None:
     model = compiled(TwoDevices(), strict=True)
-    with torch.no_grad(), raises_in_compile(MixedDevicesError, match="cpu, meta"):
+    with torch.no_grad(), raises_in_compile(MixedDevicesError, match=r"cpu, meta"):
         model(noise(0, 2, 4, 8), torch.tensor(3.0))
 
 
@@ -297,5 +301,5 @@ def test_unknown_step_runs_the_full_graph_and_warns_once() -> None:
 def test_unknown_step_is_an_error_where_strict() -> None:
     model = NoTimestep()
     args, _ = model.inner.inputs(999.0, 0)
-    with torch.no_grad(), pytest.raises(StepUnknownError, match="deltapass.session"):
+    with torch.no_grad(), pytest.raises(StepUnknownError, match=r"deltapass\.session"):
         compiled(model, strict=True)(*args)

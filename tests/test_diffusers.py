@@ -1,4 +1,4 @@
-"""Real model classes of diffusers, tiny and with random weights: one graph, bit-equal, no recompiles."""
+"""Model classes of diffusers, tiny, with random weights: one graph, bit-equal, no recompiles."""
 
 from __future__ import annotations
 

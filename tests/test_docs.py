@@ -30,7 +30,7 @@ FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | r
 # Named before they exist; take a name out once its file is there.
 BEING_WRITTEN = {"benchmarks/memory.py", "tests/backends/test_contract.py"}
 SUFFIXES = r"\.(?:py|md|toml|yaml|json|txt|typed)"
-PATH = re.compile(rf"(?:\.?[\w-]+/)*[\w.-]+(?:{SUFFIXES})|(?:\.?[\w-]+/)+[\w.-]*")
+PATH = re.compile(rf"(?:\.?[\w-]+/)*[\w.-]+(?:{SUFFIXES})|(?:\.?[\w-]+/)+(?:run)?")
 
 documents = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -106,6 +106,12 @@ def test_guide_has_every_option_with_its_default() -> None:
     defaults["schedule"] = "delta-dit"
     assert parse_options({"schedule": "delta-dit"}) == chosen
     assert {name: eval(value) for name, value in rows.items()} == defaults
+
+
+def test_flags_of_the_benchmarks_exist() -> None:
+    named = re.findall(r"--([a-z]+)", (ROOT / "benchmarks" / "README.md").read_text())
+    sources = " ".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
+    assert not [name for name in named if not re.search(rf"--{name}\b|\b{name}=\{{", sources)]
 
 
 @documents

@@ -17,7 +17,10 @@ def spec(*shape: int, dtype: torch.dtype = torch.float32) -> TensorSpec:
     return TensorSpec.of(torch.empty(shape, dtype=dtype, device="cpu"))
 
 
-def body(name: str, macs: Macs = Macs()) -> Body:
+NO_MACS = Macs()
+
+
+def body(name: str, macs: Macs = NO_MACS) -> Body:
     """Two operations on one value."""
     graph = fx.Graph()
     value = graph.call_function(torch.sin, (graph.placeholder("x"),))

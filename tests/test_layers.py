@@ -14,12 +14,12 @@ ROOT = Path(__file__).parent.parent
 
 # Every core module, each importing only from those before it. A new module is entered here.
 ORDER = (
-    *("errors", "schedule", "options", "graphs"),
+    *("errors", "schedule", "presets", "budget", "schedule_files", "options", "graphs"),
     *("observe", "capture"),
     *("streams", "repeats", "blocks"),
     *("outline", "plan", "rewrite", "lowering", "variants"),
     *("report", "session", "signals", "tracker", "moments", "runtime"),
-    *("compiler", "explain", "pipelines", "demo", "cli"),
+    *("compiler", "explain", "pipelines", "demo", "gallery", "cli"),
 )
 SEEN_BY_BACKENDS = {"errors", "graphs", "lowering"}
 PRIVATE = ("torch._dynamo", "torch._guards", "torch._inductor", "torch._subclasses")

@@ -96,10 +96,6 @@ def test_half_precision_costs_the_same() -> None:
 # ---- writes ------------------------------------------------------------------------------------
 
 
-
-
-
-
 @pytest.mark.parametrize(
     ("model", "writes"),
     [

@@ -19,15 +19,9 @@ from deltapass.errors import (
     UnsupportedModeError,
 )
 from deltapass.options import LOWERING_NAMES, MODES, OPTION_NAMES, Options, parse_options
-from deltapass.schedule import (
-    ExplicitSchedule,
-    Schedule,
-    Span,
-    delta_cache,
-    never,
-    reversed_phases,
-    save_schedule,
-)
+from deltapass.presets import delta_cache, never, reversed_phases
+from deltapass.schedule import ExplicitSchedule, Schedule, Span
+from deltapass.schedule_files import save_schedule
 
 
 def test_the_list_of_options_is_frozen() -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deltapass.budget import interval_for_budget, schedule_for_budget, table_macs
 from deltapass.errors import (
     BoundaryOutsideError,
     ScheduleError,
@@ -20,27 +21,16 @@ from deltapass.errors import (
     StepCountError,
     TooManyCachedBlocksError,
 )
-from deltapass.schedule import (
-    REGIONS,
+from deltapass.presets import (
     SCHEDULES,
-    ExplicitSchedule,
-    Schedule,
-    Span,
-    Table,
     delta_cache,
     delta_dit,
-    interval_for_budget,
-    load_schedule,
     named_schedule,
     never,
-    region_span,
     reversed_phases,
-    save_schedule,
-    schedule_for_budget,
-    table_macs,
-    table_rows,
-    table_text,
 )
+from deltapass.schedule import REGIONS, ExplicitSchedule, Schedule, Span, Table, region_span
+from deltapass.schedule_files import load_schedule, save_schedule, table_rows, table_text
 
 # table, method, schedule, steps, blocks, full MACs in T, printed MACs in T: the paper's figures,
 # not ours.

@@ -142,8 +142,6 @@ def test_dropped_text_stream_needs_no_pair() -> None:
 # ---- joined streams ----------------------------------------------------------------------------
 
 
-
-
 SPLITS: dict[str, Callable[[Tensor], Values]] = {
     "slices": lambda both: [both[:, :S], both[:, S:]],
     "stops": lambda both: [both[:, 0:S], both[:, S : S + T, :]],
@@ -267,7 +265,9 @@ def test_side_value_is_refused() -> None:
         (x,) = add(x)
         return [x, torch.sigmoid(x).mean(dim=1)]
 
-    with pytest.raises(StreamError, match="'mean' leaves the span and continues no value") as caught:
+    with pytest.raises(
+        StreamError, match="'mean' leaves the span and continues no value"
+    ) as caught:
         pairs(enter, [block], leave, image())
     assert "cached_blocks" in caught.value.remedy
 

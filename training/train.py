@@ -31,7 +31,7 @@ NULL_CLASS = len(CLASSES)  # the label that stands for "no label" in classifier-
 class Recipe:
     """What a run depends on; the defaults are the shipped model's."""
 
-    images: int = 200_000
+    images: int = 165_000
     batch: int = 128
     learning_rate: float = 1.5e-3
     warmup_images: int = 15_000
@@ -201,7 +201,11 @@ def _batch(
 
 
 def _log(run: Run, loss: float, rate: float) -> None:
-    record = {"images": run.images_seen, "loss": round(loss, 5), "images_per_second": round(rate, 1)}
+    record = {
+        "images": run.images_seen,
+        "loss": round(loss, 5),
+        "images_per_second": round(rate, 1),
+    }
     with (run.folder / "log.jsonl").open("a") as log:
         log.write(json.dumps(record) + "\n")
 
