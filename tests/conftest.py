@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,27 @@ settings.load_profile("deltapass")
 
 # A second thread gains toy models nothing; on a busy machine its barriers cost a hundredfold.
 torch.set_num_threads(1)
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "write the golden texts anew instead of comparing with them"
+    parser.addoption("--update-golden", action="store_true", help=text)
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compare a text with the file golden/NAME.txt, or write it under --update-golden."""
+
+    def compare(name: str, text: str) -> None:
+        path = GOLDEN / f"{name}.txt"
+        if request.config.getoption("--update-golden"):
+            path.write_text(text + "\n")
+        assert text + "\n" == path.read_text(), f"{path.name}: see --update-golden"
+
+    return compare
 
 
 @pytest.fixture(autouse=True)

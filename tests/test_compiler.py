@@ -303,3 +303,57 @@ def test_unknown_step_is_an_error_where_strict() -> None:
     args, _ = model.inner.inputs(999.0, 0)
     with torch.no_grad(), pytest.raises(StepUnknownError, match=r"deltapass\.session"):
         compiled(model, strict=True)(*args)
+
+
+class Autocast(torch.nn.Module):
+    """A denoiser that computes its conditioning under autocast and the rest without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = make("adaln")
+        self.scale = torch.nn.Linear(4, 4).requires_grad_(False)
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            scale = self.scale(hidden_states)
+        return self.inner(hidden_states + scale.float(), timestep)
+
+
+def test_autocast_ends_where_the_model_ends_it() -> None:
+    model = Autocast()
+    calls = calls_of(model.inner)
+    ours = follow(compiled(model, schedule="none"), calls)
+    for one, other in zip(tensors(ours), tensors(follow(model, calls)), strict=True):
+        assert one.dtype is other.dtype is torch.float32
+        assert torch.equal(one, other)
+
+
+class Conditional(torch.nn.Module):
+    """A denoiser with an operator that cannot be analysed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = make("adaln")
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        early = timestep.max() > 500
+        scaled = torch.cond(early, lambda x: x.sin(), lambda x: x.cos(), (hidden_states,))
+        return self.inner(scaled, timestep)
+
+
+def test_operator_that_cannot_be_analysed_is_refused() -> None:
+    model = Conditional()
+    args, kwargs = model.inner.inputs(999.0, 0)
+    with torch.no_grad(), pytest.warns(RefusalWarning, match="cannot be analysed"):
+        ours = compiled(model)(*args, **kwargs)
+    assert torch.equal(ours, model(*args, **kwargs))
+
+
+def test_refused_graph_of_dynamic_shapes_is_still_lowered() -> None:
+    toy = make("no_blocks")
+    args, kwargs = toy.inputs(999.0, 0)
+    model = torch.compile(toy, backend="deltadit", dynamic=True)
+    with torch.no_grad():
+        with pytest.warns(RefusalWarning, match="no stack of repeated blocks"):
+            ours = model(*args, **kwargs)
+        torch.testing.assert_close(ours, toy(*args, **kwargs), rtol=1e-4, atol=1e-4)

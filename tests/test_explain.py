@@ -99,3 +99,10 @@ def test_macs_of_real_sizes_agree_with_the_paper(
     assert report.plain_macs.paper / 1e12 == pytest.approx(printed, rel=1e-3)
     assert report.trajectory_macs.paper / 1e12 == pytest.approx(printed_cached, rel=1e-3)
     assert report.expected_speedup == pytest.approx(1.6, rel=1e-3)
+
+
+def test_explaining_often_meets_no_recompile_limit() -> None:
+    toy = make("adaln")
+    args, kwargs = toy.inputs(999.0, 0)
+    reports = {str(deltapass.explain(toy, *args, **kwargs)) for _ in range(10)}
+    assert len(reports) == 1

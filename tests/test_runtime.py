@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import gc
 import threading
 from typing import Any
@@ -206,3 +207,70 @@ def test_dropped_model_frees_its_implicit_deltas(toy: Any) -> None:
     gc.collect()
     after = sum(t.nbytes for t in gc.get_objects() if type(t) is torch.Tensor)
     assert after < before
+
+
+def test_order_one_does_not_mix_the_deltas_of_two_sets_of_weights(toy: Any) -> None:
+    model = compiled(toy, order=1, **SCHEDULE)
+    calls = calls_of(toy)
+    with deltapass.session(steps=STEPS) as session:
+        follow(model, calls[:2], session)
+        with torch.no_grad():
+            next(iter(toy.parameters())).mul_(1.1)
+        late = _from(model, calls, session, 2)
+    with deltapass.session(steps=STEPS) as session:
+        assert same(late, _from(model, calls, session, 2))
+
+
+def _from(model: Any, calls: list[Call], session: Any, first: int) -> list[torch.Tensor]:
+    outputs = []
+    for step in (first, first + 1):
+        session.step(step)
+        with torch.no_grad():
+            outputs.append(tensors([model(*calls[step][0], **calls[step][1])])[0])
+    return outputs
+
+
+def test_threads_with_a_copied_context_do_not_meet(toy: Any) -> None:
+    model = compiled(toy, **SCHEDULE)
+    trajectories = [calls_of(toy, shift) for shift in (0, 100)]
+    alone = [tensors(follow(model, calls)) for calls in trajectories]
+    contexts = [contextvars.copy_context() for _ in trajectories]
+    barrier = threading.Barrier(len(trajectories))
+    results: dict[int, list[torch.Tensor]] = {}
+
+    def work(which: int) -> None:
+        outputs = []
+        for call in trajectories[which]:
+            barrier.wait()  # step by step in turn, the worst case for shared state
+            outputs += tensors(follow(model, [call]))
+        results[which] = outputs
+
+    threads = [
+        threading.Thread(target=context.run, args=(work, at)) for at, context in enumerate(contexts)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(same(alone[at], results[at]) for at in range(len(trajectories)))
+
+
+def test_loop_on_fixed_inputs_says_so_and_holds_no_deltas(toy: Any) -> None:
+    model = compiled(toy, **SCHEDULE)
+    call = calls_of(toy)[0]
+    with pytest.warns(deltapass.RefusalWarning, match="share one timestep and sample") as caught:
+        follow(model, [call] * 20)
+    assert len(caught) == 1
+
+
+def test_refused_calls_are_not_as_planned(toy: Any) -> None:
+    schedule = deltapass.ExplicitSchedule((None, DEEP))
+    model = compiled(toy, **SCHEDULE)
+    calls = calls_of(toy)
+    with (
+        deltapass.session(steps=STEPS, schedule=schedule) as session,
+        pytest.warns(deltapass.RefusalWarning, match="2 rows"),
+    ):
+        outputs = tensors(follow(model, calls[:2], session))
+        assert not session.report().as_planned
+    assert same(outputs, tensors(follow(toy, calls[:2])))

@@ -78,7 +78,7 @@ def card(model: Any, log: list[dict[str, float]], recipe: Any, classes: tuple[st
         parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
         classes=", ".join(classes),
         dropout=recipe.label_dropout,
-        images=int(log[-1]["images"]),
+        images=max(int(log[-1]["images"]), recipe.images),
         batch=recipe.batch,
         rate=recipe.learning_rate,
         loss=log[-1]["loss"],

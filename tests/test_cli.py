@@ -1,0 +1,88 @@
+"""The command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("diffusers")
+
+from models import make
+from typer.testing import CliRunner
+
+import deltapass
+from deltapass.cli import app, parse_pairs
+
+
+def call(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(words), env={"COLUMNS": "120"})
+    return result.exit_code, result.output
+
+
+def toy() -> tuple[object, tuple[object, ...], dict[str, object]]:
+    """A factory for `deltapass explain --model test_cli:toy`."""
+    model = make("adaln")
+    return (model, *model.inputs(999.0, 0))
+
+
+def wrong() -> int:
+    """A factory that gives something else."""
+    return 3
+
+
+def test_version() -> None:
+    assert call("--version") == (0, f"deltapass {deltapass.__version__}\n")
+
+
+def test_explain_the_embedded_model() -> None:
+    code, text = call("explain", "--steps", "10")
+    assert code == 0
+    assert "28 blocks" in text
+    assert "expected" in text
+
+
+def test_explain_a_model_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    code, text = call("explain", "--model", "test_cli:toy", "--option", "cached_blocks=4")
+    assert code == 0
+    assert "6 blocks" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "nothing"], "module:factory"),
+        (["--model", "no_such_module:make"], "No module named"),
+        (["--model", "test_cli:wrong"], "gave int"),
+        (["--option", "intervall=3"], "Did you mean 'interval'"),
+        (["--option", "cached_blocks=99"], "99 but the model has 28 blocks"),
+    ],
+)
+def test_errors_are_one_message_without_a_traceback(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    code, text = call("explain", *words)
+    assert code == 1
+    assert message in " ".join(text.split())
+    assert "Traceback" not in text
+
+
+def test_demo_with_an_option_that_does_not_exist(tmp_path: Path) -> None:
+    code, text = call("demo", "--option", "lowring=eager", "--output", str(tmp_path))
+    assert code == 1
+    assert "Did you mean 'lowering'" in " ".join(text.split())
+
+
+def test_pairs_are_read_as_json_or_text() -> None:
+    pairs = ["interval=3", "boundary=0.5", "strict=true", "schedule=reversed"]
+    assert parse_pairs(pairs) == {
+        "interval": 3, "boundary": 0.5, "strict": True, "schedule": "reversed",
+    }  # fmt: skip
+
+
+def test_pair_without_an_equals_sign_is_refused() -> None:
+    code, text = call("explain", "--option", "interval")
+    assert code == 2
+    assert "name=value" in text
