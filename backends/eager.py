@@ -15,6 +15,8 @@ from deltapass.lowering import Lowered
 class EagerLowering:
     """Runs the captured operators themselves, so a refresh equals the plain model bit for bit."""
 
+    exact = True
+
     def __init__(self, mode: str | None = None) -> None:
         self.mode = mode
 

@@ -14,12 +14,14 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from deltapass.graphs import Body, TensorSpec
 from deltapass.lowering import Lowered
 
-ELEMENTWISE: Final = frozenset({torch.add, torch.sub, torch.mul})
+SIMPLE: Final = frozenset({torch.add, torch.sub, torch.mul, torch.empty_strided, "copy_"})
 
 
 @final
 class InductorLowering:
     """Compiles a body once for its static shapes; weights are arguments of the result."""
+
+    exact = False
 
     def __init__(self, mode: str | None = None) -> None:
         self.patches: dict[str, Any] = {}
@@ -65,12 +67,12 @@ class InductorLowering:
 
 
 def _is_trivial(body: Body) -> bool:
-    """A delta or a prediction: a few elementwise operators on one stream, as fast uncompiled.
+    """A delta, a prediction or a copy: a few operators on one stream, as fast uncompiled.
 
     Compiling each costs about 0.6 s of C++ compiler, a tenth of the whole cold compile.
     """
-    calls = [node for node in body.module.graph.nodes if node.op == "call_function"]
-    return body.operations == len(calls) and all(node.target in ELEMENTWISE for node in calls)
+    calls = [node for node in body.module.graph.nodes if node.op.startswith("call")]
+    return all(node.target in SIMPLE for node in calls)
 
 
 def _copy(graph: torch.fx.Graph) -> torch.fx.Graph:

@@ -40,7 +40,9 @@ def find_blocks(captured: Captured) -> Stack:
         main = max(range(len(containers)), key=lambda i: _cost(captured, containers[i]).full)
         return Stack(blocks=_extend(captured, containers, main), found_by="module stack")
     blocks = find_repeats(captured)
-    if len(blocks) < MIN_BLOCKS:
+    # Small repetitions are everywhere; a stack of blocks is most of what a denoiser computes.
+    total = sum(captured.macs.values(), Macs()).full
+    if len(blocks) < MIN_BLOCKS or _cost(captured, blocks).full * 2 < total:
         raise NoBlocksError(captured.operations, "neither module lists nor operations repeat")
     return Stack(blocks=blocks, found_by="repeated structure")
 
@@ -69,9 +71,22 @@ def _containers(captured: Captured) -> list[tuple[Block, ...]]:
         if outer is not None:
             groups.setdefault(outer.container, {}).setdefault(outer, []).append(position)
     stacks = [_in_order(instances) for instances in groups.values()]
-    # Layers in a torch.nn.Sequential are numbered too, but carry no residual stream.
-    kept = [s for s in stacks if sum(_is_residual(captured, [b]) for b in s) >= MIN_BLOCKS]
+    # Layers in a torch.nn.Sequential are numbered too, but carry no stream. Data flow tells; only
+    # where it tells of no stack at all, as with norms after the additions, may shape.
+    kept = _residual_stacks(captured, stacks, by_shape=False)
+    kept = kept or _residual_stacks(captured, stacks, by_shape=True)
     return sorted(kept, key=lambda stack: stack[0].first)
+
+
+def _residual_stacks(
+    captured: Captured, stacks: Sequence[tuple[Block, ...]], *, by_shape: bool
+) -> list[tuple[Block, ...]]:
+    """The stacks in which two blocks or more hand on nothing but streams."""
+    return [
+        stack
+        for stack in stacks
+        if sum(_is_residual(captured, [block], by_shape=by_shape) for block in stack) >= MIN_BLOCKS
+    ]
 
 
 def _numbered(node: fx.Node) -> Iterator[_Entry]:
@@ -130,12 +145,12 @@ def _extend(
 
 
 def _joins(captured: Captured, one: Block, two: Block) -> bool:
-    return one.stop <= two.first and _is_residual(captured, (one, two))
+    return one.stop <= two.first and _is_residual(captured, (one, two), by_shape=False)
 
 
-def _is_residual(captured: Captured, blocks: Sequence[Block]) -> bool:
+def _is_residual(captured: Captured, blocks: Sequence[Block], *, by_shape: bool) -> bool:
     """Whether all that these blocks hand on are streams that entered them."""
     try:
-        return bool(pair_streams(captured, blocks, "the stack"))
+        return bool(pair_streams(captured, blocks, "the stack", by_shape=by_shape))
     except StreamError:
         return False

@@ -19,6 +19,7 @@ from typing import Any, Final, final
 import torch
 from torch import fx
 from torch._guards import tracing
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_iter
@@ -104,7 +105,7 @@ def capture(module: fx.GraphModule, arguments: Sequence[Any]) -> Captured:
         fakes = to_fake(arguments)
         try:
             seen = observe(module, fakes)
-        except NotImplementedError as error:
+        except (NotImplementedError, DataDependentOutputException) as error:
             raise UnsupportedOperatorError(str(error).split("\n")[0]) from error
         if seen.writes:
             module = _functionalise(module, fakes, seen.writes[0])
@@ -162,23 +163,19 @@ class _Folded:
 def _fold_numbers(module: fx.GraphModule, values: dict[str, Any]) -> _Folded:
     """Copy the graph with every number a literal and every tensor attribute a placeholder."""
     graph, constants = fx.Graph(), {}
-    env: dict[fx.Node, Any] = {}
-    for node in _placeholders(module):
-        env[node] = graph.placeholder(_readable_name(node))
+    placed = {node: graph.placeholder(_readable_name(node)) for node in _placeholders(module)}
+    env: dict[fx.Node, Any] = dict(placed)
     for node in module.graph.nodes:
         if node.op == "get_attr" and torch.is_tensor(values[node.name]):
-            env[node] = graph.placeholder(node.name)
-            constants[env[node].name] = _attribute(module, str(node.target))
+            env[node] = placed[node] = graph.placeholder(node.name)
+            constants[placed[node].name] = _attribute(module, str(node.target))
     for node in module.graph.nodes:
-        if node in env:
-            continue
         if node.op != "output" and _is_number(values[node.name]):
-            env[node] = values[node.name]
-        else:
-            env[node] = graph.node_copy(node, env.__getitem__)
+            env[node] = values[node.name]  # its placeholder, if any, stays, and nobody reads it
+        elif node not in env:
+            env[node] = placed[node] = graph.node_copy(node, env.__getitem__)
     graph.lint()
-    kept = {old.name: new.name for old, new in env.items() if isinstance(new, fx.Node)}
-    names = {node.name: kept.get(node.name, node.name) for node in env}
+    names = {node.name: placed[node].name if node in placed else node.name for node in env}
     return _Folded(module=fx.GraphModule(module, graph), constants=constants, names=names)
 
 

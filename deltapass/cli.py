@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 import deltapass
 from deltapass.errors import DeltapassError, OptionError
@@ -18,7 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-Number = int | float | str
+OWN_FLAGS: Final = ("lowering", "steps")  # backend options that are flags of the demo itself
 
 
 def _version(wanted: bool) -> None:
@@ -57,9 +59,10 @@ def demo(  # noqa: PLR0913, PLR0917 - one parameter an option is how typer is to
     """Sample the embedded model plainly and with deltapass, side by side."""
     console = Console()
     options = parse_pairs(option or [])
+    _refuse_own(options)
     if schedule is not None:
         options["schedule"] = schedule
-    with _clean_errors(console):
+    with _clean_errors():
         from deltapass.demo import Settings, progress_bars, run_demo
         from deltapass.gallery import outcome_table, write_json, write_picture
 
@@ -94,7 +97,7 @@ def explain(
 ) -> None:
     """Say what the backend would do with a model, without running it."""
     console = Console()
-    with _clean_errors(console):
+    with _clean_errors():
         denoiser, args, kwargs = _load(model)
         options = {"steps": steps, **parse_pairs(option or [])}
         console.print(deltapass.explain(denoiser, *args, options=options, **kwargs))
@@ -114,6 +117,15 @@ def parse_pairs(pairs: list[str]) -> dict[str, object]:
     return options
 
 
+def _refuse_own(options: dict[str, object]) -> None:
+    """The demo would overwrite these: better say so."""
+    for name in OWN_FLAGS:
+        if name in options:
+            raise typer.BadParameter(f"use --{name} for it", param_hint=f"--option {name}=")
+    if "order" in options:
+        raise typer.BadParameter("the demo shows both orders", param_hint="--option order=")
+
+
 def _load(model: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     if model == "embedded":
         from deltapass.demo import Settings, example_call
@@ -122,24 +134,29 @@ def _load(model: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         pipeline = load_embedded()
         args, kwargs = example_call(pipeline, Settings(count=1, options={}))
         return pipeline.transformer, args, kwargs
-    module, separator, factory = model.partition(":")
     allowed = "'embedded', or module:factory whose call gives (model, args, kwargs)"
-    if not separator:
-        raise OptionError("model", model, allowed)
-    try:
-        made = getattr(importlib.import_module(module), factory)()
-    except (ImportError, AttributeError) as error:
-        raise OptionError("model", f"{model} ({error})", allowed) from error
+    made = _factory(model, allowed)()
     if not (isinstance(made, tuple) and len(made) == len(("model", "args", "kwargs"))):
         raise OptionError("model", f"{model}, which gave {type(made).__name__}", allowed)
     return made[0], tuple(made[1]), dict(made[2])
 
 
+def _factory(model: str, allowed: str) -> Any:
+    module, separator, factory = model.partition(":")
+    if not separator:
+        raise OptionError("model", model, allowed)
+    # Unlike `python -m`, an installed command does not look for modules where it is started.
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module), factory)
+    except (ImportError, AttributeError) as error:
+        raise OptionError("model", f"{model} ({error})", allowed) from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+
+
 class _clean_errors:  # noqa: N801 - used as a statement
     """Show an error of ours as one message and exit with 1, without a traceback."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
 
     def __enter__(self) -> None:
         return None
@@ -147,5 +164,7 @@ class _clean_errors:  # noqa: N801 - used as a statement
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         inner = getattr(error, "inner_exception", error)
         if isinstance(inner, DeltapassError):
-            self.console.print(f"[red]error:[/red] {inner}", highlight=False)
+            # As Text: brackets in a message, as in 'deltapass[demo]', are not markup.
+            message = Text.assemble(("error: ", "red"), str(inner))
+            Console(stderr=True).print(message)
             raise typer.Exit(1) from error

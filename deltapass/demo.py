@@ -7,26 +7,29 @@ process; pictures and numbers go to a folder.
 
 from __future__ import annotations
 
-import datetime
 import functools
-import platform
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, final
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from torchmetrics.functional.image import peak_signal_noise_ratio
 
+from deltapass.errors import MissingLibraryError
 from deltapass.explain import Report, explain
+from deltapass.machine import compile_cache, faster_threads, seconds_of, start_compiler
 from deltapass.pipelines import ClassConditionalPipeline, load_embedded
 from deltapass.session import session
 
+try:
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+except ImportError as error:
+    raise MissingLibraryError("torchmetrics", "demo") from error
+
 ORDERS: Final = (0, 1)
-CPU_INFO: Final = Path("/proc/cpuinfo")
 
 
 @final
@@ -70,36 +73,25 @@ class Outcome:
     gmacs_full: float
     psnr: float | None
     compile_seconds: float | None
+    round_seconds: tuple[float, ...] = ()
     images: torch.Tensor
 
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoResult:
-    """All rows, the plain one first, and the report the schedule came with."""
+    """All rows, the plain one first, and what they depend on.
+
+    `compiler_seconds` is what the first compilation of anything cost in this process, and
+    `compile_cache` says what Inductor's cache on disk held before it.
+    """
 
     outcomes: tuple[Outcome, ...]
     report: Report
     settings: Settings
-
-    def as_dict(self) -> dict[str, Any]:
-        """Numbers and what they depend on, without the images."""
-        names = [name for name in Outcome.__slots__ if name != "images"]
-        return {
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "hardware": f"{processor()}, {torch.get_num_threads()} threads",
-            "count": self.settings.count,
-            "seed": self.settings.seed,
-            "guidance": self.settings.guidance,
-            "rounds": self.settings.rounds,
-            "lowering": self.settings.lowering,
-            "options": {name: str(value) for name, value in self.settings.options.items()},
-            "schedule": [str(span) if span else "refresh" for span in self.report.schedule_table],
-            "buffer_bytes": self.report.buffer_bytes,
-            "methods": [{name: getattr(row, name) for name in names} for row in self.outcomes],
-        }
+    threads: int
+    compiler_seconds: float
+    compile_cache: str
 
 
 def run_demo(settings: Settings, progress: Progress) -> DemoResult:
@@ -118,14 +110,22 @@ def run_demo(settings: Settings, progress: Progress) -> DemoResult:
     args, kwargs = example_call(pipeline, settings)
     backend = {"steps": settings.steps, **settings.options, "lowering": settings.lowering}
     report = explain(model, *args, options=backend, **kwargs)
-    methods = make_methods(model, settings, report, backend)
-    compiled = compile_all(methods, (args, kwargs), progress)
-    images, seconds = sample_in_turns(pipeline, methods, settings, progress)
-    pipeline.transformer = model
+    with torch.no_grad(), faster_threads(functools.partial(model, *args, **kwargs)) as threads:
+        cache, started = compile_cache(), start_compiler(settings.lowering)
+        methods = make_methods(model, settings, report, backend)
+        compiled = compile_all(methods, (args, kwargs), progress)
+        images, seconds = sample_in_turns(pipeline, methods, settings, progress)
     outcomes = tuple(
         _outcome(method, images, seconds, compiled, settings.count) for method in methods
     )
-    return DemoResult(outcomes=outcomes, report=report, settings=settings)
+    return DemoResult(
+        outcomes=outcomes,
+        report=report,
+        settings=settings,
+        threads=threads,
+        compiler_seconds=started,
+        compile_cache=cache,
+    )
 
 
 def example_call(
@@ -146,7 +146,7 @@ def make_methods(
     """Plain, ours at order 0 and 1, and plain with the steps that cost what ours does."""
     plain = model if settings.lowering == "eager" else torch.compile(model, dynamic=False)
     share = 1 / report.expected_speedup
-    fewer = max(1, round(settings.steps * share))
+    fewer = max(1, math.floor(settings.steps * share + 0.5))  # half a step goes to the rival
 
     def method(name: str, denoiser: Any, steps: int, cost: float) -> Method:
         paper = report.plain_macs.paper * steps / settings.steps
@@ -169,6 +169,8 @@ def make_methods(
         for order in ORDERS
     ]
     whole = method(f"plain, {settings.steps} steps", plain, settings.steps, 1.0)
+    if fewer == settings.steps:  # nothing is cached: the rival would be the plain run again
+        return (whole, *ours)
     return (whole, *ours, method(f"plain, {fewer} steps", plain, fewer, fewer / settings.steps))
 
 
@@ -187,7 +189,7 @@ def compile_all(
         with session(steps=2) as compiling:
             compiling.step(0)
             run = functools.partial(method.denoiser, *args, **kwargs)
-            first, second = _seconds(run), _seconds(run)
+            first, second = seconds_of(run), seconds_of(run)
         seconds[method.name] = max(0.0, first - second)
         progress.advance(task)
     progress.update(task, description="compiled")
@@ -265,6 +267,7 @@ def _outcome(
         gmacs_full=method.macs_full / count / 1e9,
         psnr=None if method.name == plain else mean_psnr(images[method.name], images[plain]),
         compile_seconds=compiled.get(method.name),
+        round_seconds=tuple(seconds[method.name]),
         images=images[method.name],
     )
 
@@ -281,19 +284,6 @@ def mean_psnr(images: torch.Tensor, wanted: torch.Tensor) -> float:
         images, wanted, data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3)
     )
     return float(value)
-
-
-def processor() -> str:
-    """Name of the processor."""
-    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
 
 
 def progress_bars(console: Any) -> Progress:

@@ -29,7 +29,13 @@ LOWERINGS: Final[Mapping[str, str]] = MappingProxyType(
 
 
 class Lowering(Protocol):
-    """What a lowering must offer; tests/backends/test_contract.py holds every one to it."""
+    """What a lowering must offer; tests/backends/test_contract.py holds every one to it.
+
+    `exact` promises results equal to the eager operators' bit for bit; then every body keeps the
+    layouts it was traced with.
+    """
+
+    exact: bool
 
     def can_lower(self, body: Body) -> str | None:
         """Why a body cannot be lowered, or None. Must not change the body."""

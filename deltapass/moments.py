@@ -7,9 +7,10 @@ thread; see docs/guide.md for what that can and cannot know.
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, final
 
 from torch.utils.weak import WeakIdKeyDictionary
@@ -41,7 +42,7 @@ class Moment:
         step: Step on the trajectory, from 0.
         branch: Which call of the step.
         planned: The span to skip, or None for a refresh.
-        emits: Spans whose deltas later cached steps will read, should this call refresh.
+        emits: Gives the spans whose deltas later cached steps read, should this call refresh.
         fresh_since: The last planned refresh; deltas from before it are too old.
         keeps: Spans that later steps read; the deltas of others can go. None: not known.
         state: Deltas of this branch.
@@ -52,7 +53,7 @@ class Moment:
     step: int
     branch: Hashable
     planned: Span | None
-    emits: frozenset[Span]
+    emits: Callable[[], frozenset[Span]]
     fresh_since: int
     keeps: frozenset[Span] | None
     state: BranchState
@@ -108,7 +109,7 @@ class Moments:
             step=step,
             branch=branch,
             planned=table[step],
-            emits=read_after(table, step, self.plan.order),
+            emits=partial(read_after, table, step, self.plan.order),
             fresh_since=max((at for at in range(step + 1) if table[at] is None), default=0),
             keeps=frozenset(span for span in table[step + 1 :] if span is not None),
             state=state,
@@ -145,14 +146,17 @@ class Moments:
         def at(step: int, level: float = place.level) -> Span | None:
             return self.variants.actual(schedule.at(step, level, blocks))
 
-        horizon = range(place.step + 1, place.step + 1 + self._reach())
-        later = {at(step, level) for step in horizon for level in (place.level, 0.0)}
+        def emits() -> frozenset[Span]:
+            horizon = range(place.step + 1, place.step + 1 + self._reach())
+            later = {at(step, level) for step in horizon for level in (place.level, 0.0)}
+            return frozenset(span for span in later if span is not None)
+
         past = range(place.step, -1, -1)
         return Moment(
             step=place.step,
             branch=place.branch,
             planned=at(place.step),
-            emits=frozenset(span for span in later if span is not None),
+            emits=emits,
             fresh_since=next((step for step in past if at(step) is None), 0),
             keeps=None,
             state=state,

@@ -6,6 +6,7 @@ module or the result of torch.compile.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, cast
@@ -62,6 +63,7 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
     ) -> Any:
         """Sample one image a label.
@@ -77,23 +79,27 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
             generator: One, or one an image.
             output_type: "pil", "pt" or "np".
             callback_on_step_end: Called as (pipeline, step, timestep, {"latents": ...}).
+            callback_on_step_end_tensor_inputs: Names of the tensors it is given.
             return_dict: Give an ImagePipelineOutput rather than a tuple.
 
         Raises:
-            ValueError: For an unknown class name or number.
+            ValueError: For an unknown class name or number, or another tensor for callbacks.
         """
+        self._check_callback_inputs(callback_on_step_end_tensor_inputs)
         guided = guidance_scale > 1.0
         labels = self._label_tensor(class_labels, guided)
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         sample = self._initial_noise(len(class_labels), generator)
+        extra = self._step_arguments(generator)
         self._interrupt = False
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
             if self._interrupt:
                 continue
             prediction = self._predict(sample, timestep, labels, guidance_scale)
-            sample = self.scheduler.step(prediction, timestep, sample, return_dict=False)[0]
+            sample = self.scheduler.step(prediction, timestep, sample, **extra)[0]
             if callback_on_step_end is not None:
-                given = callback_on_step_end(self, step, timestep, {"latents": sample}) or {}
+                tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, sample)
+                given = callback_on_step_end(self, step, timestep, tensors) or {}
                 sample = given.get("latents", sample)
         images = self.image_processor.postprocess(sample.float(), output_type=output_type)
         self.maybe_free_model_hooks()
@@ -113,6 +119,19 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
         conditional, unconditional = out.chunk(2)
         guided_out: torch.Tensor = unconditional + scale * (conditional - unconditional)
         return guided_out
+
+    def _step_arguments(
+        self, generator: torch.Generator | list[torch.Generator] | None
+    ) -> dict[str, Any]:
+        """What each step is given: the generator too, where the scheduler draws noise."""
+        takes = inspect.signature(self.scheduler.step).parameters
+        drawn = {"generator": generator} if "generator" in takes else {}
+        return {"return_dict": False, **drawn}
+
+    def _check_callback_inputs(self, names: Sequence[str]) -> None:
+        unknown = sorted(set(names) - set(self._callback_tensor_inputs))
+        if unknown:
+            raise ValueError(f"callbacks get {self._callback_tensor_inputs}, not {unknown}")
 
     def _label_tensor(self, class_labels: Sequence[int | str], guided: bool) -> torch.Tensor:
         count = self.transformer.config.num_embeds_ada_norm

@@ -68,7 +68,7 @@ class Selector:
 
     def _run_refresh(self, arguments: Sequence[Any], moment: Moment) -> tuple[Any, ...]:
         state, keep = moment.state, self.plan.order + 1
-        spans = tuple(sorted(moment.emits))
+        spans = tuple(sorted(moment.emits()))
         state.last_refresh = None  # should this run fail, nothing of it may be read later
         for held in list(state.histories):
             state.histories[held].make_room(keep - 1)

@@ -16,6 +16,7 @@ import torch
 from deltapass.errors import StepUnknownError
 from deltapass.graphs import Input, Role
 
+MANY: Final = 64  # timesteps up to this many are read as they are
 PROBES: Final = 8  # numbers read at each end of a tensor
 
 
@@ -45,17 +46,16 @@ class SignalReader:
         Raises:
             StepUnknownError: If the timesteps of the samples in one batch differ.
         """
-        moment = arguments[self.timestep].detach()
-        flat = moment.reshape(-1).to(torch.float32)
-        probed = flat[:0] if self.sample is None else _probe(arguments[self.sample])
-        ends = torch.stack(torch.aminmax(flat)).to(probed.device)
-        low, high, *rest = torch.cat([ends, probed]).tolist()
-        if moment.ndim == 1 and low != high:
+        times = _times(arguments[self.timestep])
+        ends = _ends(arguments[self.sample]) if self.sample is not None else []
+        numbers = _read([times, *ends])
+        moments, sample = numbers[: len(times)], numbers[len(times) :]
+        if arguments[self.timestep].ndim == 1 and min(moments) != max(moments):
             raise StepUnknownError("the samples of one batch are at different timesteps")
         conditioning: list[float] = []
         for at in self.conditioning:
             conditioning.extend(self._fingerprint(at, arguments[at]))
-        return Signals(high, tuple(rest), tuple(conditioning))
+        return Signals(max(moments), tuple(sample), tuple(conditioning))
 
     def _fingerprint(self, at: int, tensor: torch.Tensor) -> tuple[float, ...]:
         """A few numbers of a tensor; the same unchanged object is not read again."""
@@ -63,7 +63,7 @@ class SignalReader:
         seen = self._known.get(at)
         if seen is not None and seen[0]() is tensor and seen[1] == version != -1:
             return seen[2]
-        numbers = tuple(_probe(tensor).tolist())
+        numbers = tuple(_read(_ends(tensor)))
         self._known[at] = (weakref.ref(tensor), version, numbers)
         return numbers
 
@@ -78,11 +78,23 @@ def signal_reader(inputs: Sequence[Input]) -> SignalReader | None:
     return SignalReader(roles.index(Role.TIMESTEP), sample, conditioning)
 
 
-def _probe(tensor: torch.Tensor) -> torch.Tensor:
+def _times(timestep: torch.Tensor) -> torch.Tensor:
+    """The timesteps of a call, or the least and greatest where there are many (one a token)."""
+    flat = timestep.reshape(-1)
+    return flat if len(flat) <= MANY else torch.stack(torch.aminmax(flat))
+
+
+def _ends(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The first and last few numbers of a tensor, without copying the rest."""
-    tensor = tensor.detach()
     if tensor.ndim == 0:
-        return tensor.reshape(1).to(torch.float32)
-    first = tensor[(0,) * (tensor.ndim - 1)][:PROBES]
-    last = tensor[(-1,) * (tensor.ndim - 1)][-PROBES:]
-    return torch.cat([first, last]).to(torch.float32)
+        return [tensor.reshape(1)]
+    first, last = (0,) * (tensor.ndim - 1), (-1,) * (tensor.ndim - 1)
+    return [tensor[first][:PROBES], tensor[last][-PROBES:]]
+
+
+def _read(parts: Sequence[torch.Tensor]) -> list[float]:
+    """Numbers of several tensors: at once from a device, where each read would wait for it."""
+    if all(part.device.type == "cpu" for part in parts):
+        return [float(number) for part in parts for number in part.tolist()]
+    device = next(part.device for part in parts if part.device.type != "cpu")
+    return torch.cat([part.to(device, torch.float32) for part in parts]).tolist()

@@ -69,13 +69,16 @@ class _Joined:
 Origin = fx.Node | _Joined | None
 
 
-def pair_streams(captured: Captured, blocks: Sequence[Block], span: str) -> tuple[Pair, ...]:
+def pair_streams(
+    captured: Captured, blocks: Sequence[Block], span: str, *, by_shape: bool = True
+) -> tuple[Pair, ...]:
     """Pair every live-out of a run of consecutive blocks with its live-in.
 
     Args:
         captured: The graph.
         blocks: The blocks of the span, in order.
         span: The span's name, for messages.
+        by_shape: Whether shape may decide where data flow does not.
 
     Returns:
         One pair a live-out, in program order; live-in and live-out agree in shape and dtype.
@@ -93,7 +96,7 @@ def pair_streams(captured: Captured, blocks: Sequence[Block], span: str) -> tupl
     if unpaired:
         taken = set(found.values())
         entering = _entering(captured, nodes[: blocks[0].stop], inside)
-        spare = [node for node in entering if node not in taken]
+        spare = [node for node in entering if node not in taken and by_shape]
         found.update(_by_shape(captured, unpaired, spare, span))
     pairs = ((out, found[out]) for out in outs)
     return tuple(Pair(live_in=node.name, live_out=out.name) for out, node in pairs if node)

@@ -16,6 +16,7 @@ from typing import Any, final
 
 from deltapass.errors import RefusalWarning
 from deltapass.graphs import Call, Program
+from deltapass.layouts import representatives, share_layouts
 from deltapass.lowering import Executable, LoweredBodies
 from deltapass.outline import Outline
 from deltapass.plan import Plan, SpanPlan, emissions, plan_span
@@ -94,8 +95,12 @@ class Variants:
         kind, spans = key
         plans = [self.span(span) for span in spans]
         if kind == "cached":
-            return cached_program(self.outline.program, plans[0], self.order)
-        return refresh_program(self.outline.program, plans)
+            made = cached_program(self.outline.program, plans[0], self.order)
+        else:
+            made = refresh_program(self.outline.program, plans)
+        if self.bodies.lowering.exact or self.whole:
+            return made
+        return share_layouts(made, representatives(self.outline.program))
 
     def _make(self, key: Key) -> Executable:
         with self._lock:

@@ -90,21 +90,12 @@ def test_numbers_become_literals() -> None:
     assert reshape.args[1:] == (6, -1)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="_fold_numbers keeps a placeholder for a number and lets operations go on reading it",
-)
 def test_number_inputs_become_literals() -> None:
     captured = captured_by_fx(lambda n, x: x.reshape(n, -1), 6, torch.ones(3, 4))
     (reshape,) = [node for node in captured.module.graph.nodes if node.op.startswith("call")]
     assert reshape.args[1:] == (6, -1)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=torch._subclasses.fake_tensor.DataDependentOutputException,
-    reason="dynamic=True makes floats such as a norm's eps tensor inputs that the graph reads",
-)
 def test_graph_that_reads_a_scalar_is_refused() -> None:
     with pytest.raises(UnsupportedGraphError):
         captured_by_fx(lambda x, eps: x + eps.item(), torch.ones(3), torch.tensor(1e-5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,44 @@ def test_pair_without_an_equals_sign_is_refused() -> None:
     code, text = call("explain", "--option", "interval")
     assert code == 2
     assert "name=value" in text
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("lowering=eager", "use --lowering"),
+        ("steps=10", "use --steps"),
+        ("order=1", "shows both orders"),
+    ],
+)
+def test_demo_refuses_an_option_it_would_overwrite(pair: str, message: str, tmp_path: Path) -> None:
+    code, text = call("demo", "--option", pair, "--output", str(tmp_path))
+    assert code == 2
+    assert message in text
+
+
+def test_model_is_looked_for_where_the_command_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here_only.py").write_text("def make():\n    return 3\n")
+    monkeypatch.chdir(tmp_path)
+    assert "gave int" in " ".join(call("explain", "--model", "here_only:make")[1].split())
+    assert str(tmp_path) not in sys.path
+
+
+def test_error_inside_a_factory_is_not_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "faulty.py").write_text("def make():\n    return None.shape\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AttributeError, match="shape"):
+        CliRunner().invoke(app, ["explain", "--model", "faulty:make"], catch_exceptions=False)
+
+
+def test_brackets_of_a_message_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.delitem(sys.modules, "deltapass.pipelines", raising=False)
+    monkeypatch.delitem(sys.modules, "deltapass.demo", raising=False)
+    code, text = call("explain")
+    assert code == 1
+    assert "pip install 'deltapass[demo]'" in " ".join(text.split())

@@ -18,6 +18,9 @@ from rich.console import Console
 from deltapass.demo import DemoResult, Settings, mean_psnr, progress_bars, run_demo
 from deltapass.gallery import grid, outcome_table, write_json, write_picture
 
+# diffusers' schedulers make arrays of tensors in a way that newer numpy warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 
 @pytest.fixture(scope="module")
 def result() -> DemoResult:
@@ -53,10 +56,22 @@ def test_table_picture_and_numbers_are_written(result: DemoResult, tmp_path: Pat
     assert "deltadit, order 1" in console.file.getvalue()  # type: ignore[attr-defined]
     write_picture(result, tmp_path / "demo.png")
     write_json(result, tmp_path / "demo.json")
-    assert min(Image.open(tmp_path / "demo.png").size) > 100
+    assert min(_size(tmp_path / "demo.png")) > 100
     numbers = json.loads((tmp_path / "demo.json").read_text())
     assert len(numbers["methods"]) == 4
     assert {"date", "torch", "hardware", "schedule", "buffer_bytes"} <= set(numbers)
+    assert numbers["seeds"] == [0, 1]
+    assert all(len(row["round_seconds"]) == 1 for row in numbers["methods"])
+
+
+def test_nothing_cached_gives_the_plain_images_and_needs_no_rival(tmp_path: Path) -> None:
+    settings = Settings(count=1, steps=2, rounds=1, lowering="eager", options={"schedule": "none"})
+    with progress_bars(Console(file=io.StringIO())) as progress:
+        result = run_demo(settings, progress)
+    assert [row.psnr for row in result.outcomes] == [None, float("inf"), float("inf")]
+    write_json(result, tmp_path / "demo.json")  # and infinity is no JSON
+    rows = json.loads((tmp_path / "demo.json").read_text())["methods"]
+    assert [(row["psnr"], row["equal"]) for row in rows] == [(None, False), *[(None, True)] * 2]
 
 
 def test_psnr_of_a_known_error() -> None:
@@ -70,3 +85,8 @@ def test_grid_places_images_row_by_row() -> None:
     picture = grid(images, columns=2)
     assert picture.shape == (4, 4)
     assert [picture[0, 0], picture[0, 2], picture[2, 0], picture[2, 2]] == [0, 1, 2, 0]
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size

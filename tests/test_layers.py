@@ -17,9 +17,9 @@ ORDER = (
     *("errors", "schedule", "presets", "budget", "schedule_files", "options", "graphs"),
     *("observe", "capture"),
     *("streams", "repeats", "blocks"),
-    *("outline", "plan", "rewrite", "lowering", "variants"),
+    *("outline", "plan", "rewrite", "layouts", "lowering", "variants"),
     *("report", "session", "signals", "tracker", "moments", "runtime"),
-    *("compiler", "explain", "pipelines", "demo", "gallery", "cli"),
+    *("compiler", "explain", "pipelines", "machine", "demo", "gallery", "cli"),
 )
 SEEN_BY_BACKENDS = {"errors", "graphs", "lowering"}
 PRIVATE = ("torch._dynamo", "torch._guards", "torch._inductor", "torch._subclasses")

@@ -55,14 +55,14 @@ def test_boundary_lies_at_the_noise_level_where_its_step_would_fall() -> None:
 
 def test_refresh_before_the_boundary_emits_both_deltas_and_after_it_one() -> None:
     finder = Finder()
-    emits = [finder.at(1000.0 * (1 - step / 20)).emits for step in range(20)]
+    emits = [finder.at(1000.0 * (1 - step / 20)).emits() for step in range(20)]
     assert emits[0] == {DEEP, SHALLOW}
     assert emits[12] == {SHALLOW}
 
 
 def test_known_steps_emit_only_what_is_read() -> None:
     finder = Finder(steps=20)
-    emits = [finder.at(1000.0 * (1 - step / 20)).emits for step in range(20)]
+    emits = [finder.at(1000.0 * (1 - step / 20)).emits() for step in range(20)]
     assert emits[0] == {DEEP}
     assert emits[10] == {SHALLOW}
 
@@ -88,7 +88,7 @@ def test_more_steps_than_announced_are_refused() -> None:
     finder = Finder(steps=2)
     finder.at(999.0)
     finder.at(500.0)
-    with pytest.raises(StepUnknownError, match="step 2 of a trajectory of 2 steps"):
+    with pytest.raises(StepUnknownError, match="longer than the 2 steps announced"):
         finder.at(100.0)
 
 

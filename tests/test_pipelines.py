@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,13 @@ import torch
 
 pytest.importorskip("diffusers")
 
+from diffusers import DPMSolverMultistepScheduler
+
 from deltapass.errors import MissingLibraryError
 from deltapass.pipelines import EMBEDDED, ClassConditionalPipeline, load_embedded
+
+# diffusers' schedulers make arrays of tensors in a way that newer numpy warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 MEGABYTE = 10**6
 
@@ -84,6 +90,44 @@ def test_callback_can_change_latents_and_interrupt(pipeline: Any) -> None:
     images = sample(pipeline, [0], callback_on_step_end=stop_after_first)
     assert seen == [0]
     assert torch.equal(images, torch.full_like(images, 0.5))
+
+
+def test_callback_is_given_only_what_it_asked_for(pipeline: Any) -> None:
+    seen: list[dict[str, Any]] = []
+    sample(
+        pipeline,
+        [0],
+        num_inference_steps=1,
+        callback_on_step_end=lambda *call: seen.append(call[3]),
+        callback_on_step_end_tensor_inputs=[],
+    )
+    assert seen == [{}]
+    with pytest.raises(ValueError, match=r"\['latents'\], not \['prompt_embeds'\]"):
+        sample(pipeline, [0], callback_on_step_end_tensor_inputs=["prompt_embeds"])
+
+
+def test_scheduler_that_draws_noise_follows_the_generator() -> None:
+    pipeline = load_embedded()
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipeline.scheduler.config, algorithm_type="sde-dpmsolver++"
+    )
+    assert torch.equal(sample(pipeline, [0, 4]), sample(pipeline, [0, 4]))
+
+
+def test_compiled_denoiser_gives_the_same_images() -> None:
+    pipeline = load_embedded()
+    pipeline.set_progress_bar_config(disable=True)
+    plain = sample(pipeline, [0], num_inference_steps=2)
+    pipeline.transformer = torch.compile(pipeline.transformer, backend="eager")
+    assert torch.equal(sample(pipeline, [0], num_inference_steps=2), plain)
+
+
+def test_saved_pipeline_is_loaded_as_any_of_diffusers(pipeline: Any, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path)
+    again = ClassConditionalPipeline.from_pretrained(tmp_path, local_files_only=True)
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(sample(again, ["bag"]), sample(pipeline, ["bag"]))
 
 
 @pytest.mark.parametrize("output_type", ["pil", "np"])

@@ -38,6 +38,8 @@ class Recording:
     def __init__(self) -> None:
         self.lowered: list[str] = []
 
+    exact = True
+
     def can_lower(self, body: Body) -> str | None:
         return None
 
