@@ -6,9 +6,11 @@ graph runs under the same lowering, and a warning says why (`strict=True` raises
 
 from __future__ import annotations
 
+import gc
 import types
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -92,6 +94,13 @@ def compile_graph(
         ScheduleError: If the schedule does not fit the model.
         LoweringError: If a body cannot be lowered.
     """
+    with _collector_paused():
+        return _compile(gm, arguments, options, lowering)
+
+
+def _compile(
+    gm: fx.GraphModule, arguments: Sequence[Any], options: Options, lowering: Lowering
+) -> Selector:
     outlined = analyse(gm, arguments)
     plan = make_plan(outlined, options.schedule, order=options.order, steps=options.steps)
     variants = Variants(
@@ -102,6 +111,18 @@ def compile_graph(
     )
     variants.warm_up(plan)
     return Selector(plan, variants, strict=options.strict)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause Python's cycle collector: compiling makes many objects and hardly any garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @final

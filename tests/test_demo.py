@@ -1,10 +1,11 @@
-"""The demo in its smallest form, on the eager lowering."""
+"""The demo on a small denoiser and the eager lowering; `make demo` runs it on the real one."""
 
 from __future__ import annotations
 
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,21 +13,41 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("torchmetrics")
 
+from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
 from PIL import Image
 from rich.console import Console
 
+from deltapass import demo
 from deltapass.demo import DemoResult, Settings, mean_psnr, progress_bars, run_demo
 from deltapass.gallery import grid, outcome_table, write_json, write_picture
+from deltapass.pipelines import ClassConditionalPipeline
 
 # diffusers' schedulers make arrays of tensors in a way that newer numpy warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
+def small() -> ClassConditionalPipeline:
+    """What `load_embedded` gives, but of 8 narrow blocks and with random weights."""
+    torch.manual_seed(0)
+    model = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=1, out_channels=1, num_layers=8,
+        sample_size=8, patch_size=4, num_embeds_ada_norm=10,
+    )  # fmt: skip
+    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    return ClassConditionalPipeline(model.eval().requires_grad_(False), scheduler)
+
+
+def run(**changes: Any) -> DemoResult:
+    chosen = {"count": 2, "steps": 6, "rounds": 1, "lowering": "eager", "options": {}, **changes}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "load_embedded", small)
+        with progress_bars(Console(file=io.StringIO())) as progress:
+            return run_demo(Settings(**chosen), progress)
+
+
 @pytest.fixture(scope="module")
 def result() -> DemoResult:
-    settings = Settings(count=2, steps=6, rounds=1, lowering="eager", options={"cached_blocks": 21})
-    with progress_bars(Console(file=io.StringIO())) as progress:
-        return run_demo(settings, progress)
+    return run(options={"cached_blocks": 6})
 
 
 def test_four_methods_are_compared_the_last_at_equal_cost(result: DemoResult) -> None:
@@ -65,9 +86,7 @@ def test_table_picture_and_numbers_are_written(result: DemoResult, tmp_path: Pat
 
 
 def test_nothing_cached_gives_the_plain_images_and_needs_no_rival(tmp_path: Path) -> None:
-    settings = Settings(count=1, steps=2, rounds=1, lowering="eager", options={"schedule": "none"})
-    with progress_bars(Console(file=io.StringIO())) as progress:
-        result = run_demo(settings, progress)
+    result = run(steps=2, options={"schedule": "none"})
     assert [row.psnr for row in result.outcomes] == [None, float("inf"), float("inf")]
     write_json(result, tmp_path / "demo.json")  # and infinity is no JSON
     rows = json.loads((tmp_path / "demo.json").read_text())["methods"]
