@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel
 
+from deltapass.pipelines import load_embedded
+
 CallInputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -112,11 +114,25 @@ def sd3(device: str, dtype: torch.dtype) -> Denoiser:
     return Denoiser("SD3 1024 px", model, inputs)
 
 
+def embedded(device: str, dtype: torch.dtype) -> Denoiser:
+    """The trained model of the package on 20 images with guidance, as in the demo."""
+    model = load_embedded(dtype=dtype).transformer.to(device)
+    sample, labels = _noise((40, 1, 28, 28), device, dtype), torch.zeros(40, dtype=torch.int64)
+
+    def inputs(timestep: float) -> CallInputs:
+        time = torch.full((40,), timestep, device=device)
+        given = {"timestep": time, "class_labels": labels.to(device), "return_dict": False}
+        return (sample,), given
+
+    return Denoiser("embedded, 20 images", model, inputs)
+
+
 DENOISERS: dict[str, Callable[[str, torch.dtype], Denoiser]] = {
     "dit-xl-256": dit,
     "dit-xl-512": lambda device, dtype: dit(device, dtype, size=64),
     "dit-s-256": lambda device, dtype: dit(device, dtype, width=384, heads=6),
     "dit-tiny": lambda device, dtype: dit(device, dtype, width=64, heads=2, size=8),
+    "embedded": embedded,
     "pixart-1024": pixart,
     "sd3-1024": sd3,
 }

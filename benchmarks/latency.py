@@ -43,7 +43,7 @@ def main() -> None:
     plain = torch.compile(denoiser.model, dynamic=False, fullgraph=True, **mode)
     ours = torch.compile(
         denoiser.model, backend="deltadit", dynamic=False, fullgraph=True,
-        **(mode or {"options": {"order": args.order, "fuse": args.fuse}}),
+        **(mode or {"options": {"order": args.order, "fuse": args.fuse, "steps": args.steps}}),
     )  # fmt: skip
     call_args, call_kwargs = denoiser.inputs(1.0)
     report = deltapass.explain(
