@@ -100,7 +100,7 @@ def write_picture(result: DemoResult, path: Path) -> None:
         psnr = f"\nPSNR {_decibels(row)} dB" if row.psnr is not None else "\n(the reference)"
         axes.set_title(f"{row.name}\n{row.speedup:.2f}x{psnr}", fontsize=10)
         axes.set_axis_off()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def grid(images: torch.Tensor, columns: int = COLUMNS) -> torch.Tensor:
