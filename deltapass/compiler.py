@@ -7,6 +7,7 @@ graph runs under the same lowering, and a warning says why (`strict=True` raises
 from __future__ import annotations
 
 import gc
+import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -110,7 +111,7 @@ def _compile(
         whole=options.fuse == "whole",
     )
     variants.warm_up(plan)
-    return Selector(plan, variants, strict=options.strict)
+    return Selector(plan, variants, strict=options.strict, per_step=options.per_step)
 
 
 @contextmanager
@@ -134,12 +135,15 @@ class PerShape:
     options: Options
     lowering: Lowering
     _selectors: dict[tuple[object, ...], Compiled] = field(default_factory=dict)
+    _lock: Any = field(default_factory=threading.RLock)
 
     def __call__(self, *arguments: Any) -> Any:
         """Run with the selector of these shapes."""
         key = tuple((*a.shape, *a.stride()) if torch.is_tensor(a) else a for a in arguments)
         if key not in self._selectors:
-            self._selectors[key] = self._compile(arguments)
+            with self._lock:  # two threads with the same new shapes must get the same selector
+                if key not in self._selectors:
+                    self._selectors[key] = self._compile(arguments)
         return self._selectors[key](*arguments)
 
     def _compile(self, arguments: Sequence[Any]) -> Compiled:

@@ -211,6 +211,17 @@ class StepUnknownError(UnsupportedGraphError):
         )
 
 
+class ChangingInputError(UnsupportedGraphError):
+    """Inputs that look like conditioning change at every step, so that no delta is ever fresh."""
+
+    def __init__(self, names: tuple[str, ...], /) -> None:
+        super().__init__(
+            f"conditioning that changes at every step: {', '.join(names)}",
+            "If it belongs to the step and not to the prompt, name it in "
+            "options={'per_step': [...]}; otherwise keep it the same along a trajectory",
+        )
+
+
 # ---- lowering ---------------------------------------------------------------------------------
 
 
@@ -238,6 +249,10 @@ class MissingLibraryError(DeltapassError, ImportError):
 
 class StateError(DeltapassError, RuntimeError):
     """A session is used in a way that has no meaning."""
+
+
+class AttachError(StateError):
+    """A pipeline that cannot be attached or detached, or run while it is."""
 
 
 class StepOutsideError(StateError):

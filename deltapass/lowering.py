@@ -118,6 +118,7 @@ class Executable:
 
     def __init__(self, program: Program, lower: Callable[[Body], Lowered]) -> None:
         self.program = program
+        self.macs = program.macs
         slots = {name: at for at, name in enumerate(program.inputs)}
         for call in program.calls:
             for name in call.outputs:

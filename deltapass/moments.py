@@ -7,9 +7,9 @@ thread; see docs/guide.md for what that can and cannot know.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, MutableSequence, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, final
 
@@ -20,8 +20,9 @@ from deltapass.graphs import Role
 from deltapass.plan import Plan, read_after
 from deltapass.report import Entry
 from deltapass.schedule import AnySchedule, Span, Table
-from deltapass.session import BranchState, Session, active_session
-from deltapass.signals import SignalReader, Signals, signal_reader
+from deltapass.session import Session, active_session
+from deltapass.signals import SignalReader, signal_reader
+from deltapass.state import BranchState
 from deltapass.tracker import Place, TimestepTracker
 from deltapass.variants import Variants
 
@@ -30,7 +31,7 @@ from deltapass.variants import Variants
 _TRACKERS: Final[ContextVar[tuple[int, WeakIdKeyDictionary] | None]] = ContextVar(
     "deltapass_trackers", default=None
 )
-MAX_CONDITIONING_CHANGES: Final = 3
+Rows = tuple[dict[str, Any], ...]
 
 
 @final
@@ -39,26 +40,30 @@ class Moment:
     """What is known about one call before it runs.
 
     Attributes:
+        trajectory: Which trajectory of its session or thread, from 0.
         step: Step on the trajectory, from 0.
+        before: The step told before this one, whichever branch it was for.
         branch: Which call of the step.
         planned: The span to skip, or None for a refresh.
         emits: Gives the spans whose deltas later cached steps read, should this call refresh.
         fresh_since: The last planned refresh; deltas from before it are too old.
         keeps: Spans that later steps read; the deltas of others can go. None: not known.
         state: Deltas of this branch.
-        doubt: Why the deltas in `state` were dropped before this call; usually empty.
-        entries: Where to note what was done, if anybody reads it.
+        entries: Where to note what was done.
+        certain: Values must be read where an object may have changed unseen.
     """
 
+    trajectory: int
     step: int
+    before: int | None
     branch: Hashable
     planned: Span | None
     emits: Callable[[], frozenset[Span]]
     fresh_since: int
     keeps: frozenset[Span] | None
     state: BranchState
-    doubt: str = ""
-    entries: list[Entry] | None = None
+    entries: MutableSequence[Entry]
+    certain: bool
 
 
 @final
@@ -70,14 +75,10 @@ class Moments:
     variants: Variants
     reader: SignalReader | None
     owner: int | None
-    _tables: dict[tuple[AnySchedule, int], Table] = field(default_factory=dict)
+    _known: dict[tuple[AnySchedule, int, int], Rows] = field(default_factory=dict)
 
-    def find(self, model: Any, arguments: Sequence[Any]) -> Moment:
-        """The moment of a call.
-
-        Args:
-            model: Whose deltas they are: the compiled model, as a key of the states.
-            arguments: Inputs of the call.
+    def find(self, arguments: Sequence[Any]) -> Moment:
+        """The moment of a call with these inputs.
 
         Raises:
             StepUnknownError: If nothing says which step this is.
@@ -86,56 +87,53 @@ class Moments:
         """
         session = active_session()
         if session is not None:
-            return self._explicit(model, session)
-        return self._implicit(model, arguments)
+            return self._explicit(session, arguments)
+        return self._implicit(arguments)
 
-    def _explicit(self, model: Any, session: Session) -> Moment:
-        step, branch = session.place(model)
-        table = self._table(session.schedule or self.plan.schedule, session.steps)
-        state = session.state(model, branch)
-        return self._on_table(table, (step, branch), state, entries=session.entries)
+    def owner_of(self, arguments: Sequence[Any]) -> Any:
+        """What stands for the model: its first weight, which all its graphs share."""
+        return self if self.owner is None else arguments[self.owner]
 
-    def _on_table(
-        self,
-        table: Table,
-        place: tuple[int, Hashable],
-        state: BranchState,
-        *,
-        doubt: str = "",
-        entries: list[Entry] | None = None,
-    ) -> Moment:
-        step, branch = place
+    def _explicit(self, session: Session, arguments: Sequence[Any]) -> Moment:
+        place = session.place(self.owner_of(arguments))
+        schedule = session.schedule or self.plan.schedule
+        rows = self._rows(schedule, session.steps or 1, place.start)
         return Moment(
-            step=step,
-            branch=branch,
-            planned=table[step],
-            emits=partial(read_after, table, step, self.plan.order),
-            fresh_since=max((at for at in range(step + 1) if table[at] is None), default=0),
-            keeps=frozenset(span for span in table[step + 1 :] if span is not None),
-            state=state,
-            doubt=doubt,
-            entries=entries,
+            **rows[place.step],
+            trajectory=place.trajectory,
+            step=place.step,
+            before=place.before,
+            branch=place.branch,
+            state=place.state,
+            entries=session.entries,
+            certain=False,
         )
 
-    def _implicit(self, model: Any, arguments: Sequence[Any]) -> Moment:
+    def _implicit(self, arguments: Sequence[Any]) -> Moment:
         if self.reader is None:
             raise StepUnknownError("no single timestep is among the model's inputs")
         signals = self.reader.read(arguments)
-        tracker = _tracker(arguments[self.owner] if self.owner is not None else model)
+        tracker = tracker_of(self.owner_of(arguments))
         place = tracker.locate(signals.timestep, signals.sample)
         if place.problem:
             raise StepUnknownError(place.problem)
-        state = tracker.state(model, place.branch)
-        doubt = _check_conditioning(state, signals)
+        known: dict[str, Any] = {
+            "trajectory": tracker.trajectory,
+            "step": place.step,
+            "before": place.step - 1 if place.step else None,
+            "branch": (None, place.branch),
+            "state": tracker.state(place.branch),
+            "entries": tracker.entries,
+            "certain": True,
+        }
         steps = self.plan.steps
         if steps is None:
-            return self._by_level(place, state, doubt)
+            return self._by_level(place, known)
         if place.step >= steps:
             raise StepUnknownError(f"the trajectory is longer than the {steps} steps announced")
-        table = self._table(self.plan.schedule, steps)
-        return self._on_table(table, (place.step, place.branch), state, doubt=doubt)
+        return Moment(**self._rows(self.plan.schedule, steps)[place.step], **known)
 
-    def _by_level(self, place: Place, state: BranchState, doubt: str) -> Moment:
+    def _by_level(self, place: Place, known: Mapping[str, Any]) -> Moment:
         """The moment on a trajectory of unknown length: phases by noise level."""
         schedule, blocks = self.plan.schedule, self.plan.blocks
         if schedule.needs_steps:
@@ -153,26 +151,48 @@ class Moments:
 
         past = range(place.step, -1, -1)
         return Moment(
-            step=place.step,
-            branch=place.branch,
             planned=at(place.step),
             emits=emits,
             fresh_since=next((step for step in past if at(step) is None), 0),
             keeps=None,
-            state=state,
-            doubt=doubt,
+            **known,
         )
+
+    def note_refusal(self, arguments: Sequence[Any], entry: Entry) -> None:
+        """Put a refused call into the report of its session, or of its implicit trajectory."""
+        session = active_session()
+        if session is not None:
+            session.entries.append(session.located(entry))
+            return
+        tracker = tracker_of(self.owner_of(arguments))
+        tracker.entries.append(replace(entry, trajectory=max(0, tracker.trajectory)))
 
     def _reach(self) -> int:
         """How many steps ahead a cached step may read a delta emitted now."""
         interval = getattr(self.plan.schedule, "interval", 1)
         return int(interval) * (self.plan.order + 1)
 
-    def _table(self, schedule: AnySchedule, steps: int) -> Table:
-        key = (schedule, steps)
-        if key not in self._tables:
-            self._tables[key] = self.variants.realised(schedule.table(steps, self.plan.blocks))
-        return self._tables[key]
+    def _rows(self, schedule: AnySchedule, steps: int, start: int = 0) -> Rows:
+        """For every step of a trajectory, what a `Moment` says of the schedule."""
+        key = (schedule, steps, start)
+        if key not in self._known:
+            table = self.variants.realised(schedule.table(steps, self.plan.blocks, start))
+            self.variants.prepare(table)  # now, at the first step, rather than in mid-run
+            self._known[key] = tuple(_row(table, at, self.plan.order) for at in range(steps))
+        return self._known[key]
+
+
+def _row(table: Table, step: int, order: int) -> dict[str, Any]:
+    return {
+        "planned": table[step],
+        "emits": partial(_same, read_after(table, step, order)),
+        "fresh_since": max((at for at in range(step + 1) if table[at] is None), default=0),
+        "keeps": frozenset(span for span in table[step + 1 :] if span is not None),
+    }
+
+
+def _same(spans: frozenset[Span]) -> frozenset[Span]:
+    return spans
 
 
 def find_moments(plan: Plan, variants: Variants) -> Moments:
@@ -188,32 +208,23 @@ def find_moments(plan: Plan, variants: Variants) -> Moments:
     )
 
 
-def _tracker(owner: Any) -> TimestepTracker:
-    """This thread's tracker of the model that owns a weight."""
+def tracker_of(owner: Any) -> TimestepTracker:
+    """This thread's tracker of the model that owns a weight; a new one at first."""
     thread = threading.get_ident()
     known = _TRACKERS.get()
     if known is None or known[0] != thread:
         known = (thread, WeakIdKeyDictionary())
         _TRACKERS.set(known)
-    trackers = known[1]
+    trackers: Any = known[1]
     if owner not in trackers:
         trackers[owner] = TimestepTracker()
     tracker: TimestepTracker = trackers[owner]
     return tracker
 
 
-def _check_conditioning(state: BranchState, signals: Signals) -> str:
-    """Forget the deltas of another prompt.
-
-    Raises:
-        StepUnknownError: If the conditioning changes at every step, so nothing can be cached.
-    """
-    known, state.conditioning = state.conditioning, signals.conditioning
-    if known is None or known == signals.conditioning:
-        state.changes = 0
-        return ""
-    state.clear()
-    state.changes += 1
-    if state.changes >= MAX_CONDITIONING_CHANGES:
-        raise StepUnknownError("an input besides sample and timestep changes at every step")
-    return "the conditioning changed"
+def known_tracker(owners: Iterable[Any]) -> TimestepTracker | None:
+    """This thread's tracker of the model that has one of these weights, if it was ever called."""
+    known = _TRACKERS.get()
+    if known is None or known[0] != threading.get_ident():
+        return None
+    return next((known[1][owner] for owner in owners if owner in known[1]), None)

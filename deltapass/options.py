@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeGuard, final
 
@@ -32,6 +32,7 @@ OPTION_NAMES: Final = (
     "steps",
     "schedule",
     "fuse",
+    "per_step",
     "strict",
 )
 SCHEDULE_FIELDS: Final = ("interval", "cached_blocks", "boundary")
@@ -51,8 +52,9 @@ class Options:
 
     `lowering` compiles the bodies, each alone or inlined into `fuse`="whole" variants. `order`
     0 reuses the last delta (the paper), 1 extrapolates the last two. `steps` is the length of
-    every trajectory, if known. `strict` raises where a refusal would only warn. `mode` is
-    torch.compile's and goes to Inductor.
+    every trajectory, if known. `per_step` are parts of the names of inputs that change with the
+    step by their nature and say nothing about the prompt. `strict` raises where a refusal would
+    only warn. `mode` is torch.compile's and goes to Inductor.
 
     Raises:
         OptionError: If a value has the wrong type or is not in its list.
@@ -67,6 +69,7 @@ class Options:
     steps: int | None = None
     schedule: AnySchedule
     fuse: str = "blocks"
+    per_step: tuple[str, ...] = ()
     strict: bool = False
     mode: str | None = None
 
@@ -77,6 +80,8 @@ class Options:
             raise OptionError("order", self.order, "0 (the last delta) or 1 (extrapolated)")
         if self.fuse not in FUSES:
             raise OptionError("fuse", self.fuse, _one_of(FUSES, self.fuse))
+        if not all(isinstance(part, str) and part for part in self.per_step):
+            raise OptionError("per_step", self.per_step, "a list of parts of input names")
         if not isinstance(self.strict, bool):
             raise OptionError("strict", self.strict, "True or False")
         if self.mode is not None and self.mode not in MODES:
@@ -116,6 +121,7 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
     fields = {name: given.pop(name, None) for name in SCHEDULE_FIELDS}
     fields = {name: value for name, value in fields.items() if value is not None}
     schedule = _schedule(given.pop("schedule", None), fields)
+    given["per_step"] = _names(given.get("per_step") or ())
     return Options(schedule=schedule, mode=mode, **given)
 
 
@@ -133,6 +139,14 @@ def _schedule(value: object, fields: Mapping[str, Any]) -> AnySchedule:
     if value == "none":
         _refuse_fields(fields, "schedule 'none' never caches")
     return named_schedule(value, **fields)
+
+
+def _names(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, Sequence):
+        raise OptionError("per_step", value, "a list of parts of input names")
+    return tuple(value)
 
 
 def _is_path(value: object) -> TypeGuard[str | os.PathLike[str]]:

@@ -7,98 +7,155 @@ so switching variants never recompiles.
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Sequence
-from typing import Any, final
+from collections.abc import Callable, Sequence
+from operator import attrgetter, itemgetter
+from typing import Any, Final, final
 
 import torch
 
-from deltapass.errors import DeltapassError, RefusalWarning, ScheduleError, UnsupportedGraphError
-from deltapass.graphs import Role
+from deltapass.errors import (
+    ChangingInputError,
+    DeltapassError,
+    RefusalWarning,
+    ScheduleError,
+    UnsupportedGraphError,
+)
+from deltapass.freshness import Graph, conditioning_of, data_specs, examine, missing, shown
+from deltapass.graphs import Macs, Role
 from deltapass.moments import Moment, find_moments
 from deltapass.plan import Plan
-from deltapass.report import Entry
+from deltapass.report import Cause, Entry
 from deltapass.schedule import Span
-from deltapass.session import History, active_session
+from deltapass.session import active_session
+from deltapass.state import Doubt, History
 from deltapass.variants import Variants
+
+_VERSION: Final = attrgetter("_version")
+MAX_CHANGES: Final = 3  # calls in a row with new conditioning before it is said
 
 
 @final
 class Selector:
     """Runs one captured model under its plan; thread-safe, for all state lies in sessions."""
 
-    def __init__(self, plan: Plan, variants: Variants, *, strict: bool = False) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        variants: Variants,
+        *,
+        strict: bool = False,
+        per_step: Sequence[str] = (),
+    ) -> None:
         self.plan = plan
         self.variants = variants
         self.strict = strict
         self.moments = find_moments(plan, variants)
         captured = plan.outline.captured
-        self._constants = tuple(captured.constants.values())
-        self._weights = tuple(
-            at for at, given in enumerate(captured.inputs) if given.role is Role.WEIGHT
+        self._graph = Graph(
+            key=self,
+            specs=data_specs(captured.inputs),
+            conditioning=conditioning_of(plan.outline, per_step),
         )
+        self._constants = tuple(captured.constants.values())
+        weights = [at for at, given in enumerate(captured.inputs) if given.role is Role.WEIGHT]
+        self._weights: Callable[[Sequence[Any]], Any] = _picker(weights)
+        self._full = plan.outline.program.macs
         self._warned: set[str] = set()
 
     def __call__(self, *arguments: Any) -> tuple[Any, ...]:
         """Run one call of the model; inputs and outputs are those of the captured graph."""
+        started = time.perf_counter()
         try:
-            moment = self.moments.find(self, arguments)
+            moment = self.moments.find(arguments)
         except (UnsupportedGraphError, ScheduleError) as error:
-            return self._run_refused(arguments, error)
-        weights = self._weights_version(arguments)
-        span, reason = choose(moment, weights)
-        if span is not None:
-            results = self._run_cached(arguments, moment, span)
-        else:
-            if moment.state.weights != weights:
-                moment.state.clear()  # no prediction may mix the deltas of two sets of weights
-            moment.state.weights = weights
-            results = self._run_refresh(arguments, moment)
-        if moment.entries is not None:
-            moment.entries.append(_entry(moment, span, reason))
+            return self._run_refused(arguments, error, started)
+        doubt = examine(moment, self._graph, arguments, self._stamp(arguments)) or missing(moment)
+        if moment.state.changes == MAX_CHANGES:
+            self._refuse(ChangingInputError(tuple(map(shown, moment.state.changed))))
+        span = None if doubt is not None else moment.planned
+        try:
+            results, macs = self._run(arguments, moment, span)
+        except BaseException as error:  # an interrupt must not leave half a delta either
+            self._forget(moment, arguments, error)
+            raise
+        moment.entries.append(_entry(moment, span, doubt, (macs, self._full), started))
         return results
 
-    def _run_refused(self, arguments: Sequence[Any], error: DeltapassError) -> tuple[Any, ...]:
+    def _run(
+        self, arguments: Sequence[Any], moment: Moment, span: Span | None
+    ) -> tuple[tuple[Any, ...], Macs]:
+        if span is None:
+            return self._run_refresh(arguments, moment)
+        return self._run_cached(arguments, moment, span)
+
+    def _run_refused(
+        self, arguments: Sequence[Any], error: DeltapassError, started: float
+    ) -> tuple[Any, ...]:
         self._refuse(error)
-        session = active_session()
-        if session is not None:
-            session.refused(str(error))
-        results, _ = self.variants.refresh(())([*arguments, *self._constants])
+        variant = self.variants.refresh(())
+        results, _ = variant([*arguments, *self._constants])
+        entry = Entry(
+            step=None,
+            planned=None,
+            realised=None,
+            cause=Cause.REFUSED,
+            reason=str(error),
+            milliseconds=_since(started),
+            macs=variant.macs,
+            full_macs=variant.macs,
+        )
+        self.moments.note_refusal(arguments, entry)
         return results
 
-    def _run_refresh(self, arguments: Sequence[Any], moment: Moment) -> tuple[Any, ...]:
+    def _run_refresh(
+        self, arguments: Sequence[Any], moment: Moment
+    ) -> tuple[tuple[Any, ...], Macs]:
         state, keep = moment.state, self.plan.order + 1
         spans = tuple(sorted(moment.emits()))
-        state.last_refresh = None  # should this run fail, nothing of it may be read later
-        for held in list(state.histories):
-            state.histories[held].make_room(keep - 1)
-            if moment.keeps is not None and held not in moment.keeps:
-                del state.histories[held]
-        results, deltas = self.variants.refresh(spans)([*arguments, *self._constants])
+        state.keep_only(moment.keeps)
+        for history in state.histories.values():
+            history.make_room(keep - 1)
+        variant = self.variants.refresh(spans)
+        results, deltas = variant([*arguments, *self._constants])
         for span in spans:
             count = len(self.variants.span(span).streams)
             state.histories.setdefault(span, History()).push(deltas[:count], moment.step, keep)
             deltas = deltas[count:]
-        state.last_refresh = moment.step
-        return results
+        return results, variant.macs
 
-    def _run_cached(self, arguments: Sequence[Any], moment: Moment, span: Span) -> tuple[Any, ...]:
+    def _run_cached(
+        self, arguments: Sequence[Any], moment: Moment, span: Span
+    ) -> tuple[tuple[Any, ...], Macs]:
         history = moment.state.histories[span]
         buffers: list[torch.Tensor] = [*history.deltas[0]]
         if self.plan.order:
             buffers += [*history.deltas[-1], _trend(history, moment.step, buffers[0].device)]
-        if moment.keeps is not None:
-            for held in [held for held in moment.state.histories if held not in moment.keeps]:
-                del moment.state.histories[held]
-        results, _ = self.variants.cached(span)([*arguments, *self._constants, *buffers])
-        return results
+        moment.state.keep_only(moment.keeps)
+        variant = self.variants.cached(span)
+        results, _ = variant([*arguments, *self._constants, *buffers])
+        return results, variant.macs
 
-    def _weights_version(self, arguments: Sequence[Any]) -> int:
-        """Grows with every in-place change of any weight."""
-        try:
-            return sum([arguments[at]._version for at in self._weights])
+    def _forget(self, moment: Moment, arguments: Sequence[Any], error: BaseException) -> None:
+        """After a failed call nothing of it may be read, and its second try is no new branch."""
+        fact = f"a call at step {moment.step} failed with {type(error).__name__}"
+        moment.state.drop(Doubt(Cause.FAILED, fact))
+        session = active_session()
+        if session is not None:
+            session.take_back(self.moments.owner_of(arguments))
+
+    def _stamp(self, arguments: Sequence[Any]) -> int | None:
+        """Differs when any weight was changed in place, replaced, or given other memory.
+
+        Not seen: `weight.data.mul_()`, which changes neither version nor memory.
+        """
+        weights = self._weights(arguments)
+        try:  # twice some hundred reads at every call: map is the quickest way through them
+            places = tuple(map(torch.Tensor.data_ptr, weights))
+            return hash((sum(map(_VERSION, weights)), places))
         except RuntimeError:  # inference tensors keep no version and cannot be changed outside
-            return -1
+            return None
 
     def _refuse(self, error: DeltapassError) -> None:
         """Warn once for each reason, or raise where the user asked for strictness."""
@@ -109,38 +166,35 @@ class Selector:
             warnings.warn(f"nothing cached, full graph: {error}", RefusalWarning, stacklevel=3)
 
 
-def choose(moment: Moment, weights: int) -> tuple[Span | None, str]:
-    """The span to skip now, or None for a refresh and why it is not as planned.
-
-    A cached variant runs only on deltas of the same session, branch, model and weights, made by
-    the refresh that the schedule planned for them or a later one.
-    """
-    reason = _obstacle(moment, weights) if moment.planned is not None else ""
-    return (None, reason) if reason else (moment.planned, "")
+def _picker(positions: Sequence[int]) -> Callable[[Sequence[Any]], Any]:
+    """Picks the arguments at some positions, as a tuple."""
+    if len(positions) > 1:
+        return itemgetter(*positions)
+    return lambda arguments: tuple(arguments[at] for at in positions)
 
 
-def _obstacle(moment: Moment, weights: int) -> str:
-    """Why the planned span cannot be skipped now; empty if it can."""
-    state = moment.state
-    history = state.histories.get(moment.planned) if moment.planned else None
-    if moment.doubt:
-        return moment.doubt
-    if state.last_refresh is None or history is None or not history.deltas:
-        return "this branch has no delta yet"
-    if state.weights != weights:
-        return "the weights changed"
-    if not moment.fresh_since <= history.at[0] < moment.step:
-        return f"its delta is from step {history.at[0]}, not {moment.fresh_since}"
-    return ""
+def _since(started: float) -> float:
+    return 1e3 * (time.perf_counter() - started)
 
 
-def _entry(moment: Moment, span: Span | None, reason: str) -> Entry:
+def _entry(
+    moment: Moment,
+    span: Span | None,
+    doubt: Doubt | None,
+    macs: tuple[Macs, Macs],
+    started: float,
+) -> Entry:
     return Entry(
+        trajectory=moment.trajectory,
         step=moment.step,
         branch=moment.branch,
         planned=moment.planned,
         realised=span,
-        reason=reason,
+        cause=doubt.cause if doubt else None,
+        reason=doubt.reason if doubt else "",
+        milliseconds=_since(started),
+        macs=macs[0],
+        full_macs=macs[1],
     )
 
 

@@ -109,11 +109,12 @@ class Schedule:
         if isinstance(self.boundary, int) and self.boundary > steps:
             raise BoundaryOutsideError(self.boundary, steps)
 
-    def table(self, steps: int, blocks: int) -> Table:
+    def table(self, steps: int, blocks: int, start: int = 0) -> Table:
         """What each of `steps` steps of a model with `blocks` blocks does.
 
         Cached steps are spread over floor(T / N) intervals after the leftover T mod N full
-        steps, T being the steps that are neither warm-up nor cool-down. Step 0 refreshes.
+        steps, T being the steps that are neither warm-up nor cool-down. Step `start` refreshes;
+        those before it are not run (image-to-image begins half-way) and count as full.
 
         Raises:
             TooManyCachedBlocksError: If `cached_blocks` is above `blocks`.
@@ -126,10 +127,11 @@ class Schedule:
         outline, detail = self._phases(blocks, few=steps <= FEW_STEPS)
         boundary = self._boundary_step(steps)
         stop = steps - self.cool_down
-        start = self.warm_up + max(0, stop - self.warm_up) % self._stride
+        begin = start + self.warm_up
+        begin += max(0, stop - begin) % self._stride
 
         def row(step: int) -> Span | None:
-            full = not start <= step < stop or (step - start) % self._stride == 0
+            full = not begin <= step < stop or (step - begin) % self._stride == 0
             return None if full else outline if step < boundary else detail
 
         return tuple(row(step) for step in range(steps))
@@ -216,8 +218,8 @@ class ExplicitSchedule:
         if len(self.rows) != steps:
             raise StepCountError(len(self.rows), steps)
 
-    def table(self, steps: int, blocks: int) -> Table:
-        """The rows, once they are known to fit.
+    def table(self, steps: int, blocks: int, start: int = 0) -> Table:
+        """The rows, once they are known to fit; row `start`, where a run begins, refreshes.
 
         Raises:
             StepCountError: If the table has not `steps` rows.
@@ -225,7 +227,7 @@ class ExplicitSchedule:
         """
         self.check_steps(steps)
         check_fits(self.rows, blocks)
-        return self.rows
+        return (*self.rows[:start], None, *self.rows[start + 1 :])
 
     def at(self, index: int, level: float, blocks: int) -> Span | None:
         """Raise ScheduleError: a table needs the number of steps."""

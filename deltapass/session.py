@@ -1,75 +1,32 @@
-"""Which trajectory, which step, which branch: the state between calls.
+"""A session: the trajectories of one request, and where in them the next call belongs.
 
-A `Session` is the state of one trajectory (or several in a row) of one caller: the current step,
-and for every compiled model and branch the deltas of the last refreshes. With nothing given, an
-implicit session per thread finds the step from the timestep input (docs/guide.md).
+`active.py` knows in which threads and tasks a session is active, `trajectory.py` what is known of
+its trajectory. With no session, the step is found from the timestep input (tracker.py). See
+docs/sessions.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any, Final, final
-from weakref import WeakKeyDictionary
+import threading
+from collections.abc import Hashable, Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast, final
 
-import torch
-
+from deltapass import active
+from deltapass.active import Position
 from deltapass.errors import NoStepError, StateError, StepOutsideError
-from deltapass.report import Entry, SessionReport
-from deltapass.schedule import AnySchedule, Span
-
-_ACTIVE: Final[ContextVar[Session | None]] = ContextVar("deltapass_session", default=None)
-
-
-@final
-@dataclass(slots=True)
-class History:
-    """The newest deltas of one span, at most two refreshes old; `at` holds their steps."""
-
-    deltas: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
-    at: list[int] = field(default_factory=list)
-
-    def push(self, deltas: tuple[torch.Tensor, ...], step: int, keep: int) -> None:
-        """Add the newest deltas and keep the last `keep`."""
-        self.deltas = [deltas, *self.deltas][:keep]
-        self.at = [step, *self.at][:keep]
-
-    def make_room(self, keep: int) -> None:
-        """Let go of what a refresh is about to replace, before it needs the memory."""
-        del self.deltas[keep:], self.at[keep:]
-
-
-@final
-@dataclass(slots=True)
-class BranchState:
-    """What one branch of one trajectory left behind on one compiled model."""
-
-    histories: dict[Span, History] = field(default_factory=dict)
-    last_refresh: int | None = None
-    weights: int | None = None
-    conditioning: tuple[float, ...] | None = None
-    changes: int = 0
-
-    def clear(self) -> None:
-        """Forget everything: the next call refreshes."""
-        self.histories.clear()
-        self.last_refresh = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes (not KiB) of the deltas held."""
-        return sum(
-            delta.nbytes
-            for history in self.histories.values()
-            for deltas in history.deltas
-            for delta in deltas
-        )
+from deltapass.report import Cause, Entry, SessionReport
+from deltapass.schedule import AnySchedule
+from deltapass.state import Doubt
+from deltapass.suspension import Suspended, bring_back, set_aside, throw_away
+from deltapass.trajectory import NEW, Place, Trajectory
 
 
 @final
 class Session:
-    """The state of one trajectory. Use it as a context manager, and tell it every step.
+    """The state of one request's trajectory. Use it as a context manager, and tell it every step.
 
     Example:
         with deltapass.session(steps=20) as s:
@@ -78,97 +35,265 @@ class Session:
                 noise = model(latents, t)
 
     A branch is one of several calls within a step, such as the conditional and unconditional
-    halves of guidance. Unnamed branches are told apart by their order within the step.
+    halves of guidance. Calls under one announcement are told apart by their order.
+
+    Attributes:
+        steps: Steps of a trajectory; None until a pipeline's scheduler says.
+        fixed: Whether `steps` was given by the caller.
+        entries: What was done so far.
     """
 
-    def __init__(self, steps: int, *, schedule: AnySchedule | None = None) -> None:
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise StateError(f"a session of {steps!r} steps", "Give the number of steps, 1 or more")
-        self.steps = steps
-        self.schedule = schedule
+    def __init__(
+        self,
+        steps: int | None = None,
+        *,
+        timesteps: Sized | None = None,
+        schedule: AnySchedule | None = None,
+    ) -> None:
+        self.steps = _count(steps, timesteps)
+        self.fixed = self.steps is not None
         self.entries: list[Entry] = []
-        self._step: int | None = None
-        self._branch: Hashable = None
-        self._calls: dict[Any, int] = {}
-        self._states: WeakKeyDictionary[Any, dict[Hashable, BranchState]] = WeakKeyDictionary()
-        self._tokens: list[Any] = []
+        self._schedule = schedule
+        self._lock = threading.RLock()
+        self._entered = 0
+        self._trajectory = Trajectory(0)
+        self._suspended: Suspended | None = None
+
+    # ---- where it is active -------------------------------------------------------------------
 
     def __enter__(self) -> Session:
-        self._tokens.append(_ACTIVE.set(self))
+        self._enter(None)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _ACTIVE.reset(self._tokens.pop())
-        if not self._tokens:
-            self.free()
-            self._step = None
+        self._leave()
+        with self._lock:
+            if not self._entered:
+                self._begin(NEW)
+
+    @contextmanager
+    def at(self, step: int, *, branch: Hashable = None, again: bool = False) -> Iterator[Session]:
+        """Make the session active at one step, for the calls inside; nothing is freed on leaving.
+
+        For requests whose steps are run in turn, as in continuous batching:
+            for request in requests:
+                with request.session.at(request.step):
+                    noise = model(request.latents, request.timestep)
+
+        Args:
+            step: The step, from 0.
+            branch: Its branch.
+            again: Calls inside go on counting those made under this step and branch before,
+                as further branches, instead of being a step that is told twice.
+
+        Raises:
+            StepOutsideError: If `step` is not a step of this session.
+            StateError: If the session has no number of steps.
+        """
+        self._enter(self._announce(step, branch, again=again))
+        try:
+            yield self
+        finally:
+            self._leave()
+
+    def _enter(self, position: Position | None) -> None:
+        with self._lock:
+            self._entered += 1
+        active.enter(self, position)
+
+    def _leave(self) -> None:
+        active.leave(self)
+        with self._lock:
+            self._entered -= 1
+
+    @property
+    def active(self) -> bool:
+        """Whether it is entered anywhere."""
+        return self._entered > 0
+
+    # ---- where it stands ----------------------------------------------------------------------
 
     def step(self, index: int, *, branch: Hashable = None) -> None:
         """Say which step (from 0), and which branch of it, the next call belongs to.
 
+        The first step told is where the trajectory starts. A step below the last one starts a
+        new trajectory. A step told twice, with a call in between, cannot be told from another
+        branch: the calls of that step and the next run in full. Name the branches.
+
         Raises:
             StepOutsideError: If the index is not a step of this session.
+            StateError: If the session is not active here, or has no number of steps.
         """
-        if isinstance(index, bool) or not 0 <= index < self.steps:
-            raise StepOutsideError(index, self.steps)
-        if self._step is not None and index < self._step:
-            self.free()  # the session is used again for a new trajectory
-        if (index, branch) != (self._step, self._branch):
-            self._calls.clear()
-        self._step, self._branch = index, branch
+        if not active.move(self, self._announce(index, branch)):
+            raise StateError(
+                "step() of a session that is not active in this thread or task",
+                "Call it inside `with session:`, or use `with session.at(i):`",
+            )
 
-    def place(self, model: Any) -> tuple[int, Hashable]:
-        """The step and the branch of this call of a model.
+    def _announce(self, index: int, branch: Hashable, *, again: bool = False) -> Position:
+        with self._lock:
+            if self.steps is None:
+                raise StateError("a session without a number of steps", "Give steps= or timesteps=")
+            if isinstance(index, bool) or not 0 <= index < self.steps:
+                raise StepOutsideError(index, self.steps)
+            last, start = self._trajectory.step, self._trajectory.start
+            if last is not None and index < last:
+                back = Doubt(Cause.BACK, f"went back from step {last} to {index}")
+                self._begin(NEW if index == start else back)
+            return self._trajectory.announce(index, branch, again=again)
+
+    def restart(self, steps: int | None = None) -> None:
+        """Begin a new trajectory, of another number of steps if one is given; frees the deltas.
 
         Raises:
-            NoStepError: If `step` has not been called yet.
+            StateError: If `steps` is not a number of steps.
         """
-        if self._step is None:
-            raise NoStepError
-        # A second call without a new `step` is another branch, never a repetition: a branch
-        # taken for a repetition would be given the other branch's delta.
-        nth = self._calls.get(id(model), 0)
-        self._calls[id(model)] = nth + 1
-        return self._step, (self._branch, nth)
+        with self._lock:
+            if steps is not None:
+                self.steps = _count(steps, None)
+            self._begin(NEW)
 
-    def state(self, model: Any, branch: Hashable) -> BranchState:
-        """The state of one branch on one compiled model; empty at first."""
-        return self._states.setdefault(model, {}).setdefault(branch, BranchState())
+    def follow(self, steps: int | None) -> None:
+        """As `restart`, for somebody who knows the number of steps, such as a scheduler.
+
+        Raises:
+            StateError: If the session was opened for another number of steps.
+        """
+        if self.fixed and steps != self.steps:
+            raise StateError(
+                f"a session of {self.steps} steps around a pipeline that takes {steps}",
+                "Open it with steps=None: the pipeline's scheduler knows",
+            )
+        self.restart(steps)
+
+    def _begin(self, origin: Doubt) -> None:
+        throw_away(self._suspended)
+        self._suspended = None
+        last = self._trajectory
+        self._trajectory = Trajectory(last.number + last.placed, origin)
+
+    # ---- what the selector asks ---------------------------------------------------------------
+
+    def place(self, owner: Any) -> Place:
+        """Where this call of a model belongs; brings suspended deltas back.
+
+        Args:
+            owner: Stands for the model: its first weight.
+
+        Raises:
+            NoStepError: If `step` has not been called yet in this thread or task.
+            StateError: If suspended deltas cannot be brought back.
+        """
+        position = active.position_of(self)
+        with self._lock:
+            if position is None or position.of is not self._trajectory:
+                raise NoStepError
+            self.resume()
+            return self._trajectory.place(position, owner)
+
+    def take_back(self, owner: Any) -> None:
+        """Uncount a call that failed: its second try is no other branch."""
+        position = active.position_of(self)
+        with self._lock:
+            if position is not None and position.calls.get(id(owner)):
+                position.calls[id(owner)] -= 1
+
+    # ---- the schedule -------------------------------------------------------------------------
+
+    @property
+    def schedule(self) -> AnySchedule | None:
+        """Replaces the schedule of the compiled models. Changing it drops all deltas."""
+        return self._schedule
+
+    @schedule.setter
+    def schedule(self, schedule: AnySchedule | None) -> None:
+        with self._lock:
+            self._schedule = schedule
+            self._trajectory.drop(Doubt(Cause.SCHEDULE, "the session was given another schedule"))
+
+    # ---- the deltas ---------------------------------------------------------------------------
 
     def free(self) -> None:
         """Let go of all deltas; the next call of every branch refreshes."""
-        self._states.clear()
+        with self._lock:
+            throw_away(self._suspended)
+            self._suspended = None
+            self._trajectory.drop(Doubt(Cause.NO_DELTA, "the deltas were freed"))
+
+    def suspend(self, path: str | Path | None = None) -> None:
+        """Set the deltas aside: into host memory, or into a new file, which is removed again.
+
+        For a request that is preempted. `resume`, or the next call, brings them back unchanged.
+
+        Raises:
+            StateError: If the file exists already, or cannot be written; nothing is lost then.
+        """
+        with self._lock:
+            if self._suspended is None:
+                states = list(self._trajectory.states)
+                self._suspended = set_aside(states, None if path is None else Path(path))
+
+    def resume(self) -> None:
+        """Bring the deltas back that `suspend` set aside; without any, do nothing.
+
+        Raises:
+            StateError: If their file is gone or was changed; `free` lets go of them.
+        """
+        with self._lock:
+            if self._suspended is not None:
+                bring_back(self._suspended)
+                self._suspended = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes (not KiB) of all deltas held."""
-        return sum(s.nbytes for states in self._states.values() for s in states.values())
+        """Bytes (not KiB) of all deltas held in memory."""
+        with self._lock:
+            return sum(state.nbytes for state in self._trajectory.states)
 
-    def refused(self, reason: str) -> None:
-        """Note a call that ran the full graph because nothing could be planned for it."""
-        step = self._step if self._step is not None else -1
-        self.entries.append(
-            Entry(step=step, branch=self._branch, planned=None, realised=None, reason=reason)
-        )
+    # ---- the report ---------------------------------------------------------------------------
+
+    def located(self, entry: Entry) -> Entry:
+        """An entry with the place where this session stands, as far as it is known."""
+        position = active.position_of(self)
+        step = None if position is None else position.step
+        branch = None if position is None else position.branch
+        return replace(entry, trajectory=self._trajectory.number, step=step, branch=branch)
 
     def report(self) -> SessionReport:
-        """What was planned and what was run, step by step."""
+        """What was planned and what was run, call by call."""
         return SessionReport(tuple(self.entries))
 
 
-def session(steps: int, *, schedule: AnySchedule | None = None) -> Session:
-    """A session for one trajectory of `steps` steps.
+def session(
+    steps: int | None = None,
+    *,
+    timesteps: Sized | None = None,
+    schedule: AnySchedule | None = None,
+) -> Session:
+    """A session for one trajectory.
 
     Args:
-        steps: Steps of the trajectory.
+        steps: Steps of the trajectory. May be left out inside an attached pipeline, which knows.
+        timesteps: The timesteps, one a step, instead of their number; only counted, never read.
         schedule: Replaces the compiled model's own schedule for this session.
 
     Raises:
-        StateError: If `steps` is not a number of steps.
+        StateError: If `steps` is not a number of steps, or not that of the timesteps.
     """
-    return Session(steps, schedule=schedule)
+    return Session(steps, timesteps=timesteps, schedule=schedule)
 
 
 def active_session() -> Session | None:
-    """The innermost session entered in this thread or task."""
-    return _ACTIVE.get()
+    """The innermost session that is active in this thread or task, and not yet left elsewhere."""
+    return cast("Session | None", active.innermost())
+
+
+def _count(steps: int | None, timesteps: Sized | None) -> int | None:
+    if steps is None:
+        return None if timesteps is None else _count(len(timesteps), timesteps)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise StateError(f"a session of {steps!r} steps", "Give the number of steps, 1 or more")
+    if timesteps is not None and len(timesteps) != steps:
+        fact = f"a session of {steps} steps with {len(timesteps)} timesteps"
+        raise StateError(fact, "Give one timestep a step, or timesteps alone")
+    return steps

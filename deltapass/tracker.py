@@ -7,16 +7,18 @@ is reported as ambiguous, and then nothing is cached.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections import deque
 from dataclasses import dataclass
-from typing import Any, Final, final
-from weakref import WeakKeyDictionary
+from typing import Final, final
 
-from deltapass.session import BranchState
+from deltapass.report import Cause, Entry
+from deltapass.state import BranchState, Doubt
+from deltapass.trajectory import NEW
 
 UNIT_SCALE: Final = 1.5  # first values up to this are read as 0..1, larger ones as 0..1000
 TRAINING_STEPS: Final = 1000.0
 MAX_BRANCHES: Final = 8
+MAX_ENTRIES: Final = 4096  # calls of one trajectory that are remembered for its report
 FEW_STEP_GAP: Final = 0.08  # a first step this large means about a dozen steps or fewer
 
 
@@ -42,9 +44,14 @@ class Place:
 
 @final
 class TimestepTracker:
-    """Follows the trajectories of one caller through one model."""
+    """Follows the trajectories of one caller through one model.
+
+    `entries` holds the calls of the present trajectory, whose number is `trajectory`.
+    """
 
     def __init__(self) -> None:
+        self.trajectory = -1
+        self.entries: deque[Entry] = deque(maxlen=MAX_ENTRIES)
         self._value: float | None = None
         self._sample: tuple[float, ...] = ()
         self._scale = 1.0
@@ -53,7 +60,7 @@ class TimestepTracker:
         self._step = self._branch = 0
         self._few_steps = False
         self._problem = ""
-        self._states: WeakKeyDictionary[Any, dict[Hashable, BranchState]] = WeakKeyDictionary()
+        self._states: dict[int, BranchState] = {}
 
     def locate(self, value: float, sample: tuple[float, ...]) -> Place:
         """Place a call by its timestep.
@@ -78,9 +85,12 @@ class TimestepTracker:
             problem=self._problem,
         )
 
-    def state(self, model: Any, branch: Hashable) -> BranchState:
+    def state(self, branch: int) -> BranchState:
         """The state of one branch of the present trajectory; empty at first."""
-        return self._states.setdefault(model, {}).setdefault(branch, BranchState())
+        if branch not in self._states:
+            late = Doubt(Cause.BRANCH, f"this branch is first called at step {self._step}")
+            self._states[branch] = BranchState(NEW if self._step == 0 else late)
+        return self._states[branch]
 
     def _level(self, value: float) -> float:
         level = value / self._scale
@@ -92,6 +102,8 @@ class TimestepTracker:
 
     def _restart(self, value: float, sample: tuple[float, ...]) -> None:
         self._states.clear()
+        self.entries.clear()
+        self.trajectory += 1
         self._scale = TRAINING_STEPS if value > UNIT_SCALE else 1.0
         self._value, self._sample = value, sample
         self._step = self._branch = 0

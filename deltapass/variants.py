@@ -80,15 +80,23 @@ class Variants:
         spans = [self.span(span).span for span in plan.spans]
         emitted = {frozenset(some) for n in range(3) for some in itertools.combinations(spans, n)}
         if self.whole and plan.steps is not None:
-            table = self.realised(plan.schedule.table(plan.steps, plan.blocks))
-            emitted = set(emissions(table, self.order))
-        elif self.whole:
+            self.prepare(self.realised(plan.schedule.table(plan.steps, plan.blocks)))
+            return
+        if self.whole:
             # Before the boundary either delta may be read next, after it only the last one's.
             emitted = {frozenset(spans), frozenset(spans[-1:])}
         for some in emitted:
             self.refresh(tuple(sorted(some)))
         for span in spans:
             self.cached(span)
+
+    def prepare(self, table: Table) -> None:
+        """Make the variants that a table of realised spans needs."""
+        for span, emitted in zip(table, emissions(table, self.order), strict=True):
+            if span is None:
+                self.refresh(tuple(sorted(emitted)))
+            else:
+                self.cached(span)
 
     def program(self, key: Key) -> Program:
         """The rewritten program of a variant."""

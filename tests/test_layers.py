@@ -18,7 +18,9 @@ ORDER = (
     *("observe", "capture"),
     *("streams", "repeats", "blocks"),
     *("outline", "plan", "rewrite", "layouts", "lowering", "variants"),
-    *("report", "session", "signals", "tracker", "moments", "runtime"),
+    *("report", "timeline", "conditioning", "state", "active", "trajectory", "suspension"),
+    *("session", "signals", "tracker", "moments", "residuals", "freshness", "runtime"),
+    *("watch", "attach"),
     *("compiler", "explain", "pipelines", "machine", "demo", "gallery", "cli"),
 )
 SEEN_BY_BACKENDS = {"errors", "graphs", "lowering"}

@@ -48,13 +48,8 @@ def test_interleaved_sessions_give_what_they_give_alone(toy: Any) -> None:
     for step in range(STEPS):
         for which, session in enumerate(sessions):
             args, kwargs = trajectories[which][step]
-            # Entered once for good: leaving frees the deltas.
-            session.__enter__()
-            session.step(step)
-            with torch.no_grad():
+            with torch.no_grad(), session.at(step):
                 together[which].append(tensors([model(*args, **kwargs)])[0])
-    for session in reversed(sessions * STEPS):
-        session.__exit__()
     assert all(same(a, t) for a, t in zip(alone, together, strict=True))
 
 
@@ -113,7 +108,7 @@ def test_skipped_refresh_makes_the_delta_stale(toy: Any) -> None:
             session.step(step)
             out = model(*calls[step][0], **calls[step][1])
         assert torch.equal(out, toy(*calls[3][0], **calls[3][1]))
-        assert "its delta is from step 0" in session.report().entries[-1].reason
+        assert session.report().entries[-1].reason == "went from step 0 to 3"
 
 
 def test_failed_refresh_leaves_no_delta_to_read(toy: Any) -> None:

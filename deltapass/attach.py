@@ -1,0 +1,190 @@
+"""One line for a pipeline: `deltapass.attach(pipe)`.
+
+While attached, every call of the pipeline is a session of its own: the step and the number of steps
+come from the pipeline's scheduler, the branch from its cache contexts. Only this pipeline object,
+its denoisers and (during a call) its scheduler are touched, never their classes.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, final
+
+from torch import nn
+
+from deltapass.errors import AttachError, RefusalWarning
+from deltapass.moments import known_tracker
+from deltapass.report import SessionReport
+from deltapass.schedule import AnySchedule
+from deltapass.session import Session, active_session
+from deltapass.watch import current_run, following, subclass, unwatch_denoiser, watch_denoiser
+
+DENOISER = "transformer"  # what pipelines call their denoisers; a second one ends in _2
+
+
+@final
+class Attachment:
+    """What ties a pipeline to its sessions. Also a context manager that detaches on leaving.
+
+    Attributes:
+        schedule: Replaces the compiled models' own schedule in every call.
+        last: Report of the last call that ended, also if it failed; None before the first.
+    """
+
+    def __init__(self, pipe: Any, schedule: AnySchedule | None) -> None:
+        self.schedule = schedule
+        self.last: SessionReport | None = None
+        self._pipe, self._kind = pipe, type(pipe)
+        self._watched: list[nn.Module] = []
+        self._lock = threading.Lock()
+        self._warned = False
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        detach(self._pipe)
+
+    def install(self) -> None:
+        """Exchange the pipeline's class for a subclass whose calls are sessions."""
+        kind, attachment = self._kind, self
+
+        @functools.wraps(kind.__call__)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with attachment.running(self):
+                return kind.__call__(self, *args, **kwargs)
+
+        self._watch(self._pipe)
+        self._pipe.__class__ = subclass(kind, {"__call__": call, "_deltapass": self})
+
+    def remove(self) -> None:
+        """Put everything back as it was."""
+        self._pipe.__class__ = self._kind
+        with self._lock:
+            for module in self._watched:
+                unwatch_denoiser(module)
+            self._watched.clear()
+
+    @contextmanager
+    def running(self, pipe: Any) -> Iterator[None]:
+        """One call of the pipeline. A session that the caller has opened is used and kept open."""
+        self._watch(pipe)
+        outer, run = active_session(), current_run()
+        mine = outer is None or (run is not None and run.session is outer)
+        session = Session(schedule=self.schedule) if mine or outer is None else outer
+        calls = len(session.entries)
+        try:
+            with following(session, pipe.scheduler) as run, session:
+                run.open()
+                yield
+        finally:
+            self.last = SessionReport(tuple(session.entries[calls:]))
+        self._check_that_it_ran()
+
+    def _watch(self, pipe: Any) -> None:
+        """Watch the denoisers, which may have been exchanged since the last call."""
+        with self._lock:
+            for module in denoisers(pipe).values():
+                inner = getattr(module, "_orig_mod", module)
+                if not any(inner is known for known in self._watched):
+                    watch_denoiser(inner)
+                    self._watched.append(inner)
+
+    def _check_that_it_ran(self) -> None:
+        if self.last is None or self.last.entries or self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            "nothing cached: no model that deltapass could cache was called in this pipeline. "
+            "Compile the denoiser: pipe.transformer = torch.compile(pipe.transformer, "
+            "backend='deltadit'); if you did, an earlier warning says why it runs in full.",
+            RefusalWarning,
+            stacklevel=5,
+        )
+
+
+def attach(pipe: Any, *, schedule: AnySchedule | None = None) -> Attachment:
+    """Let a diffusers pipeline tell deltapass its steps and branches.
+
+    Args:
+        pipe: A pipeline with a `scheduler` and a `transformer`; compile the latter before or after.
+        schedule: Replaces the compiled models' own schedule.
+
+    Returns:
+        The attachment: `last` is the report of the last call; as a context manager it detaches.
+
+    Raises:
+        AttachError: If the pipeline is attached already, or has no transformer or no scheduler.
+    """
+    if attachment_of(pipe) is not None:
+        raise AttachError(
+            f"this {type(pipe).__name__} is attached already", "Call detach(pipe) first"
+        )
+    if not denoisers(pipe):
+        found = ", ".join(_components(pipe)) or "nothing"
+        raise AttachError(
+            f"this {type(pipe).__name__} has no transformer; it has {found}",
+            "deltapass caches diffusion transformers: attach a pipeline with a `transformer`",
+        )
+    scheduler = getattr(pipe, "scheduler", None)
+    if not all(hasattr(scheduler, name) for name in ("timesteps", "set_timesteps", "step")):
+        raise AttachError(
+            f"this {type(pipe).__name__} has no scheduler with set_timesteps() and step()",
+            "Use `with deltapass.session(steps=...)` and tell it every step",
+        )
+    attachment = Attachment(pipe, schedule)
+    attachment.install()
+    return attachment
+
+
+def detach(pipe: Any) -> None:
+    """Undo `attach`: the pipeline and its denoisers are as before.
+
+    Raises:
+        AttachError: If the pipeline is not attached.
+    """
+    attachment = attachment_of(pipe)
+    if attachment is None:
+        raise AttachError(f"this {type(pipe).__name__} is not attached", "Call attach(pipe) first")
+    attachment.remove()
+
+
+def last_report(subject: Any) -> SessionReport | None:
+    """What was planned and run last, where no session of yours was open.
+
+    Args:
+        subject: An attached pipeline: its last call. Or a model, compiled or not: the present
+            trajectory of this thread, found by the timestep input.
+
+    Returns:
+        The report; None if nothing was called yet.
+    """
+    attachment = attachment_of(subject)
+    if attachment is not None:
+        return attachment.last
+    tracker = known_tracker(subject.parameters())
+    return None if tracker is None else SessionReport(tuple(tracker.entries))
+
+
+def attachment_of(pipe: Any) -> Attachment | None:
+    """The attachment of a pipeline, if it has one."""
+    found = getattr(type(pipe), "_deltapass", None)
+    return found if isinstance(found, Attachment) else None
+
+
+def denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """The pipeline's denoisers, by attribute name."""
+    return {
+        name: module
+        for name, module in _components(pipe).items()
+        if name.startswith(DENOISER) and isinstance(module, nn.Module)
+    }
+
+
+def _components(pipe: Any) -> dict[str, Any]:
+    """What a pipeline is made of: its own attributes that are modules, and the like."""
+    return {name: part for name, part in vars(pipe).items() if not name.startswith("_")}

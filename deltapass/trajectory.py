@@ -1,0 +1,133 @@
+"""One trajectory: the steps told so far, and the deltas of every branch on every model.
+
+A plain state machine, without locks or contexts: session.py adds those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch.utils.weak import WeakIdKeyDictionary
+
+from deltapass.active import Position
+from deltapass.report import Cause
+from deltapass.state import BranchState, Doubt
+
+NEW = Doubt(Cause.NEW_TRAJECTORY, "a new trajectory")
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a call belongs.
+
+    Attributes:
+        trajectory: Which trajectory of the session.
+        step: Its step.
+        branch: Name of the branch, and the number of the call under that name.
+        start: First step of the trajectory.
+        before: The step told before this one; None at the first.
+        state: The branch's deltas.
+    """
+
+    trajectory: int
+    step: int
+    branch: Hashable
+    start: int
+    before: int | None
+    state: BranchState
+
+
+@final
+class Trajectory:
+    """What is known of one trajectory.
+
+    Attributes:
+        number: Which trajectory of its session, from 0.
+        origin: Why it began: what the first call of every branch says.
+        start: The first step told; image-to-image begins half-way.
+        step: The step told last.
+        before: The step told before that one.
+        placed: Whether any model was called.
+    """
+
+    def __init__(self, number: int, origin: Doubt = NEW) -> None:
+        self.number, self.origin = number, origin
+        self.start: int | None = None
+        self.step: int | None = None
+        self.before: int | None = None
+        self.placed = False
+        self._announced: dict[Hashable, Position] = {}
+        self._repeated: set[Hashable] = set()
+        # Model, by its first weight -> (branch, number of the call) -> state.
+        self._states: Any = WeakIdKeyDictionary()
+
+    def announce(self, index: int, branch: Hashable, *, again: bool = False) -> Position:
+        """Take note of a step; it must not lie below the last one.
+
+        With `again`, a step told before goes on where it was: its calls are further branches.
+
+        A step told twice, with a call in between, may be a repetition or another branch. Which
+        deltas belong to which is not known then, so those of that name are dropped, both now and
+        when the next step is told.
+        """
+        if self.start is None:
+            self.start = index
+        if index != self.step:
+            for name in self._repeated:
+                self._drop(name, Doubt(Cause.REPEATED, f"step {self.step} was told twice"))
+            self._repeated.clear()
+            self.before, self.step = self.step, index
+        elif again and self._is_told(index, branch):
+            return self._announced[branch]
+        elif self._is_told(index, branch) and self._announced[branch].called:
+            self._repeated.add(branch)
+            self._drop(branch, Doubt(Cause.REPEATED, f"step {index} was told twice"))
+        self._announced[branch] = Position(self, index, branch)
+        return self._announced[branch]
+
+    def _is_told(self, index: int, branch: Hashable) -> bool:
+        last = self._announced.get(branch)
+        return last is not None and last.step == index
+
+    def place(self, position: Position, owner: Any) -> Place:
+        """Where the next call of a model belongs; counts it."""
+        self.placed = True
+        nth = position.calls.get(id(owner), 0)
+        position.calls[id(owner)] = nth + 1
+        branch = (position.branch, nth)
+        return Place(
+            trajectory=self.number,
+            step=position.step,
+            branch=branch,
+            start=self.start or 0,
+            before=self.before,
+            state=self._state(owner, branch, position.step),
+        )
+
+    def _state(self, owner: Any, branch: tuple[Hashable, int], step: int) -> BranchState:
+        states: dict[Hashable, BranchState] = self._states.setdefault(owner, {})
+        if branch not in states:
+            late = Doubt(Cause.BRANCH, f"this branch is first called at step {step}")
+            states[branch] = BranchState(self.origin if step == self.start else late)
+        return states[branch]
+
+    @property
+    def states(self) -> Iterator[BranchState]:
+        """The states of all branches on all models."""
+        for states in list(self._states.values()):
+            yield from states.values()
+
+    def drop(self, doubt: Doubt) -> None:
+        """Forget all deltas."""
+        for state in self.states:
+            state.drop(doubt)
+
+    def _drop(self, name: Hashable, doubt: Doubt) -> None:
+        """Forget the deltas of all branches of one name."""
+        for states in self._states.values():
+            for branch, state in states.items():
+                if branch[0] == name:
+                    state.drop(doubt)
