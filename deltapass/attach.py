@@ -61,9 +61,11 @@ class Attachment:
         self._watch(self._pipe)
         self._pipe.__class__ = subclass(kind, {"__call__": call, "_deltapass": self})
 
-    def remove(self) -> None:
-        """Put everything back as it was."""
-        self._pipe.__class__ = self._kind
+    def remove(self, pipe: Any) -> None:
+        """Put everything back as it was. A copy of the pipeline gets its class back, no more."""
+        pipe.__class__ = self._kind
+        if pipe is not self._pipe:
+            return
         with self._lock:
             for module in self._watched:
                 unwatch_denoiser(module)
@@ -150,7 +152,7 @@ def detach(pipe: Any) -> None:
     attachment = attachment_of(pipe)
     if attachment is None:
         raise AttachError(f"this {type(pipe).__name__} is not attached", "Call attach(pipe) first")
-    attachment.remove()
+    attachment.remove(pipe)
 
 
 def last_report(subject: Any) -> SessionReport | None:

@@ -13,21 +13,27 @@ from typing import Any, Final, final
 
 import torch
 
-PROBES: Final = 8  # numbers read at each end of a tensor
+SAMPLES: Final = 64  # numbers looked at one by one, evenly spread over a tensor
 Values = tuple[float, ...]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A tensor as it was: the object (weakly held), its version, and its values if they were read.
+    """A tensor as it was: the object (weakly held), its version, and a few of its numbers.
 
-    `version` is -1 for an inference tensor, which keeps none.
+    `version` is -1 for an inference tensor, which keeps none. `numbers` may still lie on the
+    device, copied there without waiting.
     """
 
     tensor: weakref.ref[torch.Tensor]
     version: int
-    values: Values | None
+    numbers: Values | torch.Tensor
+
+    @property
+    def values(self) -> Values:
+        """The numbers; reading them may wait for the device."""
+        return read([self.numbers]) if torch.is_tensor(self.numbers) else self.numbers
 
     def is_same(self, tensor: torch.Tensor, version: int) -> bool:
         """Whether this is the same tensor object, and unchanged."""
@@ -40,22 +46,19 @@ def look(tensor: torch.Tensor, before: Seen | None, *, certain: bool) -> tuple[S
     Args:
         tensor: A conditioning input of this call.
         before: How it was at the last call; None at the first.
-        certain: Read values whenever they could be needed later. Otherwise they are read on a
-            CPU, where it costs nothing, and on a device only once an input is a new object.
+        certain: Do not trust that an inference tensor, which counts no changes, is unchanged.
 
     Returns:
-        How it is now, and whether it differs. A new object whose predecessor is gone unread
-        counts as changed: its values cannot be compared any more.
+        How it is now, and whether it differs. Numbers are read on a CPU, where it costs nothing,
+        and on a device only once an input is another object than at the last call.
     """
     version = -1 if tensor.is_inference() else tensor._version
     if before is not None and before.is_same(tensor, version) and (version != -1 or not certain):
         return before, False
-    if before is None and not certain and tensor.device.type != "cpu":
-        return Seen(weakref.ref(tensor), version, None), False
-    now = Seen(weakref.ref(tensor), version, read(ends(tensor)))
-    if before is None:
-        return now, False
-    return now, now.values != _values_of(before)
+    parts = fingerprint(tensor)
+    here = tensor.device.type == "cpu"
+    now = Seen(weakref.ref(tensor), version, read(parts) if here else _copied(parts))
+    return now, before is not None and now.values != before.values
 
 
 def changed_inputs(
@@ -81,14 +84,17 @@ def changed_inputs(
     return tuple(changed)
 
 
-def ends(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The first and last few numbers of a tensor, without copying the rest."""
-    if tensor.ndim == 0:
-        return [tensor.reshape(1)]
-    if not tensor.numel():
+def fingerprint(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Numbers that differ where tensors differ: some samples, the sum and the norm.
+
+    The sums see every number: prompts of one batch may share all but a few of their tokens.
+    """
+    flat = tensor.detach().reshape(-1)
+    if not len(flat):
         return []
-    first, last = (0,) * (tensor.ndim - 1), (-1,) * (tensor.ndim - 1)
-    return [tensor[first][:PROBES], tensor[last][-PROBES:]]
+    numbers = flat.to(torch.float32)
+    totals = [numbers.sum().reshape(1), torch.linalg.vector_norm(numbers).reshape(1)]
+    return [numbers[:: -(-len(flat) // SAMPLES)], *totals]
 
 
 def read(parts: Iterable[torch.Tensor]) -> Values:
@@ -101,9 +107,6 @@ def read(parts: Iterable[torch.Tensor]) -> Values:
     return tuple(together)
 
 
-def _values_of(seen: Seen) -> Values | None:
-    """The values as they were seen; read now if the unchanged tensor is still there."""
-    tensor = seen.tensor()
-    if seen.values is None and tensor is not None and tensor._version == seen.version:
-        return read(ends(tensor))
-    return seen.values
+def _copied(parts: list[torch.Tensor]) -> torch.Tensor:
+    """The numbers in memory of their own, on their device; nothing waits for them."""
+    return torch.cat([part.to(torch.float32) for part in parts]) if parts else torch.empty(0)

@@ -6,6 +6,7 @@ conditioning, at the step the schedule meant it for. Anything else refreshes, an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -59,7 +60,7 @@ def conditioning_of(outline: Outline, per_step: Sequence[str]) -> dict[int, str]
         if not any(part in name for name in data.values()):
             known = ", ".join(map(shown, data.values())) or "(there is none)"
             raise OptionError("per_step", part, f"part of the name of a data input: {known}")
-    passing = residual_inputs(outline.captured, outline.stack)
+    passing = residual_inputs(outline.captured)
     return {
         at: name
         for at, name in data.items()
@@ -161,5 +162,5 @@ def _other_conditioning(
 
 
 def shown(name: str) -> str:
-    """An input's name as its user knows it: Dynamo's prefixes and trailing underscores removed."""
-    return name.removeprefix("L_").removeprefix("kwargs_").strip("_")
+    """An input's name as its user knows it: without Dynamo's prefixes and trailing underscores."""
+    return re.sub(r"^l_(kwargs_|args_)?", "", name, flags=re.IGNORECASE).strip("_")

@@ -6,6 +6,7 @@ thread; see docs/guide.md for what that can and cannot know.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, MutableSequence, Sequence
 from contextvars import ContextVar
@@ -26,12 +27,14 @@ from deltapass.state import BranchState
 from deltapass.tracker import Place, TimestepTracker
 from deltapass.variants import Variants
 
-# Implicit trajectories of this thread, by model: a new thread starts with none.
-# With the thread's number, because a copied context takes its variables to another thread.
-_TRACKERS: Final[ContextVar[tuple[int, WeakIdKeyDictionary] | None]] = ContextVar(
+Rows = tuple[dict[str, Any], ...]
+Caller = tuple[int, int]
+
+# Implicit trajectories of this thread or task, by model: a new one starts with none. With its
+# number, because a copied context takes its variables to another thread or task.
+_TRACKERS: Final[ContextVar[tuple[Caller, WeakIdKeyDictionary] | None]] = ContextVar(
     "deltapass_trackers", default=None
 )
-Rows = tuple[dict[str, Any], ...]
 
 
 @final
@@ -69,12 +72,17 @@ class Moment:
 @final
 @dataclass
 class Moments:
-    """Finds the moment of every call of one compiled model. Keeps nothing but looked-up tables."""
+    """Finds the moment of every call of one compiled model.
+
+    `starts` counts the calls without a session, one after the other, that each looked like the
+    first step of a trajectory. The tables of schedules are all else it keeps.
+    """
 
     plan: Plan
     variants: Variants
     reader: SignalReader | None
     owner: int | None
+    starts: int = 0
     _known: dict[tuple[AnySchedule, int, int], Rows] = field(default_factory=dict)
 
     def find(self, arguments: Sequence[Any]) -> Moment:
@@ -115,6 +123,7 @@ class Moments:
         signals = self.reader.read(arguments)
         tracker = tracker_of(self.owner_of(arguments))
         place = tracker.locate(signals.timestep, signals.sample)
+        self.starts = 0 if place.step else self.starts + 1
         if place.problem:
             raise StepUnknownError(place.problem)
         known: dict[str, Any] = {
@@ -209,11 +218,11 @@ def find_moments(plan: Plan, variants: Variants) -> Moments:
 
 
 def tracker_of(owner: Any) -> TimestepTracker:
-    """This thread's tracker of the model that owns a weight; a new one at first."""
-    thread = threading.get_ident()
+    """This thread's or task's tracker of the model that owns a weight; a new one at first."""
+    caller = _caller()
     known = _TRACKERS.get()
-    if known is None or known[0] != thread:
-        known = (thread, WeakIdKeyDictionary())
+    if known is None or known[0] != caller:
+        known = (caller, WeakIdKeyDictionary())
         _TRACKERS.set(known)
     trackers: Any = known[1]
     if owner not in trackers:
@@ -223,8 +232,14 @@ def tracker_of(owner: Any) -> TimestepTracker:
 
 
 def known_tracker(owners: Iterable[Any]) -> TimestepTracker | None:
-    """This thread's tracker of the model that has one of these weights, if it was ever called."""
+    """The tracker here of the model that has one of these weights, if it was ever called here."""
     known = _TRACKERS.get()
-    if known is None or known[0] != threading.get_ident():
+    if known is None or known[0] != _caller():
         return None
     return next((known[1][owner] for owner in owners if owner in known[1]), None)
+
+
+def _caller() -> Caller:
+    """Who is calling: the thread, and the task that it runs (0 outside an event loop)."""
+    running = asyncio._get_running_loop() is not None
+    return threading.get_ident(), id(asyncio.current_task()) if running else 0

@@ -6,37 +6,39 @@ about whose trajectory it is, unlike prompts and labels.
 
 from __future__ import annotations
 
+import operator
+from typing import Final
+
+import torch
 from torch import fx
 
-from deltapass.graphs import Captured, Role, Stack
-from deltapass.streams import ADDITIONS, CARRIERS
+from deltapass.graphs import Captured, Role
+from deltapass.sums import ADDITIONS, CARRIERS, PARTS, same_shape
+
+aten = torch.ops.aten
+
+SCALED: Final = frozenset({operator.mul, torch.mul, "mul", aten.mul.Tensor, aten.mul.Scalar})
 
 
-def residual_inputs(captured: Captured, stack: Stack) -> frozenset[str]:
-    """Names of the data inputs that do nothing but enter a stream within the stack, by addition."""
-    nodes = list(captured.module.graph.nodes)
-    place = {node: at for at, node in enumerate(nodes)}
-    begin = stack.blocks[0].first
+def residual_inputs(captured: Captured) -> frozenset[str]:
+    """Names of the data inputs that are only ever added, perhaps scaled, to a value."""
     data = {given.name for given in captured.inputs if given.role is Role.DATA}
     return frozenset(
         node.name
-        for node in nodes
+        for node in captured.module.graph.nodes
         if node.op == "placeholder" and node.name in data
-        if node.users and all(_enters(user, node, captured, begin, place) for user in node.users)
+        if _only_added(node, captured)
     )
 
 
-def _enters(
-    user: fx.Node, value: fx.Node, captured: Captured, begin: int, place: dict[fx.Node, int]
-) -> bool:
-    """Whether `user` adds `value` as it is to something of its shape, inside the stack."""
-    if captured.spec(user) is None or captured.spec(value) is None:
-        return False
+def _only_added(value: fx.Node, captured: Captured) -> bool:
+    return bool(value.users) and all(_is_added(user, value, captured) for user in value.users)
+
+
+def _is_added(user: fx.Node, value: fx.Node, captured: Captured) -> bool:
+    """Whether `user` adds `value` to something of its shape, or hands it on to such a sum."""
     if user.target in ADDITIONS:
-        mine, sums = captured.spec(value), captured.spec(user)
-        return place[user] >= begin and bool(mine and sums and mine.shape == sums.shape)
-    if user.target in CARRIERS:
-        return bool(user.users) and all(
-            _enters(later, user, captured, begin, place) for later in user.users
-        )
-    return False
+        return same_shape(captured, value, user)
+    scaled = user.target in SCALED and len(user.all_input_nodes) == 1
+    handed_on = scaled or user.target in CARRIERS or user.target in PARTS
+    return handed_on and _only_added(user, captured)

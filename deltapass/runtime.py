@@ -20,6 +20,7 @@ from deltapass.errors import (
     DeltapassError,
     RefusalWarning,
     ScheduleError,
+    StepUnknownError,
     UnsupportedGraphError,
 )
 from deltapass.freshness import Graph, conditioning_of, data_specs, examine, missing, shown
@@ -34,6 +35,7 @@ from deltapass.variants import Variants
 
 _VERSION: Final = attrgetter("_version")
 MAX_CHANGES: Final = 3  # calls in a row with new conditioning before it is said
+MANY_STARTS: Final = 100  # first steps in a row without a second one before it is said
 
 
 @final
@@ -72,8 +74,7 @@ class Selector:
         except (UnsupportedGraphError, ScheduleError) as error:
             return self._run_refused(arguments, error, started)
         doubt = examine(moment, self._graph, arguments, self._stamp(arguments)) or missing(moment)
-        if moment.state.changes == MAX_CHANGES:
-            self._refuse(ChangingInputError(tuple(map(shown, moment.state.changed))))
+        self._say_what_never_caches(moment)
         span = None if doubt is not None else moment.planned
         try:
             results, macs = self._run(arguments, moment, span)
@@ -82,6 +83,13 @@ class Selector:
             raise
         moment.entries.append(_entry(moment, span, doubt, (macs, self._full), started))
         return results
+
+    def _say_what_never_caches(self, moment: Moment) -> None:
+        if moment.state.changes == MAX_CHANGES:
+            self._refuse(ChangingInputError(tuple(map(shown, moment.state.changed))))
+        if self.moments.starts == MANY_STARTS:
+            fact = "each began a trajectory: random timesteps, or a thread or task for every call"
+            self._refuse(StepUnknownError(f"of the last {MANY_STARTS} calls {fact}"))
 
     def _run(
         self, arguments: Sequence[Any], moment: Moment, span: Span | None

@@ -8,20 +8,23 @@ docs/sessions.md.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Hashable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, Final, cast, final
 
 from deltapass import active
 from deltapass.active import Position
-from deltapass.errors import NoStepError, StateError, StepOutsideError
+from deltapass.errors import NoStepError, RefusalWarning, StateError, StepOutsideError
 from deltapass.report import Cause, Entry, SessionReport
 from deltapass.schedule import AnySchedule
 from deltapass.state import Doubt
 from deltapass.suspension import Suspended, bring_back, set_aside, throw_away
 from deltapass.trajectory import NEW, Place, Trajectory
+
+MANY: Final = 3  # planned cached steps that had to be full before it is said
 
 
 @final
@@ -65,11 +68,14 @@ class Session:
         self._enter(None)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._leave()
         with self._lock:
-            if not self._entered:
+            last = not self._entered
+            if last:
                 self._begin(NEW)
+        if last and kind is None:
+            self._say_if_nothing_was_cached()
 
     @contextmanager
     def at(self, step: int, *, branch: Hashable = None, again: bool = False) -> Iterator[Session]:
@@ -258,6 +264,13 @@ class Session:
         step = None if position is None else position.step
         branch = None if position is None else position.branch
         return replace(entry, trajectory=self._trajectory.number, step=step, branch=branch)
+
+    def _say_if_nothing_was_cached(self) -> None:
+        forced = [entry for entry in self.entries if entry.forced]
+        if len(forced) < MANY or any(entry.realised for entry in self.entries):
+            return
+        text = f"nothing cached: all {len(self.entries)} calls were full; last: {forced[-1].why}"
+        warnings.warn(text, RefusalWarning, stacklevel=3)
 
     def report(self) -> SessionReport:
         """What was planned and what was run, call by call."""

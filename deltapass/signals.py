@@ -12,10 +12,11 @@ from typing import Any, Final, final
 
 import torch
 
-from deltapass.conditioning import Values, ends, read
+from deltapass.conditioning import Values, read
 from deltapass.errors import StepUnknownError
 from deltapass.graphs import Input, Role
 
+PROBES: Final = 8  # numbers read at each end of the noisy sample
 MANY: Final = 64  # timesteps up to this many are read as they are
 
 
@@ -43,7 +44,7 @@ class SignalReader:
             StepUnknownError: If the timesteps of the samples in one batch differ.
         """
         times = _times(arguments[self.timestep])
-        sample = ends(arguments[self.sample]) if self.sample is not None else []
+        sample = _ends(arguments[self.sample]) if self.sample is not None else []
         numbers = read([times, *sample])
         moments = numbers[: len(times)]
         if arguments[self.timestep].ndim == 1 and min(moments) != max(moments):
@@ -64,3 +65,11 @@ def _times(timestep: torch.Tensor) -> torch.Tensor:
     """The timesteps of a call, or the least and greatest where there are many (one a token)."""
     flat = timestep.reshape(-1)
     return flat if len(flat) <= MANY else torch.stack(torch.aminmax(flat))
+
+
+def _ends(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The first and last few numbers of a tensor, without copying the rest."""
+    if not tensor.ndim or not tensor.numel():
+        return [tensor.reshape(-1)]
+    first, last = (0,) * (tensor.ndim - 1), (-1,) * (tensor.ndim - 1)
+    return [tensor[first][:PROBES], tensor[last][-PROBES:]]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, final
 
 import torch
@@ -18,32 +19,20 @@ from torch import fx
 
 from deltapass.errors import StreamError
 from deltapass.graphs import Block, Captured, TensorSpec
+from deltapass.sums import (
+    ADDITIONS,
+    CARRIERS,
+    SPLITS,
+    Sums,
+    added_in_place,
+    addends,
+    carried,
+    read_before,
+)
 
 aten = torch.ops.aten
 
-ADDITIONS: Final = frozenset(
-    {operator.add, operator.iadd, torch.add, "add", "add_", aten.add.Tensor, aten.add_.Tensor}
-)
 CONCATENATIONS: Final = frozenset({torch.cat, torch.concat, torch.concatenate, aten.cat.default})
-SPLITS: Final = frozenset(
-    {
-        torch.split, torch.chunk, torch.split_with_sizes, "split", "chunk", "split_with_sizes",
-        aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default,
-    }
-)  # fmt: skip
-# Operators that hand a stream on: casts, clamps, copies, views that keep the shape.
-CARRIERS: Final = frozenset(
-    {
-        "to", "type_as", "float", "half", "bfloat16", "contiguous", "clone", "clamp", "clip",
-        "squeeze", "view", "reshape", "nan_to_num", "type", "double", "view_as", "reshape_as",
-        torch.clamp, torch.clip, torch.clone, torch.nan_to_num, torch.squeeze, torch.reshape,
-        torch.nn.functional.dropout, aten.clone.default, aten.clamp.default,
-        aten._to_copy.default,
-        aten.to.dtype, aten.view.default, aten.reshape.default, aten.squeeze.dim,
-        aten.alias.default, aten.contiguous.default, aten.dropout.default,
-        aten._unsafe_view.default,
-    }
-)  # fmt: skip
 SLICE_ARGUMENTS: Final = 4  # aten.slice.Tensor(input, dim, start, end)
 
 
@@ -66,7 +55,14 @@ class _Joined:
     sizes: tuple[int, ...]
 
 
-Origin = fx.Node | _Joined | None
+@final
+@dataclass(frozen=True, slots=True)
+class _Several:
+    """A sum of streams of which it cannot be told which one goes on."""
+
+
+_SEVERAL: Final = _Several()
+Origin = fx.Node | _Joined | _Several | None  # None: computed anew within the span
 
 
 def pair_streams(
@@ -158,6 +154,11 @@ class _Tracer:
         self.inside = inside
         self.known: dict[fx.Node, Origin] = {}
 
+    @cached_property
+    def sums(self) -> Sums:
+        """The whole graph's sums, looked at only where the span alone leaves two choices."""
+        return Sums(self.captured)
+
     def origin(self, node: fx.Node) -> Origin:
         """The value (or concatenation of values) from outside that `node` is a sum onto."""
         if node not in self.inside:
@@ -175,27 +176,29 @@ class _Tracer:
             return self._through_concatenation
         if node.target is operator.getitem or node.target is aten.slice.Tensor:
             return self._through_slice
+        if node.target is aten.slice_scatter.default:
+            return self._through_scatter
         return self._through_carrier if node.target in CARRIERS else None
 
     def _through_addition(self, node: fx.Node) -> Origin:
-        origins = [
-            origin
-            for operand in node.args[:2]
-            if isinstance(operand, fx.Node) and self._same_shape(operand, node)
-            if (origin := self.origin(operand)) is not None
-        ]
-        # Two streams added to each other: which of them goes on is not for us to guess.
-        return origins[0] if len(origins) == 1 else None
+        leading = [t for t in addends(self.captured, node) if self.origin(t) is not None]
+        if not leading:
+            return None
+        if len(leading) == 1 and read_before(leading[0], node):
+            return self.origin(leading[0])
+        # Two lead out of the span, or one that may be a side input: the whole graph can tell.
+        chosen = self.sums.continued(node)
+        if chosen is not None:
+            return self.origin(chosen)
+        return self.origin(leading[0]) if len(leading) == 1 else _SEVERAL
 
     def _through_carrier(self, node: fx.Node) -> Origin:
-        source = node.args[0]
-        if isinstance(source, fx.Node) and self._same_shape(source, node):
-            return self.origin(source)
-        return None
+        source = carried(self.captured, node)
+        return self.origin(source) if source is not None else None
 
-    def _same_shape(self, one: fx.Node, other: fx.Node) -> bool:
-        first, second = self.captured.spec(one), self.captured.spec(other)
-        return first is not None and second is not None and first.shape == second.shape
+    def _through_scatter(self, node: fx.Node) -> Origin:
+        whole = added_in_place(node)
+        return self.origin(whole) if whole is not None else None
 
     def _through_concatenation(self, node: fx.Node) -> Origin:
         parts: Any = node.args[0] if node.args else node.kwargs.get("tensors", ())
@@ -249,6 +252,7 @@ def _cut(node: fx.Node, spec: TensorSpec | None) -> tuple[int, int, int] | None:
     else:
         given: Any = node.args[1]
         index = given if isinstance(given, tuple) else (given,)
+        index = index[:-1] if index[-1:] == (Ellipsis,) else index
         if not all(isinstance(part, slice) for part in index):
             return None
         slices = {dim: part for dim, part in enumerate(index) if part != slice(None)}

@@ -50,7 +50,7 @@ class Run:
         found = (_entry_of(timesteps, given) for given in arguments)
         done = next((at for at in found if at is not None), self._index)
         self._index, self._stepped = done + 1, True
-        if self._index < len(timesteps):
+        if self._index < (self.session.steps or 0):
             self.session.step(self._index)
 
     @contextmanager

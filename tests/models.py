@@ -328,6 +328,38 @@ class SideValueDenoiser(AdaLNDenoiser):
         return self.head(x, conditioning + side)
 
 
+class ControlledDenoiser(AdaLNDenoiser):
+    """After each block a residual of a control network is added; two blocks share one.
+
+    With `own` the network is part of the model: a smaller stack that runs first, on a hint.
+    """
+
+    def __init__(self, depth: int = 4, *, own: bool = False) -> None:
+        super().__init__(depth)
+        shared = (depth + 1) // 2
+        self.control = nn.ModuleList(AdaLNBlock() for _ in range(shared if own else 0))
+        self.exits = nn.ModuleList(nn.Linear(D, D) for _ in self.control)
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, timestep: Tensor, residuals: list[Tensor]
+    ) -> Tensor:
+        x, conditioning = self.embedding(hidden_states), self.conditioning(timestep)
+        if len(self.control):
+            state, given = x + residuals[0], []
+            for block, leave in zip(self.control, self.exits, strict=True):
+                state = block(state, conditioning)
+                given.append(leave(state))
+            residuals = given
+        for index, block in enumerate(self.blocks):
+            x = block(x, conditioning) + residuals[index // 2]
+        return self.head(x, conditioning)
+
+    def inputs(self, timestep: float, seed: int = 0) -> Call:
+        args, _ = super().inputs(timestep, seed)
+        shared = (len(self.blocks) + 1) // 2
+        return args, {"residuals": [noise(100 * seed + at, B, T, D) for at in range(shared)]}
+
+
 class NoBlocksDenoiser(Denoiser):
     """Layers of different widths and kinds: nothing repeats."""
 
@@ -364,5 +396,12 @@ TOYS: dict[str, type[Denoiser]] = {
 def make(name: str, seed: int = 0, **options: Any) -> Denoiser:
     """A toy with seeded random weights, in eval mode, without gradients."""
     model = TOYS[name](**options)
+    randomise(model, seed)
+    return model
+
+
+def make_controlled(seed: int = 0, **options: Any) -> ControlledDenoiser:
+    """The toy with residuals, which is driven like no other: its residuals change at every step."""
+    model = ControlledDenoiser(**options)
     randomise(model, seed)
     return model

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     *("errors", "schedule", "presets", "budget", "schedule_files", "options", "graphs"),
     *("observe", "capture"),
-    *("streams", "repeats", "blocks"),
+    *("sums", "streams", "repeats", "blocks"),
     *("outline", "plan", "rewrite", "layouts", "lowering", "variants"),
     *("report", "timeline", "conditioning", "state", "active", "trajectory", "suspension"),
     *("session", "signals", "tracker", "moments", "residuals", "freshness", "runtime"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from deltapass.blocks import find_blocks
 from deltapass.capture import capture
 from deltapass.compiler import trace
 from deltapass.errors import StreamError
-from deltapass.graphs import Block, Captured
+from deltapass.graphs import Block, Captured, Role
 from deltapass.streams import pair_streams
 
 D, T, S = 8, 6, 3
@@ -331,6 +332,248 @@ def test_deeper_span_of_a_longer_stack_has_its_own_live_in() -> None:
     captured, blocks = cut(enter, [add, add, add], leave, image())
     (pair,) = pair_streams(captured, blocks[1:], "the span")
     assert (pair.live_in, pair.live_out) == ("add_1", "add_5")
+
+
+# ---- side inputs: residuals of a control network, long skips ------------------------------------
+
+
+def by_flow(
+    before: Part, blocks: Sequence[Part], *arguments: Tensor, after: Part = leave
+) -> list[tuple[str, str]]:
+    """Pairs where shape decides nothing."""
+    captured, found = cut(before, blocks, after, *arguments)
+    given = pair_streams(captured, found, "the span", by_shape=False)
+    return [(pair.live_in, pair.live_out) for pair in given]
+
+
+def first(*values: Tensor) -> Values:
+    return leave(values[0])
+
+
+def controlled(x: Tensor, *residuals: Tensor) -> Values:
+    """A block, then the first of the residuals, as it is."""
+    return [add(x)[0] + residuals[0], *residuals[1:]]
+
+
+HANDED_IN: Part = lambda x, *residuals: [x.sin(), *residuals]  # noqa: E731
+MADE: Part = lambda x, *residuals: [x.sin(), *(c.cos() for c in residuals)]  # noqa: E731
+
+
+@pytest.mark.parametrize("before", [HANDED_IN, MADE], ids=["handed in", "made"])
+def test_residual_added_in_the_span_is_no_stream(before: Part) -> None:
+    arguments = [image() for _ in range(4)]
+    assert by_flow(before, [controlled] * 3, *arguments) == [("sin", "add_8")]
+
+
+@pytest.mark.parametrize("before", [HANDED_IN, MADE], ids=["handed in", "made"])
+def test_residual_of_several_blocks_is_no_stream(before: Part) -> None:
+    def block(x: Tensor, c: Tensor) -> Values:
+        return [add(x)[0] + c, c]
+
+    assert by_flow(before, [block] * 3, image(), image(), after=first) == [("sin", "add_8")]
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda x, c: c + x,
+        torch.add,
+        lambda x, c: x.add(c),
+        torch.ops.aten.add.Tensor,
+        lambda x, c: torch.ops.aten.add.Tensor(x, torch.ops.aten.clone.default(c)),
+        lambda x, c: x + c.to(torch.float32),
+        lambda x, c: x + c.type_as(x),
+        lambda x, c: (x.double() + c.double()).float(),
+        lambda x, c: x + torch.stack([c, c])[1],
+        lambda x, c: x + 0.5 * c,
+        operator.iadd,
+    ],
+    ids=[
+        *("after", "torch", "method", "aten", "aten copy", "cast", "type_as", "double"),
+        *("index", "scaled", "in place"),
+    ],
+)
+def test_residual_is_no_stream_however_it_is_added(put: Callable[..., Tensor]) -> None:
+    def block(x: Tensor, c: Tensor, d: Tensor) -> Values:
+        return [put(add(x)[0], c), d, c]
+
+    # Whatever the operator is called: the span has one stream, and it is that of the blocks.
+    ((live_in, _),) = by_flow(HANDED_IN, [block] * 2, image(), image(), image(), after=first)
+    assert live_in == "sin"
+
+
+def test_part_of_one_input_of_all_residuals_is_no_stream() -> None:
+    def block(x: Tensor, residuals: Tensor) -> Values:
+        return [add(x + residuals[0])[0] + residuals[1], residuals]
+
+    every = torch.ones(2, *image().shape)
+    assert by_flow(HANDED_IN, [block] * 2, image(), every, after=first) == [("sin", "add_7")]
+
+
+def test_residual_of_one_of_two_streams_of_one_shape() -> None:
+    def block(x: Tensor, y: Tensor, c: Tensor) -> Values:
+        both = torch.cat([y, x], dim=1)
+        both = both + mix(both)
+        return [both[:, T:] + c, both[:, :T], c]
+
+    def before(x: Tensor, c: Tensor) -> Values:
+        return [x.sin(), x.cos(), c]
+
+    def after(x: Tensor, y: Tensor, c: Tensor) -> Values:
+        return leave(x, y)
+
+    found = by_flow(before, [block, block], image(), image(), after=after)
+    assert sorted(found) == [("cos", "getitem_3"), ("sin", "add_3")]
+
+
+def test_residual_added_in_place_to_a_part_of_a_joined_stream() -> None:
+    def block(joined: Tensor, c: Tensor) -> Values:
+        joined = joined + mix(joined)
+        joined[:, S:, ...].add_(c)
+        return [joined, c]
+
+    def model(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+        joined = torch.cat([y.sin(), x.sin()], dim=1)
+        for _ in range(3):
+            joined, c = block(joined, c)
+        return joined.cos()
+
+    captured = capture(fx.symbolic_trace(model), (image(), text(), image()))
+    nodes = list(captured.module.graph.nodes)
+    tanh = [at for at, node in enumerate(nodes) if "tanh" in node.name]
+    stop = next(at for at, node in enumerate(nodes) if "cos" in node.name)
+    span = [Block(name="span", first=tanh[0], stop=stop)]
+    (pair,) = pair_streams(captured, span, "the span", by_shape=False)
+    assert pair.live_in == "cat"
+    assert pair.live_out.startswith("slice_scatter")
+
+
+def test_stack_that_starts_with_a_residual() -> None:
+    def block(x: Tensor, c: Tensor, *more: Tensor) -> Values:
+        return [*add(x + c), *more]
+
+    arguments = [image() for _ in range(3)]
+    assert by_flow(HANDED_IN, [block] * 2, *arguments) == [("sin", "add_5")]
+    # Both made by the model, neither read before: only a stack's first block cannot know.
+    with pytest.raises(StreamError, match="continues no value"):
+        by_flow(MADE, [block] * 2, *arguments)
+    captured, blocks = cut(MADE, [block] * 2, leave, *arguments)
+    (pair,) = pair_streams(captured, blocks[1:], "the span", by_shape=False)
+    assert (pair.live_in, pair.live_out) == ("add_2", "add_5")
+
+
+def test_position_embedding_in_a_branch_is_no_stream() -> None:
+    def block(x: Tensor, c: Tensor) -> Values:
+        return [x + (c + mix(x)), c]
+
+    assert by_flow(MADE, [block] * 2, image(), image(), after=first) == [("sin", "add_3")]
+
+
+def test_residual_after_a_block_that_adds_nothing_is_no_stream() -> None:
+    # The stream is broken by the norm, so the residual alone leads out of the span.
+    def block(x: Tensor, c: Tensor) -> Values:
+        return [post_norm(x)[0] + c, c]
+
+    with pytest.raises(StreamError, match="continues no value"):
+        by_flow(HANDED_IN, [block], image(), image(), after=first)
+    assert pairs(HANDED_IN, [block], first, image(), image()) == [("sin", "add_2")]
+
+
+@pytest.mark.parametrize("before", [HANDED_IN, MADE], ids=["handed in", "made"])
+def test_residual_after_a_joining_block_is_no_stream(before: Part) -> None:
+    # Nor where the stream starts anew within the span, from a projection of two values.
+    def block(x: Tensor, c: Tensor) -> Values:
+        joined = torch.cat([x, x], dim=-1)[..., ::2]
+        return [*add(add(joined)[0] + c), c]
+
+    with pytest.raises(StreamError, match="continues no value"):
+        by_flow(before, [block, block], image(), image(), after=first)
+    assert pairs(before, [block, block], first, image(), image()) == [("sin", "add_9")]
+
+
+def test_sum_of_two_residuals_is_no_stream() -> None:
+    def block(x: Tensor, c: Tensor, d: Tensor) -> Values:
+        return [add(x)[0] + (c + d), c, d]
+
+    for before in (HANDED_IN, MADE):
+        found = by_flow(before, [block] * 2, image(), image(), image(), after=first)
+        assert found == [("sin", "add_7")]
+
+
+@pytest.mark.parametrize("entry", ["middle", "start"])
+def test_long_skip_by_addition_is_no_stream(entry: str) -> None:
+    def early(x: Tensor) -> Values:
+        (x,) = add(x)
+        return [x, x]
+
+    def late(x: Tensor, skip: Tensor) -> Values:
+        return add(x + skip) if entry == "start" else [add(x)[0] + skip]
+
+    blocks = [early, lambda x, skip: [*add(x), skip], late]
+    captured, found = cut(enter, blocks, leave, image())
+    (pair,) = pair_streams(captured, found[2:], "the span", by_shape=False)
+    assert pair.live_in == "add_3"
+    (pair,) = pair_streams(captured, found, "the span", by_shape=False)
+    assert pair.live_in == "sin"
+
+
+def test_two_streams_that_both_change_and_are_added_are_not_guessed() -> None:
+    def block(x: Tensor, y: Tensor) -> Values:
+        return [add(x)[0] + add(y)[0]]
+
+    with pytest.raises(StreamError, match="could continue any of: sin, cos"):
+        pairs(lambda x: [x.sin(), x.cos()], [block], leave, image())
+
+
+def test_stream_to_which_another_is_added_before_it_is_read_is_not_guessed() -> None:
+    # Of x and y only y is read, but y goes on by itself: x may be the stream that is added to.
+    def block(x: Tensor, y: Tensor) -> Values:
+        (y,) = add(y)
+        return [x + y, y]
+
+    with pytest.raises(StreamError, match="continues no value"):
+        by_flow(lambda x: [x.sin(), x.cos()], [block], image())
+
+
+def test_running_total_of_what_the_blocks_give_is_not_guessed() -> None:
+    def block(x: Tensor, total: Tensor) -> Values:
+        (x,) = add(x)
+        return [x, total + x]
+
+    with pytest.raises(StreamError, match="continues no value"):
+        by_flow(lambda x: [x.sin(), x.cos()], [block] * 2, image())
+
+
+def test_value_added_to_itself_is_not_guessed() -> None:
+    def block(x: Tensor) -> Values:
+        (x,) = add(x)
+        return [x + x]
+
+    with pytest.raises(StreamError, match="continues no value"):
+        by_flow(enter, [block], image())
+
+
+def test_noisy_sample_may_be_the_stream_as_it_is() -> None:
+    def block(x: Tensor, c: Tensor) -> Values:
+        return [*add(x + c), c]
+
+    captured, blocks = cut(lambda x, c: [x, c], [block] * 2, first, image(), image())
+    (pair,) = pair_streams(captured, blocks, "the span", by_shape=False)
+    assert pair.live_in == captured.inputs[0].name
+    assert captured.inputs[0].role is Role.SAMPLE
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["handed in", "own network"])
+def test_controlled_toy_has_one_stream(own: bool) -> None:
+    model = models.make_controlled(own=own)
+    args, kwargs = model.inputs(500.0)
+    captured = capture(*trace(model, args, kwargs))
+    blocks = find_blocks(captured).blocks
+    assert [block.name for block in blocks] == [f"blocks.{index}" for index in range(4)]
+    for start, stop in ((0, 3), (1, 4), (1, 3), (0, 4)):
+        (pair,) = pair_streams(captured, blocks[start:stop], "the span", by_shape=False)
+        inputs = {given.name for given in captured.inputs}
+        assert pair.live_in not in inputs
 
 
 # ---- on Dynamo's graphs ------------------------------------------------------------------------
