@@ -140,7 +140,7 @@ def _functionalise(module: fx.GraphModule, fakes: Sequence[Any], write: str) -> 
     if any(node.target is aten.copy_.default for node in functional.graph.nodes):
         raise MutationError(write, "it writes into an input of the model")
     for old, new in zip(_placeholders(module), _placeholders(functional), strict=True):
-        new.meta.update(old.meta)
+        new.meta.update(old.meta, name_before=old.name)
         if hasattr(old, "_dynamo_source"):
             new._dynamo_source = old._dynamo_source
     return functional
@@ -181,8 +181,8 @@ def _fold_numbers(module: fx.GraphModule, values: dict[str, Any]) -> _Folded:
 
 def _readable_name(node: fx.Node) -> str:
     """The argument's own name for data; Dynamo's long name for weights."""
-    source = _source(node)
-    return node.name if _is_state(source) else _argument_name(source) or node.name
+    source, name = _source(node), node.meta.get("name_before", node.name)
+    return name if _is_state(source) else _argument_name(source) or name
 
 
 def _is_number(value: Any) -> bool:
