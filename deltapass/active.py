@@ -9,78 +9,91 @@ from __future__ import annotations
 from collections.abc import Hashable
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol, final
+from typing import Any, Final, final
 
 
-class Holder(Protocol):
-    """A session, as far as this file needs to know it."""
+@final
+@dataclass(eq=False, slots=True)
+class Stay:
+    """One entering of a session. A task that inherited it and outlives it finds it closed."""
 
-    @property
-    def active(self) -> bool:
-        """Whether it is entered anywhere."""
+    session: Any
+    open: bool = True
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A step that was announced, of which trajectory, and the calls of each model (by id) at it."""
+    """A step that was told, the token of its trajectory, and the calls of each model at it.
+
+    Models are known by the id of their first weight.
+    """
 
     of: object
     step: int
     branch: Hashable
     calls: dict[int, int] = field(default_factory=dict)
 
-    @property
-    def called(self) -> bool:
-        """Whether any model has been called at it."""
-        return any(self.calls.values())
-
 
 @final
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    holder: Holder
+    stay: Stay
     position: Position | None
 
 
 _FRAMES: Final[ContextVar[tuple[_Frame, ...]]] = ContextVar("deltapass_sessions", default=())
 
 
-def enter(holder: Holder, position: Position | None = None) -> None:
+def enter(session: Any, position: Position | None = None) -> Stay:
     """Make a session the innermost one of this context."""
-    _FRAMES.set((*_FRAMES.get(), _Frame(holder, position)))
+    stay = Stay(session)
+    _FRAMES.set((*_open_frames(), _Frame(stay, position)))
+    return stay
 
 
-def leave(holder: Holder) -> None:
-    """Take the innermost frame of a session away, wherever it stands; none is no harm."""
-    frames, at = _FRAMES.get(), _find(holder)
-    if at is not None:
-        _FRAMES.set((*frames[:at], *frames[at + 1 :]))
+def leave(stay: Stay) -> None:
+    """Close a stay, in whichever context that happens, wherever its frame stands there."""
+    stay.open = False
+    _FRAMES.set(_open_frames())
 
 
-def move(holder: Holder, position: Position) -> bool:
+def move(session: Any, position: Position) -> bool:
     """Say where a session stands in this context; False if it is not active here."""
-    frames, at = _FRAMES.get(), _find(holder)
-    if at is None:
-        return False
-    _FRAMES.set((*frames[:at], replace(frames[at], position=position), *frames[at + 1 :]))
-    return True
+    frame = _frame_of(session)
+    if frame is not None:
+        moved = replace(frame, position=position)
+        _FRAMES.set(tuple(moved if other is frame else other for other in _open_frames()))
+    return frame is not None
 
 
-def position_of(holder: Holder) -> Position | None:
+def stay_of(session: Any) -> Stay | None:
+    """The innermost open stay of a session in this context."""
+    frame = _frame_of(session)
+    return None if frame is None else frame.stay
+
+
+def position_of(session: Any) -> Position | None:
     """Where a session stands in this context."""
-    at = _find(holder)
-    return None if at is None else _FRAMES.get()[at].position
+    frame = _frame_of(session)
+    return None if frame is None else frame.position
 
 
-def innermost() -> Holder | None:
-    """The innermost session of this context that is still entered somewhere.
-
-    A task may outlive the session it inherited: that session is no longer active.
-    """
-    return next((f.holder for f in reversed(_FRAMES.get()) if f.holder.active), None)
+def innermost() -> Any:
+    """The innermost session of this context, or None."""
+    frames = _open_frames()
+    return frames[-1].stay.session if frames else None
 
 
-def _find(holder: Holder) -> int | None:
+def _open_frames() -> tuple[_Frame, ...]:
     frames = _FRAMES.get()
-    return next((at for at in reversed(range(len(frames))) if frames[at].holder is holder), None)
+    if all(frame.stay.open for frame in frames):
+        return frames
+    return tuple(frame for frame in frames if frame.stay.open)
+
+
+def _frame_of(session: Any) -> _Frame | None:
+    for frame in reversed(_open_frames()):
+        if frame.stay.session is session:
+            return frame
+    return None

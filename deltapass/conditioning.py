@@ -46,17 +46,19 @@ def look(tensor: torch.Tensor, before: Seen | None, *, certain: bool) -> tuple[S
     Args:
         tensor: A conditioning input of this call.
         before: How it was at the last call; None at the first.
-        certain: Do not trust that an inference tensor, which counts no changes, is unchanged.
+        certain: On a device too, do not trust that an inference tensor, which counts no changes,
+            is unchanged.
 
     Returns:
         How it is now, and whether it differs. Numbers are read on a CPU, where it costs nothing,
         and on a device only once an input is another object than at the last call.
     """
     version = -1 if tensor.is_inference() else tensor._version
-    if before is not None and before.is_same(tensor, version) and (version != -1 or not certain):
+    here = tensor.device.type == "cpu"
+    counted = version != -1 or not (certain or here)
+    if before is not None and counted and before.is_same(tensor, version):
         return before, False
     parts = fingerprint(tensor)
-    here = tensor.device.type == "cpu"
     now = Seen(weakref.ref(tensor), version, read(parts) if here else _copied(parts))
     return now, before is not None and now.values != before.values
 
@@ -89,7 +91,8 @@ def fingerprint(tensor: torch.Tensor) -> list[torch.Tensor]:
 
     The sums see every number: prompts of one batch may share all but a few of their tokens.
     """
-    flat = tensor.detach().reshape(-1)
+    real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    flat = real.detach().reshape(-1)
     if not len(flat):
         return []
     numbers = flat.to(torch.float32)

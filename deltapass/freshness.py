@@ -28,11 +28,14 @@ class Graph:
 
     Attributes:
         key: The graph itself; held weakly by the states.
+        structure: Equal for graphs that compute the same: threads that compile one model at once
+            get a graph each, and any of them may be called later.
         specs: Name -> spec of its data inputs, the noisy sample first.
         conditioning: Position -> name of the inputs that stay the same along a trajectory.
     """
 
     key: Any
+    structure: int
     specs: tuple[tuple[str, TensorSpec], ...]
     conditioning: Mapping[int, str]
 
@@ -91,7 +94,7 @@ def examine(
         _other_conditioning(state, graph, arguments, moment),
     )
     state.doubt, state.last_step, state.weights = None, moment.step, weights
-    state.belong_to(graph.key, graph.specs)
+    state.belong_to(graph.key, graph.specs, graph.structure)
     doubt = next((reason for reason in reasons if reason is not None), None)
     if doubt is not None:
         state.histories.clear()
@@ -112,7 +115,7 @@ def missing(moment: Moment) -> Doubt | None:
 
 
 def _other_graph(state: BranchState, graph: Graph) -> Doubt | None:
-    if state.graph is None or state.graph() is graph.key:
+    if state.graph is None or state.structure == graph.structure:
         return None
     state.conditioning.clear()  # positions of the other graph
     before, now = dict(state.specs), dict(graph.specs)

@@ -195,6 +195,12 @@ class Program:
     weights: frozenset[str]
 
     @property
+    def key(self) -> tuple[object, ...]:
+        """Equal keys, equal programs: operations, edges, literals, layouts and names."""
+        calls = tuple((call.body.key, call.inputs, call.outputs) for call in self.calls)
+        return self.inputs, calls, tuple(map(str, self.results)), self.deltas
+
+    @property
     def macs(self) -> Macs:
         """Multiply-accumulates of one run."""
         return sum((call.body.macs for call in self.calls), Macs())

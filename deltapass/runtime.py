@@ -57,6 +57,7 @@ class Selector:
         captured = plan.outline.captured
         self._graph = Graph(
             key=self,
+            structure=hash((variants.key, plan.outline.program.key)),
             specs=data_specs(captured.inputs),
             conditioning=conditioning_of(plan.outline, per_step),
         )

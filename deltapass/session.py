@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, cast, final
 
 from deltapass import active
-from deltapass.active import Position
+from deltapass.active import Position, Stay
 from deltapass.errors import NoStepError, RefusalWarning, StateError, StepOutsideError
 from deltapass.report import Cause, Entry, SessionReport
 from deltapass.schedule import AnySchedule
@@ -58,24 +58,33 @@ class Session:
         self.entries: list[Entry] = []
         self._schedule = schedule
         self._lock = threading.RLock()
-        self._entered = 0
+        self._stays: list[Stay] = []
         self._trajectory = Trajectory(0)
         self._suspended: Suspended | None = None
 
     # ---- where it is active -------------------------------------------------------------------
 
     def __enter__(self) -> Session:
-        self._enter(None)
+        with self._lock:
+            self._stays.append(active.enter(self))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._leave()
         with self._lock:
-            last = not self._entered
+            here = active.stay_of(self)
+            stay = here if here in self._stays else self._stays[-1]
+            self._stays.remove(stay)
+            active.leave(stay)
+            last = not self._stays
             if last:
                 self._begin(NEW)
         if last and kind is None:
             self._say_if_nothing_was_cached()
+
+    @property
+    def active(self) -> bool:
+        """Whether it is entered anywhere by `with session:`."""
+        return bool(self._stays)
 
     @contextmanager
     def at(self, step: int, *, branch: Hashable = None, again: bool = False) -> Iterator[Session]:
@@ -96,26 +105,11 @@ class Session:
             StepOutsideError: If `step` is not a step of this session.
             StateError: If the session has no number of steps.
         """
-        self._enter(self._announce(step, branch, again=again))
+        stay = active.enter(self, self._announce(step, branch, again=again))
         try:
             yield self
         finally:
-            self._leave()
-
-    def _enter(self, position: Position | None) -> None:
-        with self._lock:
-            self._entered += 1
-        active.enter(self, position)
-
-    def _leave(self) -> None:
-        active.leave(self)
-        with self._lock:
-            self._entered -= 1
-
-    @property
-    def active(self) -> bool:
-        """Whether it is entered anywhere."""
-        return self._entered > 0
+            active.leave(stay)
 
     # ---- where it stands ----------------------------------------------------------------------
 
@@ -130,17 +124,19 @@ class Session:
             StepOutsideError: If the index is not a step of this session.
             StateError: If the session is not active here, or has no number of steps.
         """
-        if not active.move(self, self._announce(index, branch)):
+        if active.stay_of(self) is None:
             raise StateError(
                 "step() of a session that is not active in this thread or task",
                 "Call it inside `with session:`, or use `with session.at(i):`",
             )
+        active.move(self, self._announce(index, branch))
 
     def _announce(self, index: int, branch: Hashable, *, again: bool = False) -> Position:
         with self._lock:
             if self.steps is None:
                 raise StateError("a session without a number of steps", "Give steps= or timesteps=")
-            if isinstance(index, bool) or not 0 <= index < self.steps:
+            whole = isinstance(index, int) and not isinstance(index, bool)
+            if not whole or not 0 <= index < self.steps:
                 raise StepOutsideError(index, self.steps)
             last, start = self._trajectory.step, self._trajectory.start
             if last is not None and index < last:
@@ -192,7 +188,7 @@ class Session:
         """
         position = active.position_of(self)
         with self._lock:
-            if position is None or position.of is not self._trajectory:
+            if position is None or position.of is not self._trajectory.token:
                 raise NoStepError
             self.resume()
             return self._trajectory.place(position, owner)

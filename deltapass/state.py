@@ -50,7 +50,8 @@ class BranchState:
         histories: Span -> its newest deltas.
         last_step: Step of the last call, whether it was full or cached.
         weights: A stamp of the weights at the last call.
-        graph: The compiled graph of the last call (weakly held), and the specs of its data inputs.
+        graph: The compiled graph of the last call (weakly held), with the hash of its structure
+            and the specs of its data inputs.
         conditioning: What the conditioning inputs looked like at the last call.
         changed: Names of the conditioning inputs that had changed at the last call.
         changes: Calls in a row whose conditioning had changed.
@@ -61,6 +62,7 @@ class BranchState:
     last_step: int | None = None
     weights: int | None = None
     graph: weakref.ref[Any] | None = None
+    structure: int = 0
     specs: tuple[tuple[str, TensorSpec], ...] = ()
     conditioning: dict[int, Seen] = field(default_factory=dict)
     changed: tuple[str, ...] = ()
@@ -71,14 +73,14 @@ class BranchState:
         self.histories.clear()
         self.doubt = self.doubt or doubt
 
-    def belong_to(self, graph: Any, specs: tuple[tuple[str, TensorSpec], ...]) -> None:
+    def belong_to(
+        self, graph: Any, specs: tuple[tuple[str, TensorSpec], ...], structure: int = 0
+    ) -> None:
         """Note which graph is called now; nobody can read its deltas once it is gone."""
         if self.graph is None or self.graph() is not graph:
-            self.graph, self.specs = weakref.ref(graph, self._graph_is_gone), specs
-
-    def _graph_is_gone(self, graph: weakref.ref[Any]) -> None:
-        if graph is self.graph:
-            self.histories.clear()
+            held = self.histories  # not self: a state in a cycle would hold its deltas too long
+            self.graph = weakref.ref(graph, lambda _: held.clear())
+            self.structure, self.specs = structure, specs
 
     def keep_only(self, spans: frozenset[Span] | None) -> None:
         """Let go of the deltas of all other spans; None keeps all."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, Final, final
 
 import torch
 
@@ -14,6 +16,11 @@ from deltapass.errors import StateError
 from deltapass.state import BranchState, History
 
 Deltas = list[tuple[torch.Tensor, ...]]
+# What torch.load raises for files that are gone, cut short, altered, or something else altogether.
+UNREADABLE: Final = (
+    *(OSError, RuntimeError, EOFError, pickle.UnpicklingError),
+    *(ValueError, TypeError, LookupError, AttributeError),
+)
 
 
 @final
@@ -28,6 +35,7 @@ class Suspended:
     devices: tuple[tuple[torch.device, ...], ...]
     kept: tuple[Deltas, ...]
     path: Path | None
+    token: str
 
 
 def set_aside(states: Sequence[BranchState], path: Path | None) -> Suspended:
@@ -42,11 +50,12 @@ def set_aside(states: Sequence[BranchState], path: Path | None) -> Suspended:
         [tuple(delta.to("cpu") for delta in deltas) for deltas in history.deltas]
         for history in histories
     )
+    token = uuid.uuid4().hex
     if path is not None:
-        _write(list(host), path)
+        _write({"token": token, "deltas": list(host)}, path)
     for history in histories:
         history.deltas = []
-    return Suspended(histories, devices, () if path is not None else host, path)
+    return Suspended(histories, devices, () if path is not None else host, path, token)
 
 
 def bring_back(suspended: Suspended) -> None:
@@ -55,36 +64,41 @@ def bring_back(suspended: Suspended) -> None:
     Raises:
         StateError: If the file is gone or cannot be read.
     """
-    host = suspended.kept if suspended.path is None else _read(suspended.path)
+    host = suspended.kept if suspended.path is None else _read(suspended.path, suspended.token)
     for history, devices, deltas in zip(suspended.histories, suspended.devices, host, strict=True):
         pairs = zip(deltas, devices, strict=True)
         history.deltas = [tuple(d.to(device) for d in some) for some, device in pairs]
-    if suspended.path is not None:
-        suspended.path.unlink()
+    throw_away(suspended)
 
 
 def throw_away(suspended: Suspended | None) -> None:
     """Let go of what was set aside, and of its file."""
     if suspended is not None and suspended.path is not None:
-        suspended.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            suspended.path.unlink()
 
 
-def _write(deltas: list[Deltas], path: Path) -> None:
+def _write(content: dict[str, Any], path: Path) -> None:
     try:
         with path.open("xb") as file:
-            torch.save(deltas, file)
+            torch.save(content, file)
     except FileExistsError as error:
         raise StateError(f"{path} exists already", "Name a new file") from error
     except (OSError, RuntimeError) as error:
-        path.unlink(missing_ok=True)  # nothing half-written stays behind
+        with contextlib.suppress(OSError):
+            path.unlink()  # nothing half-written stays behind
         fact = f"cannot set deltas aside in {path}: {error}"
         raise StateError(fact, "Name a new file where there is room") from error
 
 
-def _read(path: Path) -> list[Deltas]:
+def _read(path: Path, token: str) -> list[Deltas]:
     try:
-        read: list[Deltas] = torch.load(path, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        fact = f"cannot read the deltas set aside in {path}: {type(error).__name__}: {error}"
+        content: Any = torch.load(path, weights_only=True)
+        if content["token"] != token:
+            raise ValueError("it was written for another request")
+        read: list[Deltas] = content["deltas"]
+    except UNREADABLE as error:
+        first = str(error).split("\n")[0].rstrip(".")
+        fact = f"cannot read the deltas set aside in {path}: {type(error).__name__}: {first}"
         raise StateError(fact, "Call session.free() and go on: the next step refreshes") from error
     return read

@@ -51,6 +51,7 @@ class Trajectory:
         step: The step told last.
         before: The step told before that one.
         placed: Whether any model was called.
+        token: Stands for the trajectory in its positions.
     """
 
     def __init__(self, number: int, origin: Doubt = NEW) -> None:
@@ -59,7 +60,10 @@ class Trajectory:
         self.step: int | None = None
         self.before: int | None = None
         self.placed = False
-        self._announced: dict[Hashable, Position] = {}
+        self.token = object()
+        # Of the present step: the positions told, and under which of them each model was called.
+        self._told: dict[Hashable, Position] = {}
+        self._used: dict[tuple[int, Hashable], Position] = {}
         self._repeated: set[Hashable] = set()
         # Model, by its first weight -> (branch, number of the call) -> state.
         self._states: Any = WeakIdKeyDictionary()
@@ -68,33 +72,33 @@ class Trajectory:
         """Take note of a step; it must not lie below the last one.
 
         With `again`, a step told before goes on where it was: its calls are further branches.
-
-        A step told twice, with a call in between, may be a repetition or another branch. Which
-        deltas belong to which is not known then, so those of that name are dropped, both now and
-        when the next step is told.
         """
         if self.start is None:
             self.start = index
         if index != self.step:
             for name in self._repeated:
-                self._drop(name, Doubt(Cause.REPEATED, f"step {self.step} was told twice"))
+                self._drop(name, self.step)
             self._repeated.clear()
+            self._told.clear()
+            self._used.clear()
             self.before, self.step = self.step, index
-        elif again and self._is_told(index, branch):
-            return self._announced[branch]
-        elif self._is_told(index, branch) and self._announced[branch].called:
-            self._repeated.add(branch)
-            self._drop(branch, Doubt(Cause.REPEATED, f"step {index} was told twice"))
-        self._announced[branch] = Position(self, index, branch)
-        return self._announced[branch]
-
-    def _is_told(self, index: int, branch: Hashable) -> bool:
-        last = self._announced.get(branch)
-        return last is not None and last.step == index
+        if not again or branch not in self._told:
+            self._told[branch] = Position(self.token, index, branch)
+        return self._told[branch]
 
     def place(self, position: Position, owner: Any) -> Place:
-        """Where the next call of a model belongs; counts it."""
+        """Where the next call of a model belongs; counts it.
+
+        A step told twice, with calls under both, may be a repetition or another branch. Which
+        deltas belong to which is not known then, so those of that name are dropped, both now and
+        when the next step is told.
+        """
         self.placed = True
+        used = self._used.setdefault((id(owner), position.branch), position)
+        if used is not position or position.step != self.step:
+            self._repeated.add(position.branch)
+            self._drop(position.branch, position.step)
+            self._used[id(owner), position.branch] = position
         nth = position.calls.get(id(owner), 0)
         position.calls[id(owner)] = nth + 1
         branch = (position.branch, nth)
@@ -125,8 +129,9 @@ class Trajectory:
         for state in self.states:
             state.drop(doubt)
 
-    def _drop(self, name: Hashable, doubt: Doubt) -> None:
-        """Forget the deltas of all branches of one name."""
+    def _drop(self, name: Hashable, step: int | None) -> None:
+        """Forget the deltas of all branches of one name, made at a step that was told twice."""
+        doubt = Doubt(Cause.REPEATED, f"step {step} was told twice")
         for states in self._states.values():
             for branch, state in states.items():
                 if branch[0] == name:

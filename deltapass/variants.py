@@ -39,6 +39,11 @@ class Variants:
     _made: dict[Key, Executable] = field(default_factory=dict)
     _lock: Any = field(default_factory=threading.RLock)
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What besides the program decides what a delta is and how it lies in memory."""
+        return self.bodies.name, self.order, self.whole
+
     def span(self, wanted: Span) -> SpanPlan:
         """The plan of a span, which may be smaller than wanted.
 
