@@ -33,7 +33,7 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy deltapass backends
+	$(BIN)/mypy deltapass backends examples
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -1,7 +1,7 @@
 """Stage 7, first half: what a call is (step, branch) and what the schedule plans for it.
 
 An explicit session says so itself. Otherwise the timestep input tells, by way of a tracker a
-thread; see docs/guide.md for what that can and cannot know.
+thread; see docs/sessions.md for what that can and cannot know.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from deltapass.state import BranchState
 from deltapass.tracker import Place, TimestepTracker
 from deltapass.variants import Variants
 
+MANY_TABLES: Final = 256  # a server's clients may bring any number of schedules
 Rows = tuple[dict[str, Any], ...]
 Caller = tuple[int, int]
 
@@ -184,11 +185,15 @@ class Moments:
     def _rows(self, schedule: AnySchedule, steps: int, start: int = 0) -> Rows:
         """For every step of a trajectory, what a `Moment` says of the schedule."""
         key = (schedule, steps, start)
-        if key not in self._known:
+        rows = self._known.get(key)
+        if rows is None:
             table = self.variants.realised(schedule.table(steps, self.plan.blocks, start))
             self.variants.prepare(table)  # now, at the first step, rather than in mid-run
-            self._known[key] = tuple(_row(table, at, self.plan.order) for at in range(steps))
-        return self._known[key]
+            rows = tuple(_row(table, at, self.plan.order) for at in range(steps))
+            if len(self._known) >= MANY_TABLES:
+                self._known.clear()
+            self._known[key] = rows
+        return rows
 
 
 def _row(table: Table, step: int, order: int) -> dict[str, Any]:

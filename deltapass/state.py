@@ -93,7 +93,7 @@ class BranchState:
         """Bytes (not KiB) of the deltas held."""
         return sum(
             delta.nbytes
-            for history in self.histories.values()
-            for deltas in history.deltas
+            for history in list(self.histories.values())  # a call may be adding one
+            for deltas in list(history.deltas)
             for delta in deltas
         )

@@ -122,7 +122,7 @@ class Trajectory:
     def states(self) -> Iterator[BranchState]:
         """The states of all branches on all models."""
         for states in list(self._states.values()):
-            yield from states.values()
+            yield from list(states.values())
 
     def drop(self, doubt: Doubt) -> None:
         """Forget all deltas."""

@@ -7,6 +7,7 @@ Everything is read on the host: the length of `scheduler.timesteps`, and which o
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -93,20 +94,23 @@ def current_run() -> Run | None:
 def watched_scheduler(scheduler: Any) -> Iterator[None]:
     """Tell the run what a scheduler does. Its class is exchanged, so copies of it stay right."""
     kind = type(scheduler)
-    if hasattr(kind, "_deltapass_watched"):
-        raise AttachError(
-            "another call of an attached pipeline is using this scheduler",
-            "Give each thread a pipeline and scheduler of its own, sharing the transformer: "
-            "type(pipe)(**{**pipe.components, 'scheduler': copy.deepcopy(pipe.scheduler)})",
-        )
-    scheduler.__class__ = _watching(kind)
+    watched = getattr(kind, "_deltapass_watched", None)
+    if watched is not None:
+        if watched() is scheduler:
+            raise AttachError(
+                "another call of an attached pipeline is using this scheduler",
+                "Give each thread a pipeline and a scheduler of its own: other = copy.copy(pipe); "
+                "other.scheduler = copy.deepcopy(pipe.scheduler)",
+            )
+        kind = kind.__mro__[1]  # a copy, made during a run, of a scheduler that was watched
+    scheduler.__class__ = _watching(kind, weakref.ref(scheduler))
     try:
         yield
     finally:
         scheduler.__class__ = kind
 
 
-def _watching(kind: type[Any]) -> type[Any]:
+def _watching(kind: type[Any], watched: weakref.ref[Any]) -> type[Any]:
     """A subclass of a scheduler's class that tells the run that follows it what it does."""
 
     @functools.wraps(kind.set_timesteps)
@@ -121,7 +125,7 @@ def _watching(kind: type[Any]) -> type[Any]:
         _tell(self, lambda run: run.stepped((kwargs.get("timestep"), *args)))
         return result
 
-    members = {"set_timesteps": set_timesteps, "step": step, "_deltapass_watched": True}
+    members = {"set_timesteps": set_timesteps, "step": step, "_deltapass_watched": watched}
     if hasattr(kind, "set_begin_index"):
 
         @functools.wraps(kind.set_begin_index)

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from models import B, C, D, S, T, make, noise
+from models import B, C, D, S, T, make, noise, randomise
 
 from deltapass import errors
 from deltapass.options import OPTION_NAMES, parse_options
+from deltapass.report import Cause
 
 ROOT = Path(__file__).parent.parent
 FILES = [
@@ -106,6 +107,24 @@ def test_guide_has_every_option_with_its_default() -> None:
     assert {name: eval(value) for name, value in rows.items()} == defaults
 
 
+def test_sessions_has_every_cause_in_the_order_of_the_code() -> None:
+    text = (ROOT / "docs" / "sessions.md").read_text()
+    section = text.split("## Why a delta is not read")[1].split("## ")[0]
+    rows = re.findall(r"^\| `([a-z ]+)` \|", section, re.MULTILINE)
+    assert rows == [cause.value for cause in Cause]
+
+
+@documents
+def test_tests_that_are_linked_exist(path: Path) -> None:
+    links = re.findall(r"\[`(test_\w+)`\]\(([^)]+)\)", path.read_text())
+    missing = [
+        name
+        for name, target in links
+        if not re.search(rf"^(async )?def {name}\b", (path.parent / target).read_text(), re.M)
+    ]
+    assert not missing
+
+
 def test_flags_of_the_benchmarks_exist() -> None:
     named = re.findall(r"--([a-z]+)", (ROOT / "benchmarks" / "README.md").read_text())
     sources = " ".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
@@ -163,9 +182,29 @@ def test_block_kinds_are_known(path: Path) -> None:
 RUNNABLE = [path for path in FILES if blocks(path, "python run")]
 
 
-def surroundings() -> dict[str, Any]:
+def small_pipe() -> Any:
+    """A pipeline as of diffusers, with a denoiser of 8 narrow blocks and random weights."""
+    diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("matplotlib")  # for pictures of its reports
+    from deltapass.pipelines import ClassConditionalPipeline
+
+    model = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=1, out_channels=1, num_layers=8,
+        sample_size=8, patch_size=4, num_embeds_ada_norm=10,
+    )  # fmt: skip
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True
+    )
+    labels = {7: "sneaker", 8: "bag"}
+    pipe = ClassConditionalPipeline(randomise(model), scheduler, id2label=labels)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def surroundings(path: Path) -> dict[str, Any]:
     """What the examples may use without saying where it comes from."""
     return {
+        **({"pipe": small_pipe()} if path.stem == "sessions" else {}),
         "model": make("two_stream"),
         "latents": noise(0, B, T, C),
         "text": noise(1, B, S, D),
@@ -175,10 +214,12 @@ def surroundings() -> dict[str, Any]:
     }
 
 
+# diffusers' schedulers make arrays of tensors in a way that newer numpy warns of.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: path.stem)
 def test_marked_examples_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # `__name__` as in a module, for what looks up its globals.
-    namespace = {"__name__": "example", **surroundings()}
+    namespace = {"__name__": "example", **surroundings(path)}
     for code in blocks(path, "python run"):
         exec(compile(code, str(path), "exec"), namespace)
