@@ -15,6 +15,7 @@ from typing import Any, Final, final
 
 import torch
 
+from deltapass.conditioning import fingerprint, read
 from deltapass.errors import (
     ChangingInputError,
     DeltapassError,
@@ -55,9 +56,10 @@ class Selector:
         self.strict = strict
         self.moments = find_moments(plan, variants)
         captured = plan.outline.captured
+        constants = tuple(read(fingerprint(held)) for held in captured.constants.values())
         self._graph = Graph(
             key=self,
-            structure=hash((variants.key, plan.outline.program.key)),
+            structure=hash((variants.key, plan.outline.program.key, constants)),
             specs=data_specs(captured.inputs),
             conditioning=conditioning_of(plan.outline, per_step),
         )
