@@ -46,7 +46,7 @@ _FRAMES: Final[ContextVar[tuple[_Frame, ...]]] = ContextVar("deltapass_sessions"
 
 
 def enter(session: Any, position: Position | None = None) -> Stay:
-    """Make a session the innermost one of this context."""
+    """Make a session the innermost one of this context; None covers those that are active."""
     stay = Stay(session)
     _FRAMES.set((*_open_frames(), _Frame(stay, position)))
     return stay

@@ -8,6 +8,7 @@ its denoisers and (during a call) its scheduler are touched, never their classes
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 import warnings
 from collections.abc import Iterator
@@ -21,7 +22,14 @@ from deltapass.moments import known_tracker
 from deltapass.report import SessionReport
 from deltapass.schedule import AnySchedule
 from deltapass.session import Session, active_session
-from deltapass.watch import current_run, following, subclass, unwatch_denoiser, watch_denoiser
+from deltapass.watch import (
+    current_run,
+    following,
+    outside,
+    subclass,
+    unwatch_denoiser,
+    watch_denoiser,
+)
 
 DENOISER = "transformer"  # what pipelines call their denoisers; a second one ends in _2
 
@@ -56,7 +64,7 @@ class Attachment:
         @functools.wraps(kind.__call__)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             with attachment.running(self):
-                return kind.__call__(self, *args, **kwargs)
+                return kind.__call__(self, *args, **{n: _apart(n, v) for n, v in kwargs.items()})
 
         self._watch(self._pipe)
         self._pipe.__class__ = subclass(kind, {"__call__": call, "_deltapass": self})
@@ -168,7 +176,7 @@ def last_report(subject: Any) -> SessionReport | None:
     attachment = attachment_of(subject)
     if attachment is not None:
         return attachment.last
-    tracker = known_tracker(subject.parameters())
+    tracker = known_tracker([*subject.parameters(), *subject.buffers()])
     return None if tracker is None else SessionReport(tuple(tracker.entries))
 
 
@@ -185,6 +193,23 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
         for name, module in _components(pipe).items()
         if name.startswith(DENOISER) and isinstance(module, nn.Module)
     }
+
+
+def _apart(name: str, given: Any) -> Any:
+    """A callback of the user's, taken out of the run: what it calls is no step of the pipeline.
+
+    Callback objects of diffusers are known by their class and stay as they are.
+    """
+    plain = inspect.isroutine(given) or isinstance(given, functools.partial)
+    if not (name.startswith("callback") and plain):
+        return given
+
+    @functools.wraps(given)
+    def callback(*args: Any, **kwargs: Any) -> Any:
+        with outside():
+            return given(*args, **kwargs)
+
+    return callback
 
 
 def _components(pipe: Any) -> dict[str, Any]:

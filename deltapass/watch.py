@@ -16,6 +16,7 @@ from typing import Any, Final, final
 import torch
 from torch import nn
 
+from deltapass import active
 from deltapass.errors import AttachError
 from deltapass.session import Session
 
@@ -79,6 +80,17 @@ def following(session: Session, scheduler: Any) -> Iterator[Run]:
         with watched_scheduler(scheduler):
             yield run
     finally:
+        _RUN.reset(token)
+
+
+@contextmanager
+def outside() -> Iterator[None]:
+    """Leave the run, and every session, for the calls inside."""
+    token, stay = _RUN.set(None), active.enter(None)
+    try:
+        yield
+    finally:
+        active.leave(stay)
         _RUN.reset(token)
 
 
