@@ -54,7 +54,7 @@ def enter(session: Any, position: Position | None = None) -> Stay:
 
 def leave(stay: Stay) -> None:
     """Close a stay, in whichever context that happens, wherever its frame stands there."""
-    stay.open = False
+    stay.open, stay.session = False, None  # a context copied inside would hold it for ever
     _FRAMES.set(_open_frames())
 
 

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, final
+from weakref import WeakSet
 
 from torch import nn
 
@@ -33,6 +34,16 @@ from deltapass.watch import (
 
 DENOISER = "transformer"  # what pipelines call their denoisers; a second one ends in _2
 
+NEVER_CALLED = (
+    "nothing cached: no model that deltapass could cache was called in this pipeline. "
+    "Compile the denoiser: pipe.transformer = torch.compile(pipe.transformer, "
+    "backend='deltadit'); if you did, an earlier warning says why it runs in full."
+)
+NEVER_STEPPED = (
+    "nothing cached: this pipeline never called the step() of its scheduler, from which the step "
+    "is known. Detach it: the timestep input, or a session of your own, tells the step then."
+)
+
 
 @final
 class Attachment:
@@ -47,7 +58,7 @@ class Attachment:
         self.schedule = schedule
         self.last: SessionReport | None = None
         self._pipe, self._kind = pipe, type(pipe)
-        self._watched: list[nn.Module] = []
+        self._watched: WeakSet[nn.Module] = WeakSet()  # what was exchanged must be let go
         self._lock = threading.Lock()
         self._warned = False
 
@@ -93,28 +104,23 @@ class Attachment:
                 yield
         finally:
             self.last = SessionReport(tuple(session.entries[calls:]))
-        self._check_that_it_ran()
+        self._check_that_it_ran(run.stepped_once)
 
     def _watch(self, pipe: Any) -> None:
         """Watch the denoisers, which may have been exchanged since the last call."""
         with self._lock:
             for module in denoisers(pipe).values():
                 inner = getattr(module, "_orig_mod", module)
-                if not any(inner is known for known in self._watched):
+                if inner not in self._watched:
                     watch_denoiser(inner)
-                    self._watched.append(inner)
+                    self._watched.add(inner)
 
-    def _check_that_it_ran(self) -> None:
-        if self.last is None or self.last.entries or self._warned:
+    def _check_that_it_ran(self, stepped: bool) -> None:
+        calls = len(self.last.entries) if self.last is not None else 0
+        if self._warned or (calls and (stepped or calls == 1)):
             return
         self._warned = True
-        warnings.warn(
-            "nothing cached: no model that deltapass could cache was called in this pipeline. "
-            "Compile the denoiser: pipe.transformer = torch.compile(pipe.transformer, "
-            "backend='deltadit'); if you did, an earlier warning says why it runs in full.",
-            RefusalWarning,
-            stacklevel=5,
-        )
+        warnings.warn(NEVER_STEPPED if calls else NEVER_CALLED, RefusalWarning, stacklevel=5)
 
 
 def attach(pipe: Any, *, schedule: AnySchedule | None = None) -> Attachment:
@@ -141,7 +147,8 @@ def attach(pipe: Any, *, schedule: AnySchedule | None = None) -> Attachment:
             "deltapass caches diffusion transformers: attach a pipeline with a `transformer`",
         )
     scheduler = getattr(pipe, "scheduler", None)
-    if not all(hasattr(scheduler, name) for name in ("timesteps", "set_timesteps", "step")):
+    methods = all(hasattr(type(scheduler), name) for name in ("set_timesteps", "step"))
+    if not methods or not hasattr(scheduler, "timesteps"):
         raise AttachError(
             f"this {type(pipe).__name__} has no scheduler with set_timesteps() and step()",
             "Use `with deltapass.session(steps=...)` and tell it every step",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import sys
 import types
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from deltapass.observe import observe, spec_of, to_fake
 TIMESTEP_NAMES: Final = frozenset(
     {"timestep", "timesteps", "t", "time", "sigma", "sigmas", "noise_level"}
 )
+# Names that denoisers give the noisy sample, where the shape alone leaves a choice.
+SAMPLE_NAMES: Final = frozenset({"hidden_states", "sample", "latents", "x", "latent_model_input"})
 RESUME_PREFIX: Final = "torch_dynamo_resume_in"
 aten = torch.ops.aten
 
@@ -163,7 +166,8 @@ class _Folded:
 def _fold_numbers(module: fx.GraphModule, values: dict[str, Any]) -> _Folded:
     """Copy the graph with every number a literal and every tensor attribute a placeholder."""
     graph, constants = fx.Graph(), {}
-    placed = {node: graph.placeholder(_readable_name(node)) for node in _placeholders(module)}
+    names = _readable_names(_placeholders(module))
+    placed = {node: graph.placeholder(name) for node, name in names.items()}
     env: dict[fx.Node, Any] = dict(placed)
     for node in module.graph.nodes:
         if node.op == "get_attr" and torch.is_tensor(values[node.name]):
@@ -175,8 +179,15 @@ def _fold_numbers(module: fx.GraphModule, values: dict[str, Any]) -> _Folded:
         elif node not in env:
             env[node] = placed[node] = graph.node_copy(node, env.__getitem__)
     graph.lint()
-    names = {node.name: placed[node].name if node in placed else node.name for node in env}
-    return _Folded(module=fx.GraphModule(module, graph), constants=constants, names=names)
+    renamed = {node.name: placed[node].name if node in placed else node.name for node in env}
+    return _Folded(module=fx.GraphModule(module, graph), constants=constants, names=renamed)
+
+
+def _readable_names(placeholders: Sequence[fx.Node]) -> dict[fx.Node, str]:
+    """Readable names, where they are unique; else Dynamo's long ones."""
+    names = {node: _readable_name(node) for node in placeholders}
+    often = Counter(names.values())
+    return {node: name if often[name] == 1 else node.name for node, name in names.items()}
 
 
 def _readable_name(node: fx.Node) -> str:
@@ -219,7 +230,9 @@ def _classify(
         _input(node, folded.names[node.name], value)
         for node, value in zip(_placeholders(module), arguments, strict=True)
     ]
-    sample = next((i for i in inputs if i.role is Role.DATA and _like_output(i, outputs)), None)
+    alike = [i for i in inputs if i.role is Role.DATA and _like_output(i, outputs)]
+    named = [i for i in alike if i.name in SAMPLE_NAMES]
+    sample = next(iter([*named, *alike]), None)
     return tuple(
         Input(name=i.name, role=Role.SAMPLE, spec=i.spec) if i is sample else i for i in inputs
     )

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from torch import fx
@@ -32,14 +32,17 @@ from deltapass.errors import (
     ScheduleError,
     UnsupportedGraphError,
 )
+from deltapass.floats import float_inputs, with_floats
 from deltapass.lowering import LoweredBodies, Lowering, load_lowering
 from deltapass.options import Options, parse_options
 from deltapass.outline import Outline, outline
 from deltapass.plan import make_plan
 from deltapass.runtime import Selector
+from deltapass.session import active_session
 from deltapass.variants import Variants
 
 Compiled = Callable[..., Any]
+MANY_SELECTORS: Final = 64  # for one graph of dynamic shapes or floats
 
 
 def deltadit(
@@ -72,8 +75,10 @@ def deltadit(
         _refuse_gradients(example_inputs)
         refuse_fragment(gm)
         refuse_number_timesteps(gm, example_inputs)
-        if any(isinstance(value, torch.SymInt | torch.SymFloat) for value in example_inputs):
-            return PerShape(gm, chosen, lowering)
+        floats = float_inputs(gm, example_inputs)
+        symbolic = any(isinstance(v, torch.SymInt | torch.SymFloat) for v in example_inputs)
+        if symbolic or floats:
+            return PerShape(gm, chosen, lowering, floats)
         return compile_graph(gm, example_inputs, chosen, lowering)
     except UnsupportedGraphError as error:
         return _plain(gm, example_inputs, lowering, refusal=error, strict=chosen.strict)
@@ -129,32 +134,58 @@ def _collector_paused() -> Iterator[None]:
 @final
 @dataclass
 class PerShape:
-    """A graph of dynamic shapes: one selector for every set of shapes met, made on first use."""
+    """A graph of dynamic shapes or Python floats: one selector for every set of them met.
+
+    Each is made on first use. `floats` are the positions of inputs that stand for a float.
+    """
 
     gm: fx.GraphModule
     options: Options
     lowering: Lowering
+    floats: tuple[int, ...] = ()
     _selectors: dict[tuple[object, ...], Compiled] = field(default_factory=dict)
     _lock: Any = field(default_factory=threading.RLock)
 
     def __call__(self, *arguments: Any) -> Any:
-        """Run with the selector of these shapes."""
-        key = tuple((*a.shape, *a.stride()) if torch.is_tensor(a) else a for a in arguments)
+        """Run with the selector of these shapes and floats."""
+        shapes = tuple((*a.shape, *a.stride()) if torch.is_tensor(a) else a for a in arguments)
+        key = (shapes, tuple(float(arguments[at]) for at in self.floats))
         if key not in self._selectors:
             with self._lock:  # two threads with the same new shapes must get the same selector
                 if key not in self._selectors:
-                    self._selectors[key] = self._compile(arguments)
+                    made = self._compile(arguments)
+                    # Any number of shapes and scales may come: the oldest makes room.
+                    kept = list(self._selectors.items())[-(MANY_SELECTORS - 1) :]
+                    self._selectors = {**dict(kept), key: made}
         return self._selectors[key](*arguments)
 
     def _compile(self, arguments: Sequence[Any]) -> Compiled:
+        gm = with_floats(self.gm, arguments, self.floats) if self.floats else self.gm
         try:
-            return compile_graph(self.gm, arguments, self.options, self.lowering)
+            return compile_graph(gm, arguments, self.options, self.lowering)
         except (UnsupportedGraphError, ScheduleError) as error:
             if self.options.strict or isinstance(error, ScheduleError):
                 raise
             _warn(f"nothing cached, full graph: {error}")
             with detached_from_dynamo():
-                return self.lowering.plain(self.gm, arguments)
+                return Uncached(self.lowering.plain(gm, arguments), str(error))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Uncached:
+    """A graph that runs in full. The session in which it is called takes note, with the reason."""
+
+    run: Compiled
+    reason: str
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run the graph."""
+        results = self.run(*arguments)
+        session = active_session()
+        if session is not None:
+            session.note_uncached(self.reason)
+        return results
 
 
 def trace(
@@ -229,7 +260,7 @@ def _plain(
     if strict:
         raise refusal
     _warn(f"nothing cached, full graph: {refusal}")
-    return lowering.plain(gm, arguments)
+    return Uncached(lowering.plain(gm, arguments), str(refusal))
 
 
 def _warn(text: str) -> None:

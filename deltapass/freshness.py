@@ -18,7 +18,8 @@ from deltapass.moments import Moment
 from deltapass.outline import Outline
 from deltapass.report import Cause
 from deltapass.residuals import residual_inputs
-from deltapass.state import BranchState, Doubt
+from deltapass.state import BranchState, Doubt, History
+from deltapass.weights import Weighed, same_weights
 
 
 @final
@@ -63,7 +64,7 @@ def conditioning_of(outline: Outline, per_step: Sequence[str]) -> dict[int, str]
         if not any(part in name for name in data.values()):
             known = ", ".join(map(shown, data.values())) or "(there is none)"
             raise OptionError("per_step", part, f"part of the name of a data input: {known}")
-    passing = residual_inputs(outline.captured)
+    passing = residual_inputs(outline.captured, outline.stack)
     return {
         at: name
         for at, name in data.items()
@@ -72,7 +73,7 @@ def conditioning_of(outline: Outline, per_step: Sequence[str]) -> dict[int, str]
 
 
 def examine(
-    moment: Moment, graph: Graph, arguments: Sequence[Any], weights: int | None
+    moment: Moment, graph: Graph, arguments: Sequence[Any], weights: Weighed
 ) -> Doubt | None:
     """Compare a call with the last one of its branch; drop the deltas if they are not for it.
 
@@ -80,7 +81,7 @@ def examine(
         moment: What is known about the call; its state is brought up to date.
         graph: The graph about to run.
         arguments: Inputs of the call.
-        weights: Stamp of the weights.
+        weights: How the weights are now.
 
     Returns:
         Why the deltas were dropped, or were not there to begin with; None if they hold.
@@ -97,15 +98,14 @@ def examine(
     state.belong_to(graph.key, graph.specs, graph.structure)
     doubt = next((reason for reason in reasons if reason is not None), None)
     if doubt is not None:
-        state.histories.clear()
+        state.histories = {}
     return doubt
 
 
-def missing(moment: Moment) -> Doubt | None:
+def missing(moment: Moment, history: History | None) -> Doubt | None:
     """Why the planned span has no delta of the right age; None if it has, or is a refresh."""
     if moment.planned is None:
         return None
-    history = moment.state.histories.get(moment.planned)
     if history is None or not history.deltas:
         return Doubt(Cause.NO_DELTA, f"no refresh kept a delta of {moment.planned}")
     if not moment.fresh_since <= history.at[0] < moment.step:
@@ -145,8 +145,8 @@ def _gap(state: BranchState, moment: Moment) -> Doubt | None:
     return Doubt(Cause.SKIPPED, f"went from step {state.last_step} to {moment.step}")
 
 
-def _other_weights(state: BranchState, weights: int | None) -> Doubt | None:
-    if state.last_step is None or state.weights == weights:
+def _other_weights(state: BranchState, weights: Weighed) -> Doubt | None:
+    if state.weights is None or same_weights(state.weights, weights):
         return None
     return Doubt(Cause.WEIGHTS, "the weights changed")
 

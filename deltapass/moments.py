@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, MutableSequence, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -29,11 +30,10 @@ from deltapass.variants import Variants
 
 MANY_TABLES: Final = 256  # a server's clients may bring any number of schedules
 Rows = tuple[dict[str, Any], ...]
-Caller = tuple[int, int]
 
-# Implicit trajectories of this thread or task, by model: a new one starts with none. With its
-# number, because a copied context takes its variables to another thread or task.
-_TRACKERS: Final[ContextVar[tuple[Caller, WeakIdKeyDictionary] | None]] = ContextVar(
+# Implicit trajectories of this thread or task, by model: a new one starts with none. With whose
+# they are, because a copied context takes its variables to another thread or task.
+_TRACKERS: Final[ContextVar[tuple[weakref.ref[Any], WeakIdKeyDictionary] | None]] = ContextVar(
     "deltapass_trackers", default=None
 )
 
@@ -84,7 +84,7 @@ class Moments:
     reader: SignalReader | None
     owner: int | None
     starts: int = 0
-    _known: dict[tuple[AnySchedule, int, int], Rows] = field(default_factory=dict)
+    _known: dict[tuple[object, ...], Rows] = field(default_factory=dict)
 
     def find(self, arguments: Sequence[Any]) -> Moment:
         """The moment of a call with these inputs.
@@ -184,7 +184,8 @@ class Moments:
 
     def _rows(self, schedule: AnySchedule, steps: int, start: int = 0) -> Rows:
         """For every step of a trajectory, what a `Moment` says of the schedule."""
-        key = (schedule, steps, start)
+        # 1 and 1.0 are equal, but as a boundary one is a step and the other a fraction.
+        key = (schedule, type(getattr(schedule, "boundary", None)), steps, start)
         rows = self._known.get(key)
         if rows is None:
             table = self.variants.realised(schedule.table(steps, self.plan.blocks, start))
@@ -226,7 +227,7 @@ def tracker_of(owner: Any) -> TimestepTracker:
     """This thread's or task's tracker of the model that owns a weight; a new one at first."""
     caller = _caller()
     known = _TRACKERS.get()
-    if known is None or known[0] != caller:
+    if known is None or known[0] is not caller:
         known = (caller, WeakIdKeyDictionary())
         _TRACKERS.set(known)
     trackers: Any = known[1]
@@ -239,12 +240,17 @@ def tracker_of(owner: Any) -> TimestepTracker:
 def known_tracker(owners: Iterable[Any]) -> TimestepTracker | None:
     """The tracker here of the model that has one of these weights, if it was ever called here."""
     known = _TRACKERS.get()
-    if known is None or known[0] != _caller():
+    if known is None or known[0] is not _caller():
         return None
     return next((known[1][owner] for owner in owners if owner in known[1]), None)
 
 
-def _caller() -> Caller:
-    """Who is calling: the thread, and the task that it runs (0 outside an event loop)."""
+def _caller() -> weakref.ref[Any]:
+    """Who is calling: the task, or outside an event loop the thread.
+
+    Not by number, which may be given again to another once they have ended. The same object has
+    the same weak reference.
+    """
     running = asyncio._get_running_loop() is not None
-    return threading.get_ident(), id(asyncio.current_task()) if running else 0
+    task = asyncio.current_task() if running else None
+    return weakref.ref(task if task is not None else threading.current_thread())

@@ -179,8 +179,7 @@ class _Region:
         return (specs, operations, tuple(number[node] for node in self.outputs))
 
     def _target(self, node: fx.Node) -> object:
-        # A sub-graph held as an attribute is compared by identity: it is never shared.
-        return node.name if node.op == "get_attr" else node.target
+        return _held(self.captured.module, node) if node.op == "get_attr" else node.target
 
     def body(self, name: str, key: tuple[object, ...]) -> Body:
         """Copy the region into a graph of its own."""
@@ -245,3 +244,14 @@ def verify(program: Program) -> None:
     missing = [name for name in (*program.value_results, *program.deltas) if name not in made]
     if missing:
         raise InternalError(f"{program.name}: results {missing} are never made")
+
+
+def _held(module: fx.GraphModule, node: fx.Node) -> object:
+    """What a graph holds under an attribute: of a sub-graph its operations, with all literals."""
+    held = getattr(module, str(node.target), None)
+    if not isinstance(held, fx.GraphModule):
+        return node.name
+    return node.name, tuple(
+        (n.op, _held(held, n) if n.op == "get_attr" else str(n.target), str(n.args), str(n.kwargs))
+        for n in held.graph.nodes
+    )

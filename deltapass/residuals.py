@@ -1,44 +1,61 @@
 """Inputs that are added to a residual stream between blocks, such as those of a control network.
 
 They are made anew for every step, from the noisy sample: they belong to the step and say nothing
-about whose trajectory it is, unlike prompts and labels.
+about whose trajectory it is, unlike prompts and labels. What is added before the first block, or
+to something other than a stream, may be a prompt and is looked at.
 """
 
 from __future__ import annotations
 
 import operator
-from typing import Final
+from typing import Final, final
 
 import torch
 from torch import fx
 
-from deltapass.graphs import Captured, Role
-from deltapass.sums import ADDITIONS, CARRIERS, PARTS, same_shape
+from deltapass.graphs import Block, Captured, Role, Stack
+from deltapass.sums import ADDITIONS, CARRIERS, PARTS, Sums
 
 aten = torch.ops.aten
 
 SCALED: Final = frozenset({operator.mul, torch.mul, "mul", aten.mul.Tensor, aten.mul.Scalar})
 
 
-def residual_inputs(captured: Captured) -> frozenset[str]:
-    """Names of the data inputs that are only ever added, perhaps scaled, to a value."""
+def residual_inputs(captured: Captured, stack: Stack) -> frozenset[str]:
+    """Names of the data inputs that are only ever added, perhaps scaled, to a stream."""
     data = {given.name for given in captured.inputs if given.role is Role.DATA}
+    nodes = [node for node in captured.module.graph.nodes if node.op == "placeholder"]
+    finder = _Finder(captured, stack)
     return frozenset(
-        node.name
-        for node in captured.module.graph.nodes
-        if node.op == "placeholder" and node.name in data
-        if _only_added(node, captured)
+        node.name for node in nodes if node.name in data and finder.is_only_added(node)
     )
 
 
-def _only_added(value: fx.Node, captured: Captured) -> bool:
-    return bool(value.users) and all(_is_added(user, value, captured) for user in value.users)
+@final
+class _Finder:
+    def __init__(self, captured: Captured, stack: Stack) -> None:
+        self._place = {node: at for at, node in enumerate(captured.module.graph.nodes)}
+        self._blocks, self._sums = stack.blocks, Sums(captured)
 
+    def is_only_added(self, value: fx.Node) -> bool:
+        """Whether all that is done with a value is adding it to a stream."""
+        return bool(value.users) and all(self._is_added(user, value) for user in value.users)
 
-def _is_added(user: fx.Node, value: fx.Node, captured: Captured) -> bool:
-    """Whether `user` adds `value` to something of its shape, or hands it on to such a sum."""
-    if user.target in ADDITIONS:
-        return same_shape(captured, value, user)
-    scaled = user.target in SCALED and len(user.all_input_nodes) == 1
-    handed_on = scaled or user.target in CARRIERS or user.target in PARTS
-    return handed_on and _only_added(user, captured)
+    def _is_added(self, user: fx.Node, value: fx.Node) -> bool:
+        if user.target in ADDITIONS:
+            return self._is_stream_sum(user, value)
+        scaled = user.target in SCALED and len(user.all_input_nodes) == 1
+        handed_on = scaled or user.target in CARRIERS or user.target in PARTS
+        return handed_on and self.is_only_added(user)
+
+    def _is_stream_sum(self, addition: fx.Node, value: fx.Node) -> bool:
+        """Whether the sum lies in the stack and continues something that entered its block."""
+        stream = self._sums.continued(addition)
+        at = self._place[addition]
+        if stream is None or stream is value or at < self._blocks[0].first:
+            return False
+        block = self._block_at(at)
+        return block is None or self._place[self._sums.beginning(stream)] < block.first
+
+    def _block_at(self, at: int) -> Block | None:
+        return next((block for block in self._blocks if block.first <= at < block.stop), None)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any, Final, final
 
 import torch
 
-from deltapass.conditioning import fingerprint, read
+from deltapass.conditioning import fingerprint
 from deltapass.errors import (
     ChangingInputError,
     DeltapassError,
@@ -33,8 +33,8 @@ from deltapass.schedule import Span
 from deltapass.session import active_session
 from deltapass.state import Doubt, History
 from deltapass.variants import Variants
+from deltapass.weights import weigh
 
-_VERSION: Final = attrgetter("_version")
 MAX_CHANGES: Final = 3  # calls in a row with new conditioning before it is said
 MANY_STARTS: Final = 100  # first steps in a row without a second one before it is said
 
@@ -56,7 +56,7 @@ class Selector:
         self.strict = strict
         self.moments = find_moments(plan, variants)
         captured = plan.outline.captured
-        constants = tuple(read(fingerprint(held)) for held in captured.constants.values())
+        constants = tuple(tuple(fingerprint(c).tolist()) for c in captured.constants.values())
         self._graph = Graph(
             key=self,
             structure=hash((variants.key, plan.outline.program.key, constants)),
@@ -76,11 +76,17 @@ class Selector:
             moment = self.moments.find(arguments)
         except (UnsupportedGraphError, ScheduleError) as error:
             return self._run_refused(arguments, error, started)
-        doubt = examine(moment, self._graph, arguments, self._stamp(arguments)) or missing(moment)
+        weights = weigh(self._weights(arguments))
+        doubt = examine(moment, self._graph, arguments, weights)
+        history = moment.state.histories.get(moment.planned) if moment.planned else None
+        doubt = doubt or missing(moment, history)
         self._say_what_never_caches(moment)
         span = None if doubt is not None else moment.planned
         try:
-            results, macs = self._run(arguments, moment, span)
+            if span is None or history is None:
+                results, macs = self._run_refresh(arguments, moment)
+            else:
+                results, macs = self._run_cached(arguments, moment, history)
         except BaseException as error:  # an interrupt must not leave half a delta either
             self._forget(moment, arguments, error)
             raise
@@ -93,13 +99,6 @@ class Selector:
         if self.moments.starts == MANY_STARTS:
             fact = "each began a trajectory: random timesteps, or a thread or task for every call"
             self._refuse(StepUnknownError(f"of the last {MANY_STARTS} calls {fact}"))
-
-    def _run(
-        self, arguments: Sequence[Any], moment: Moment, span: Span | None
-    ) -> tuple[tuple[Any, ...], Macs]:
-        if span is None:
-            return self._run_refresh(arguments, moment)
-        return self._run_cached(arguments, moment, span)
 
     def _run_refused(
         self, arguments: Sequence[Any], error: DeltapassError, started: float
@@ -137,14 +136,13 @@ class Selector:
         return results, variant.macs
 
     def _run_cached(
-        self, arguments: Sequence[Any], moment: Moment, span: Span
+        self, arguments: Sequence[Any], moment: Moment, history: History
     ) -> tuple[tuple[Any, ...], Macs]:
-        history = moment.state.histories[span]
         buffers: list[torch.Tensor] = [*history.deltas[0]]
         if self.plan.order:
             buffers += [*history.deltas[-1], _trend(history, moment.step, buffers[0].device)]
         moment.state.keep_only(moment.keeps)
-        variant = self.variants.cached(span)
+        variant = self.variants.cached(moment.planned or Span(0, 0))
         results, _ = variant([*arguments, *self._constants, *buffers])
         return results, variant.macs
 
@@ -155,18 +153,6 @@ class Selector:
         session = active_session()
         if session is not None:
             session.take_back(self.moments.owner_of(arguments))
-
-    def _stamp(self, arguments: Sequence[Any]) -> int | None:
-        """Differs when any weight was changed in place, replaced, or given other memory.
-
-        Not seen: `weight.data.mul_()`, which changes neither version nor memory.
-        """
-        weights = self._weights(arguments)
-        try:  # twice some hundred reads at every call: map is the quickest way through them
-            places = tuple(map(torch.Tensor.data_ptr, weights))
-            return hash((sum(map(_VERSION, weights)), places))
-        except RuntimeError:  # inference tensors keep no version and cannot be changed outside
-            return None
 
     def _refuse(self, error: DeltapassError) -> None:
         """Warn once for each reason, or raise where the user asked for strictness."""

@@ -17,6 +17,7 @@ from typing import Any, Final, cast, final
 
 from deltapass import active
 from deltapass.active import Position, Stay
+from deltapass.counting import step_count, whole_step
 from deltapass.errors import NoStepError, RefusalWarning, StateError, StepOutsideError
 from deltapass.report import Cause, Entry, SessionReport
 from deltapass.schedule import AnySchedule
@@ -53,7 +54,7 @@ class Session:
         timesteps: Sized | None = None,
         schedule: AnySchedule | None = None,
     ) -> None:
-        self.steps = _count(steps, timesteps)
+        self.steps = step_count(steps, timesteps)
         self.fixed = self.steps is not None
         self.entries: list[Entry] = []
         self._schedule = schedule
@@ -75,11 +76,11 @@ class Session:
             stay = here if here in self._stays else self._stays[-1]
             self._stays.remove(stay)
             active.leave(stay)
-            last = not self._stays
+            last, told = not self._stays, self._trajectory.told
             if last:
                 self._begin(NEW)
         if last and kind is None:
-            self._say_if_nothing_was_cached()
+            self._say_if_nothing_was_cached(told)
 
     @property
     def active(self) -> bool:
@@ -135,8 +136,8 @@ class Session:
         with self._lock:
             if self.steps is None:
                 raise StateError("a session without a number of steps", "Give steps= or timesteps=")
-            whole = isinstance(index, int) and not isinstance(index, bool)
-            if not whole or not 0 <= index < self.steps:
+            index = whole_step(index)
+            if not 0 <= index < self.steps:
                 raise StepOutsideError(index, self.steps)
             last, start = self._trajectory.step, self._trajectory.start
             if last is not None and index < last:
@@ -152,7 +153,7 @@ class Session:
         """
         with self._lock:
             if steps is not None:
-                self.steps = _count(steps, None)
+                self.steps = step_count(steps, None)
             self._begin(NEW)
 
     def follow(self, steps: int | None) -> None:
@@ -197,8 +198,8 @@ class Session:
         """Uncount a call that failed: its second try is no other branch."""
         position = active.position_of(self)
         with self._lock:
-            if position is not None and position.calls.get(id(owner)):
-                position.calls[id(owner)] -= 1
+            if position is not None:
+                self._trajectory.take_back(position, owner)
 
     # ---- the schedule -------------------------------------------------------------------------
 
@@ -228,12 +229,14 @@ class Session:
         For a request that is preempted. `resume`, or the next call, brings them back unchanged.
 
         Raises:
-            StateError: If the file exists already, or cannot be written; nothing is lost then.
+            StateError: If it is suspended already, or the file exists already or cannot be
+                written; nothing is lost then.
         """
         with self._lock:
-            if self._suspended is None:
-                states = list(self._trajectory.states)
-                self._suspended = set_aside(states, None if path is None else Path(path))
+            if self._suspended is not None:
+                raise StateError("the session is suspended already", "Call resume() first")
+            states = list(self._trajectory.states)
+            self._suspended = set_aside(states, None if path is None else Path(path))
 
     def resume(self) -> None:
         """Bring the deltas back that `suspend` set aside; without any, do nothing.
@@ -261,12 +264,22 @@ class Session:
         branch = None if position is None else position.branch
         return replace(entry, trajectory=self._trajectory.number, step=step, branch=branch)
 
-    def _say_if_nothing_was_cached(self) -> None:
+    def _say_if_nothing_was_cached(self, told: int) -> None:
         forced = [entry for entry in self.entries if entry.forced]
-        if len(forced) < MANY or any(entry.realised for entry in self.entries):
+        if told >= MANY and not self.entries:
+            text = f"{told} steps were told, but no model compiled by deltapass was called"
+        elif len(forced) >= MANY and not any(entry.realised for entry in self.entries):
+            text = f"all {len(self.entries)} calls were full; last: {forced[-1].why}"
+        else:
             return
-        text = f"nothing cached: all {len(self.entries)} calls were full; last: {forced[-1].why}"
-        warnings.warn(text, RefusalWarning, stacklevel=3)
+        warnings.warn(f"nothing cached: {text}", RefusalWarning, stacklevel=3)
+
+    def note_uncached(self, reason: str) -> None:
+        """Take note of a call of a graph that cannot be cached; once for all parts of a model."""
+        refused = Entry(step=None, planned=None, realised=None, cause=Cause.REFUSED, reason=reason)
+        entry = self.located(refused)
+        if not self.entries or self.entries[-1] != entry:
+            self.entries.append(entry)
 
     def report(self) -> SessionReport:
         """What was planned and what was run, call by call."""
@@ -295,14 +308,3 @@ def session(
 def active_session() -> Session | None:
     """The innermost session that is active in this thread or task, and not yet left elsewhere."""
     return cast("Session | None", active.innermost())
-
-
-def _count(steps: int | None, timesteps: Sized | None) -> int | None:
-    if steps is None:
-        return None if timesteps is None else _count(len(timesteps), timesteps)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise StateError(f"a session of {steps!r} steps", "Give the number of steps, 1 or more")
-    if timesteps is not None and len(timesteps) != steps:
-        fact = f"a session of {steps} steps with {len(timesteps)} timesteps"
-        raise StateError(fact, "Give one timestep a step, or timesteps alone")
-    return steps

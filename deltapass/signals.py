@@ -12,7 +12,6 @@ from typing import Any, Final, final
 
 import torch
 
-from deltapass.conditioning import Values, read
 from deltapass.errors import StepUnknownError
 from deltapass.graphs import Input, Role
 
@@ -26,7 +25,7 @@ class Signals:
     """What one call shows of itself."""
 
     timestep: float
-    sample: Values
+    sample: tuple[float, ...]
 
 
 @final
@@ -45,7 +44,7 @@ class SignalReader:
         """
         times = _times(arguments[self.timestep])
         sample = _ends(arguments[self.sample]) if self.sample is not None else []
-        numbers = read([times, *sample])
+        numbers = _read([times, *sample])
         moments = numbers[: len(times)]
         if arguments[self.timestep].ndim == 1 and min(moments) != max(moments):
             raise StepUnknownError("the samples of one batch are at different timesteps")
@@ -65,6 +64,15 @@ def _times(timestep: torch.Tensor) -> torch.Tensor:
     """The timesteps of a call, or the least and greatest where there are many (one a token)."""
     flat = timestep.reshape(-1)
     return flat if len(flat) <= MANY else torch.stack(torch.aminmax(flat))
+
+
+def _read(parts: Sequence[torch.Tensor]) -> tuple[float, ...]:
+    """Numbers of several tensors: at once from a device, where each read would wait for it."""
+    if all(part.device.type == "cpu" for part in parts):
+        return tuple(float(number) for part in parts for number in part.tolist())
+    device = next(part.device for part in parts if part.device.type != "cpu")
+    together: list[float] = torch.cat([p.to(device, torch.float32) for p in parts]).tolist()
+    return tuple(together)
 
 
 def _ends(tensor: torch.Tensor) -> list[torch.Tensor]:

@@ -12,6 +12,7 @@ from deltapass.conditioning import Seen
 from deltapass.graphs import TensorSpec
 from deltapass.report import Cause
 from deltapass.schedule import Span
+from deltapass.weights import Weighed
 
 
 @final
@@ -41,15 +42,17 @@ class History:
 
 
 @final
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class BranchState:
     """The deltas of one branch, and what they were made from.
+
+    `histories` is replaced rather than emptied: a call in another thread may be reading it.
 
     Attributes:
         doubt: Why the next call finds nothing to read; None if there is no reason to doubt.
         histories: Span -> its newest deltas.
         last_step: Step of the last call, whether it was full or cached.
-        weights: A stamp of the weights at the last call.
+        weights: How the weights were at the last call.
         graph: The compiled graph of the last call (weakly held), with the hash of its structure
             and the specs of its data inputs.
         conditioning: What the conditioning inputs looked like at the last call.
@@ -60,7 +63,7 @@ class BranchState:
     doubt: Doubt | None
     histories: dict[Span, History] = field(default_factory=dict)
     last_step: int | None = None
-    weights: int | None = None
+    weights: Weighed | None = None
     graph: weakref.ref[Any] | None = None
     structure: int = 0
     specs: tuple[tuple[str, TensorSpec], ...] = ()
@@ -70,7 +73,7 @@ class BranchState:
 
     def drop(self, doubt: Doubt) -> None:
         """Forget the deltas: the next call refreshes, and this is why."""
-        self.histories.clear()
+        self.histories = {}
         self.doubt = self.doubt or doubt
 
     def belong_to(
@@ -78,15 +81,14 @@ class BranchState:
     ) -> None:
         """Note which graph is called now; nobody can read its deltas once it is gone."""
         if self.graph is None or self.graph() is not graph:
-            held = self.histories  # not self: a state in a cycle would hold its deltas too long
-            self.graph = weakref.ref(graph, lambda _: held.clear())
+            mine = weakref.ref(self)  # a state in a cycle would hold its deltas too long
+            self.graph = weakref.ref(graph, lambda gone: _let_go(mine(), gone))
             self.structure, self.specs = structure, specs
 
     def keep_only(self, spans: frozenset[Span] | None) -> None:
         """Let go of the deltas of all other spans; None keeps all."""
-        if spans is not None:
-            for held in [held for held in self.histories if held not in spans]:
-                del self.histories[held]
+        if spans is not None and not spans.issuperset(self.histories):
+            self.histories = {span: h for span, h in self.histories.items() if span in spans}
 
     @property
     def nbytes(self) -> int:
@@ -97,3 +99,9 @@ class BranchState:
             for deltas in list(history.deltas)
             for delta in deltas
         )
+
+
+def _let_go(state: BranchState | None, gone: weakref.ref[Any]) -> None:
+    """Nobody can read the deltas of a graph that is gone."""
+    if state is not None and state.graph is gone:
+        state.histories = {}

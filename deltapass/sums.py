@@ -146,6 +146,10 @@ class Sums:
         )
         return chosen if certain else None
 
+    def beginning(self, value: fx.Node) -> fx.Node:
+        """What the chain of sums and carriers that ends in a value began with."""
+        return self._root[value]
+
     def _lives_on(self, value: fx.Node, addition: fx.Node) -> bool:
         """Whether the value, or what it was handed on from, is used after the sum."""
         # What nobody reads is no use: functionalisation leaves views of overwritten values behind.

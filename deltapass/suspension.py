@@ -13,6 +13,7 @@ from typing import Any, Final, final
 import torch
 
 from deltapass.errors import StateError
+from deltapass.schedule import Span
 from deltapass.state import BranchState, History
 
 Deltas = list[tuple[torch.Tensor, ...]]
@@ -25,15 +26,25 @@ UNREADABLE: Final = (
 
 @final
 @dataclass(frozen=True, slots=True)
-class Suspended:
-    """Deltas set aside: whose they are, where each belongs, and the file they are in, if any.
+class Aside:
+    """The deltas of one span of one branch, taken out: whose, from which steps and devices."""
 
-    `kept` holds them in host memory, or is empty where they are in the file.
+    state: BranchState
+    span: Span
+    at: tuple[int, ...]
+    devices: tuple[torch.device, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """Deltas set aside; `kept` holds them in host memory, or is None where they are in the file.
+
+    `token` stands in the file too: another request's file is not mistaken for it.
     """
 
-    histories: tuple[History, ...]
-    devices: tuple[tuple[torch.device, ...], ...]
-    kept: tuple[Deltas, ...]
+    asides: tuple[Aside, ...]
+    kept: list[Deltas] | None
     path: Path | None
     token: str
 
@@ -44,30 +55,38 @@ def set_aside(states: Sequence[BranchState], path: Path | None) -> Suspended:
     Raises:
         StateError: If the file exists already, or cannot be written; the states are untouched.
     """
-    histories = tuple(history for state in states for history in state.histories.values())
-    devices = tuple(tuple(d[0].device for d in history.deltas) for history in histories)
-    host = tuple(
-        [tuple(delta.to("cpu") for delta in deltas) for deltas in history.deltas]
-        for history in histories
-    )
+    taken = [(state, state.histories) for state in states]
+    asides, host = [], []
+    for state, histories in taken:
+        for span, history in histories.items():
+            devices = tuple(deltas[0].device for deltas in history.deltas)
+            asides.append(Aside(state, span, tuple(history.at), devices))
+            host.append([tuple(delta.to("cpu") for delta in some) for some in history.deltas])
     token = uuid.uuid4().hex
     if path is not None:
-        _write({"token": token, "deltas": list(host)}, path)
-    for history in histories:
-        history.deltas = []
-    return Suspended(histories, devices, () if path is not None else host, path, token)
+        _write({"token": token, "deltas": host}, path)
+    for state, histories in taken:
+        if state.histories is histories:  # not what a call has made meanwhile
+            state.histories = {}
+    return Suspended(tuple(asides), host if path is None else None, path, token)
 
 
 def bring_back(suspended: Suspended) -> None:
     """Put the deltas back where they were, on the devices they came from; removes the file.
 
+    A span that a call was refreshing meanwhile has them after its newer deltas.
+
     Raises:
         StateError: If the file is gone or cannot be read.
     """
-    host = suspended.kept if suspended.path is None else _read(suspended.path, suspended.token)
-    for history, devices, deltas in zip(suspended.histories, suspended.devices, host, strict=True):
-        pairs = zip(deltas, devices, strict=True)
-        history.deltas = [tuple(d.to(device) for d in some) for some, device in pairs]
+    host = suspended.kept
+    if host is None and suspended.path is not None:
+        host = _read(suspended.path, suspended.token)
+    for aside, deltas in zip(suspended.asides, host or [], strict=True):
+        pairs = zip(deltas, aside.devices, strict=True)
+        back = [tuple(delta.to(device) for delta in some) for some, device in pairs]
+        newer = aside.state.histories.setdefault(aside.span, History())
+        newer.deltas, newer.at = [*newer.deltas, *back], [*newer.at, *aside.at]
     throw_away(suspended)
 
 

@@ -19,6 +19,7 @@ UNIT_SCALE: Final = 1.5  # first values up to this are read as 0..1, larger ones
 TRAINING_STEPS: Final = 1000.0
 MAX_BRANCHES: Final = 8
 MAX_ENTRIES: Final = 4096  # calls of one trajectory that are remembered for its report
+LEAP: Final = 4.0  # a gap between timesteps, over the one before it, that no sampler leaves
 FEW_STEP_GAP: Final = 0.08  # a first step this large means about a dozen steps or fewer
 
 
@@ -60,6 +61,7 @@ class TimestepTracker:
         self._step = self._branch = 0
         self._few_steps = False
         self._problem = ""
+        self._gap = 0.0
         self._states: dict[int, BranchState] = {}
 
     def locate(self, value: float, sample: tuple[float, ...]) -> Place:
@@ -73,6 +75,8 @@ class TimestepTracker:
             self._restart(value, sample)
         elif value == self._value:
             self._same_step(value, sample)
+        elif self._goes_on(value) and self._is_leap(value):
+            self._restart(value, sample)
         elif self._goes_on(value):
             self._next_step(value, sample)
         else:
@@ -100,6 +104,11 @@ class TimestepTracker:
         before = self._value if self._value is not None else value
         return value > before if self._rising else value < before
 
+    def _is_leap(self, value: float) -> bool:
+        """Whether this looks like another trajectory that starts half-way, after an aborted one."""
+        gap = abs(value - self._value) if self._value is not None else 0.0
+        return self._step > 0 and gap > LEAP * self._gap and gap / self._scale > FEW_STEP_GAP
+
     def _restart(self, value: float, sample: tuple[float, ...]) -> None:
         self._states.clear()
         self.entries.clear()
@@ -124,6 +133,8 @@ class TimestepTracker:
     def _next_step(self, value: float, sample: tuple[float, ...]) -> None:
         if self._step == 0 and self._value is not None:
             self._few_steps = abs(value - self._value) / self._scale > FEW_STEP_GAP
+        if self._value is not None:
+            self._gap = abs(value - self._value)
         self._value, self._sample = value, sample
         self._step, self._branch, self._jumps = self._step + 1, 0, 0
 

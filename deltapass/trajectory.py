@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
 from torch.utils.weak import WeakIdKeyDictionary
 
 from deltapass.active import Position
+from deltapass.errors import StepUnknownError
 from deltapass.report import Cause
 from deltapass.state import BranchState, Doubt
 
+MAX_CALLS: Final = 16  # of one model at one step: more, and its deltas would pile up
 NEW = Doubt(Cause.NEW_TRAJECTORY, "a new trajectory")
 
 
@@ -51,6 +53,7 @@ class Trajectory:
         step: The step told last.
         before: The step told before that one.
         placed: Whether any model was called.
+        told: How many steps were told.
         token: Stands for the trajectory in its positions.
     """
 
@@ -60,6 +63,7 @@ class Trajectory:
         self.step: int | None = None
         self.before: int | None = None
         self.placed = False
+        self.told = 0
         self.token = object()
         # Of the present step: the positions told, and under which of them each model was called.
         self._told: dict[Hashable, Position] = {}
@@ -82,6 +86,7 @@ class Trajectory:
             self._told.clear()
             self._used.clear()
             self.before, self.step = self.step, index
+            self.told += 1
         if not again or branch not in self._told:
             self._told[branch] = Position(self.token, index, branch)
         return self._told[branch]
@@ -100,6 +105,11 @@ class Trajectory:
             self._drop(position.branch, position.step)
             self._used[id(owner), position.branch] = position
         nth = position.calls.get(id(owner), 0)
+        if nth >= MAX_CALLS:
+            self._drop(position.branch, position.step)
+            raise StepUnknownError(
+                f"{nth} calls of one model under one step() or step of a sampler"
+            )
         position.calls[id(owner)] = nth + 1
         branch = (position.branch, nth)
         return Place(
@@ -110,6 +120,13 @@ class Trajectory:
             before=self.before,
             state=self._state(owner, branch, position.step),
         )
+
+    def take_back(self, position: Position, owner: Any) -> None:
+        """Uncount a call that failed: telling its step again is no repetition, nor is a retry."""
+        if position.calls.get(id(owner)):
+            position.calls[id(owner)] -= 1
+            if not position.calls[id(owner)]:
+                self._used.pop((id(owner), position.branch), None)
 
     def _state(self, owner: Any, branch: tuple[Hashable, int], step: int) -> BranchState:
         states: dict[Hashable, BranchState] = self._states.setdefault(owner, {})

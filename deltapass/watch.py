@@ -34,7 +34,8 @@ class Run:
 
     def open(self) -> None:
         """The pipeline was called, and has not set its timesteps yet."""
-        steps = len(self.scheduler.timesteps)
+        known = self.scheduler.timesteps  # some have none before they are set
+        steps = 1 if known is None else max(1, len(known))
         self._start(self.session.steps if self.session.fixed else steps, 0)
 
     def begin(self, start: int = 0) -> None:
@@ -45,6 +46,11 @@ class Run:
         self.session.follow(steps)
         self._index, self._stepped = start, False
         self.session.step(start)
+
+    @property
+    def stepped_once(self) -> bool:
+        """Whether the scheduler has taken a step since it set its timesteps."""
+        return self._stepped
 
     def stepped(self, arguments: tuple[Any, ...]) -> None:
         """The scheduler has taken a step; the next calls belong to the one after it."""

@@ -15,10 +15,20 @@ ROOT = Path(__file__).parent.parent
 # Every core module, each importing only from those before it. A new module is entered here.
 ORDER = (
     *("errors", "schedule", "presets", "budget", "schedule_files", "options", "graphs"),
-    *("observe", "capture"),
+    *("observe", "capture", "floats"),
     *("sums", "streams", "repeats", "blocks"),
     *("outline", "plan", "rewrite", "layouts", "lowering", "variants"),
-    *("report", "timeline", "conditioning", "state", "active", "trajectory", "suspension"),
+    *(
+        "report",
+        "timeline",
+        "conditioning",
+        "weights",
+        "state",
+        "active",
+        "trajectory",
+        "suspension",
+    ),
+    *("counting",),
     *("session", "signals", "tracker", "moments", "residuals", "freshness", "runtime"),
     *("watch", "attach"),
     *("compiler", "explain", "pipelines", "machine", "demo", "gallery", "cli"),
