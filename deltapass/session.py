@@ -212,16 +212,19 @@ class Session:
     def schedule(self, schedule: AnySchedule | None) -> None:
         with self._lock:
             self._schedule = schedule
-            self._trajectory.drop(Doubt(Cause.SCHEDULE, "the session was given another schedule"))
+            self._drop(Doubt(Cause.SCHEDULE, "the session was given another schedule"))
 
     # ---- the deltas ---------------------------------------------------------------------------
 
     def free(self) -> None:
         """Let go of all deltas; the next call of every branch refreshes."""
         with self._lock:
-            throw_away(self._suspended)
-            self._suspended = None
-            self._trajectory.drop(Doubt(Cause.NO_DELTA, "the deltas were freed"))
+            self._drop(Doubt(Cause.NO_DELTA, "the deltas were freed"))
+
+    def _drop(self, doubt: Doubt) -> None:
+        throw_away(self._suspended)
+        self._suspended = None
+        self._trajectory.drop(doubt)
 
     def suspend(self, path: str | Path | None = None) -> None:
         """Set the deltas aside: into host memory, or into a new file, which is removed again.
