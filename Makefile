@@ -1,9 +1,11 @@
 # Every command of the project. `make demo` and `make test` set up .venv themselves.
 # Options pass through ARGS: make test ARGS="-k schedule -x", make demo ARGS=--quick.
+# Tests run in WORKERS processes of one thread each.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ARGS ?=
 BENCH ?= latency
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,7 +30,7 @@ demo: $(STAMP)
 	$(BIN)/deltapass demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -8,7 +8,6 @@ its denoisers and (during a call) its scheduler are touched, never their classes
 from __future__ import annotations
 
 import functools
-import inspect
 import threading
 import warnings
 from collections.abc import Iterator
@@ -207,11 +206,10 @@ def _apart(name: str, given: Any) -> Any:
 
     Callback objects of diffusers are known by their class and stay as they are.
     """
-    plain = inspect.isroutine(given) or isinstance(given, functools.partial)
-    if not (name.startswith("callback") and plain):
+    known = hasattr(given, "tensor_inputs")
+    if not name.startswith("callback") or not callable(given) or known:
         return given
 
-    @functools.wraps(given)
     def callback(*args: Any, **kwargs: Any) -> Any:
         with outside():
             return given(*args, **kwargs)

@@ -11,7 +11,7 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -114,6 +114,7 @@ def _compile(
         order=options.order,
         bodies=LoweredBodies(options.lowering, lowering),
         whole=options.fuse == "whole",
+        compiling=as_dynamo_compiles,
     )
     variants.warm_up(plan)
     return Selector(plan, variants, strict=options.strict, per_step=options.per_step)
@@ -129,6 +130,18 @@ def _collector_paused() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def as_dynamo_compiles() -> Iterator[None]:
+    """What Dynamo holds while it compiles, for what is compiled later, in the middle of a run.
+
+    Tracers replace parts of torch for the whole process: there may be one at a time, and calls
+    of compiled models in other threads must know that there is one.
+    """
+    session = getattr(torch.compiler, "_compile_session_context", nullcontext)
+    with torch._dynamo.convert_frame.compile_lock, session():
+        yield
 
 
 @final
@@ -162,7 +175,8 @@ class PerShape:
     def _compile(self, arguments: Sequence[Any]) -> Compiled:
         gm = with_floats(self.gm, arguments, self.floats) if self.floats else self.gm
         try:
-            return compile_graph(gm, arguments, self.options, self.lowering)
+            with as_dynamo_compiles():
+                return compile_graph(gm, arguments, self.options, self.lowering)
         except (UnsupportedGraphError, ScheduleError) as error:
             if self.options.strict or isinstance(error, ScheduleError):
                 raise

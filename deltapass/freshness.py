@@ -120,8 +120,11 @@ def _other_graph(state: BranchState, graph: Graph) -> Doubt | None:
     state.conditioning.clear()  # positions of the other graph
     before, now = dict(state.specs), dict(graph.specs)
     for name in [name for name in now if name in before and now[name] != before[name]]:
-        cause = _difference(before[name], now[name])
-        return Doubt(cause, f"{shown(name)} changed from {before[name]} to {now[name]}")
+        old, new = before[name], now[name]
+        layout = f" of strides {old.stride}", f" of strides {new.stride}"
+        was, became = layout if str(old) == str(new) else ("", "")
+        fact = f"{shown(name)} changed from {old}{was} to {new}{became}"
+        return Doubt(_difference(old, new), fact)
     return Doubt(Cause.GRAPH, "the model compiled anew: its adapters, arguments or inputs changed")
 
 

@@ -104,9 +104,14 @@ class Moments:
         return self if self.owner is None else arguments[self.owner]
 
     def _explicit(self, session: Session, arguments: Sequence[Any]) -> Moment:
-        place = session.place(self.owner_of(arguments))
-        schedule = session.schedule or self.plan.schedule
-        rows = self._rows(schedule, session.steps or 1, place.start)
+        owner = self.owner_of(arguments)
+        place = session.place(owner)
+        try:
+            schedule = session.schedule or self.plan.schedule
+            rows = self._rows(schedule, session.steps or 1, place.start)
+        except BaseException:  # a variant could not be made: this call does not count
+            session.take_back(owner)
+            raise
         return Moment(
             **rows[place.step],
             trajectory=place.trajectory,

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from deltapass.graphs import Block, Captured, Role, Stack
-from deltapass.sums import ADDITIONS, CARRIERS, PARTS, Sums
+from deltapass.sums import ADDITIONS, CARRIERS, PARTS, Sums, same_shape
 
 aten = torch.ops.aten
 
@@ -35,7 +35,7 @@ def residual_inputs(captured: Captured, stack: Stack) -> frozenset[str]:
 class _Finder:
     def __init__(self, captured: Captured, stack: Stack) -> None:
         self._place = {node: at for at, node in enumerate(captured.module.graph.nodes)}
-        self._blocks, self._sums = stack.blocks, Sums(captured)
+        self._captured, self._blocks, self._sums = captured, stack.blocks, Sums(captured)
 
     def is_only_added(self, value: fx.Node) -> bool:
         """Whether all that is done with a value is adding it to a stream."""
@@ -52,7 +52,8 @@ class _Finder:
         """Whether the sum lies in the stack and continues something that entered its block."""
         stream = self._sums.continued(addition)
         at = self._place[addition]
-        if stream is None or stream is value or at < self._blocks[0].first:
+        whole = same_shape(self._captured, value, addition)  # not broadcast onto it
+        if not whole or stream is None or stream is value or at < self._blocks[0].first:
             return False
         block = self._block_at(at)
         return block is None or self._place[self._sums.beginning(stream)] < block.first

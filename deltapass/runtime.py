@@ -76,20 +76,23 @@ class Selector:
             moment = self.moments.find(arguments)
         except (UnsupportedGraphError, ScheduleError) as error:
             return self._run_refused(arguments, error, started)
+        try:
+            return self._run(arguments, moment, started)
+        except BaseException as error:  # an interrupt must not leave half a delta either
+            self._forget(moment, arguments, error)
+            raise
+
+    def _run(self, arguments: Sequence[Any], moment: Moment, started: float) -> tuple[Any, ...]:
         weights = weigh(self._weights(arguments))
         doubt = examine(moment, self._graph, arguments, weights)
         history = moment.state.histories.get(moment.planned) if moment.planned else None
         doubt = doubt or missing(moment, history)
         self._say_what_never_caches(moment)
         span = None if doubt is not None else moment.planned
-        try:
-            if span is None or history is None:
-                results, macs = self._run_refresh(arguments, moment)
-            else:
-                results, macs = self._run_cached(arguments, moment, history)
-        except BaseException as error:  # an interrupt must not leave half a delta either
-            self._forget(moment, arguments, error)
-            raise
+        if span is None or history is None:
+            results, macs = self._run_refresh(arguments, moment)
+        else:
+            results, macs = self._run_cached(arguments, moment, history)
         moment.entries.append(_entry(moment, span, doubt, (macs, self._full), started))
         return results
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -29,7 +30,10 @@ Key = tuple[str, tuple[Span, ...]]
 @final
 @dataclass
 class Variants:
-    """Makes and keeps the executable variants of one outline."""
+    """Makes and keeps the executable variants of one outline.
+
+    `compiling` is entered while one is made, which may be in the middle of a run.
+    """
 
     outline: Outline
     order: int
@@ -37,6 +41,7 @@ class Variants:
     whole: bool = False
     _spans: dict[Span, SpanPlan] = field(default_factory=dict)
     _made: dict[Key, Executable] = field(default_factory=dict)
+    compiling: Callable[[], AbstractContextManager[object]] = nullcontext
     _lock: Any = field(default_factory=threading.RLock)
 
     @property
@@ -116,7 +121,7 @@ class Variants:
         return share_layouts(made, representatives(self.outline.program))
 
     def _make(self, key: Key) -> Executable:
-        with self._lock:
+        with self._lock, self.compiling():
             if key not in self._made:
                 program = self.program(key)
                 program = fused(program) if self.whole else program

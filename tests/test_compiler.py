@@ -254,7 +254,9 @@ def test_changed_batch_in_mid_trajectory_refreshes() -> None:
                     assert torch.equal(out, toy(*half[step][0]))
         entries = session.report().entries
     assert [entry.realised for entry in entries] == [None, None, None, DEEP]
-    assert entries[1].reason == "this branch has no delta yet"
+    assert [entry.cause for entry in entries[1:]] == [deltapass.Cause.BATCH, None, None]
+    expected = "hidden_states changed from float32[2, 16, 4] to float32[1, 16, 4]"
+    assert entries[1].reason == expected
 
 
 def test_dynamic_shapes_compile_each_shape_once_and_stay_right() -> None:

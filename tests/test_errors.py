@@ -41,9 +41,11 @@ EXAMPLES: dict[type[errors.DeltapassError], tuple[object, ...]] = {
     errors.MutationError: ("aten.resize_", "it changes the tensor's shape"),
     errors.GradientsEnabledError: (),
     errors.StepUnknownError: ("the graph has no timestep input",),
+    errors.ChangingInputError: (("pose", "control_hidden_states"),),
     errors.LoweringError: ("inductor", "block_0", "C++ compiler not found"),
     errors.MissingLibraryError: ("diffusers", "demo"),
     errors.StateError: ("the session is closed", "Open a new one"),
+    errors.AttachError: ("this StableDiffusion3Pipeline is attached already", "Detach it first"),
     errors.StepOutsideError: (20, 20),
     errors.NoStepError: (),
 }

@@ -34,6 +34,7 @@ def test_the_list_of_options_is_frozen() -> None:
         "steps",
         "schedule",
         "fuse",
+        "per_step",
         "strict",
     )
 
@@ -45,6 +46,7 @@ def test_nothing_given_is_the_papers_schedule_on_inductor() -> None:
         steps=None,
         schedule=Schedule(),
         fuse="blocks",
+        per_step=(),
         strict=False,
         mode=None,
     )
@@ -61,6 +63,7 @@ def test_every_option_is_taken() -> None:
         "steps": 10,
         "schedule": "reversed",
         "fuse": "whole",
+        "per_step": ["residual", "pose"],
         "strict": True,
     }
     before = dict(raw)
@@ -71,13 +74,14 @@ def test_every_option_is_taken() -> None:
         steps=10,
         schedule=reversed_phases(interval=3, cached_blocks=5, boundary=4),
         fuse="whole",
+        per_step=("residual", "pose"),
         strict=True,
     )
     assert raw == before
 
 
 def test_none_stands_for_not_given() -> None:
-    names = ("interval", "cached_blocks", "boundary", "schedule", "steps")
+    names = ("interval", "cached_blocks", "boundary", "schedule", "steps", "per_step")
     assert parse_options(dict.fromkeys(names)) == parse_options()
     given = {"schedule": never(), "interval": None}
     assert parse_options(given).schedule == never()
@@ -102,6 +106,9 @@ def test_an_unknown_option_gets_the_near_match() -> None:
         ("steps", "20", "a whole number from 1 on"),
         ("fuse", "block", "'blocks' or 'whole'; did you mean 'blocks'"),
         ("fuse", ["blocks"], "'blocks' or 'whole'"),
+        ("per_step", 3, "a list of parts of input names"),
+        ("per_step", [1], "a list of parts of input names"),
+        ("per_step", [""], "a list of parts of input names"),
         ("strict", 1, "True or False"),
         ("strict", None, "True or False"),
         ("schedule", 3, "one of delta-dit, delta-cache-deep"),
@@ -111,6 +118,18 @@ def test_an_unknown_option_gets_the_near_match() -> None:
 def test_a_bad_value_is_named_with_what_is_allowed(name: str, value: object, allowed: str) -> None:
     with pytest.raises(OptionError, match=f"option {name!r} is .*It must be .*{allowed}"):
         parse_options({name: value})
+
+
+@pytest.mark.parametrize("given", ["pose", ["pose"], ("pose",)])
+def test_names_of_inputs_may_be_a_list_or_one_name(given: object) -> None:
+    parsed = parse_options({"per_step": given})
+    assert parsed.per_step == ("pose",)
+    assert hash(parsed) == hash(parse_options({"per_step": ["pose"]}))
+
+
+@pytest.mark.parametrize("given", ["", [], ()])
+def test_no_names_of_inputs_are_none(given: object) -> None:
+    assert parse_options({"per_step": given}).per_step == ()
 
 
 @pytest.mark.parametrize(

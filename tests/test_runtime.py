@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import gc
 import threading
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from driving import compiled, follow, oracle, tensors
-from models import make
+from models import make, noise
 from reference import Call
 
 import deltapass
+from deltapass.lowering import Executable
 from deltapass.schedule import Span
 
 STEPS = 8
@@ -98,6 +101,51 @@ def test_weights_changed_in_mid_trajectory_refresh(toy: Any) -> None:
             out = model(*calls[1][0], **calls[1][1])
             assert torch.equal(out, toy(*calls[1][0], **calls[1][1]))
         assert session.report().entries[-1].reason == "the weights changed"
+
+
+def new_data(toy: Any) -> None:
+    toy.blocks[4].mlp[0].weight.data = noise(7, 64, 32)
+
+
+def loaded(toy: Any) -> None:
+    changed = {name: 1.1 * value for name, value in toy.state_dict().items()}
+    toy.load_state_dict(changed, assign=True)
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+@pytest.mark.parametrize("change", [new_data, loaded])
+@torch.no_grad()
+def test_weights_replaced_in_mid_trajectory_refresh(change: Any, explicit: bool) -> None:
+    toy = make("adaln")
+    model, calls = compiled(toy, **SCHEDULE), calls_of(toy)
+    with deltapass.session(steps=STEPS) if explicit else contextlib.nullcontext() as session:
+        follow(model, calls[:1], session)
+        change(toy)
+        outputs = _from(model, calls, session, 1) if explicit else follow(model, calls[1:2])
+        assert torch.equal(tensors(outputs)[0], tensors(follow(toy, calls[1:2]))[0])
+        assert not explicit or session.entries[1].forced
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("explicit", [True, False])
+@torch.no_grad()
+def test_call_that_failed_can_be_tried_again(
+    toy: Any, error: type[BaseException], explicit: bool
+) -> None:
+    model, calls = compiled(toy, **SCHEDULE), calls_of(toy)
+    with deltapass.session(steps=STEPS) if explicit else contextlib.nullcontext() as session:
+        follow(model, calls[:3], session)
+        if explicit:
+            session.step(3)
+        with patch.object(Executable, "__call__", side_effect=error), pytest.raises(error):
+            model(*calls[3][0])
+        outputs = [model(*calls[3][0]), *(_from(model, calls, session, 4) if explicit else [])]
+        if explicit:
+            last = session.entries[-3:]
+            assert [entry.branch for entry in last] == [(None, 0)] * 3
+            assert [entry.cause for entry in last] == [deltapass.Cause.FAILED, None, None]
+            assert last[-1].realised == Span(0, 4)
+    assert torch.equal(outputs[0], toy(*calls[3][0]))
 
 
 def test_skipped_refresh_makes_the_delta_stale(toy: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -479,3 +480,62 @@ def test_files_that_cannot_be_reached_are_named(tmp_path: Path) -> None:
         save_schedule(Schedule(), tmp_path / "a.toml")
     with pytest.raises(ScheduleFileError, match="cannot be written"):
         save_schedule(Schedule(), tmp_path / "no" / "a.json")
+
+
+# ---- runs that begin half-way -----------------------------------------------------------------
+
+
+@given(cases(), st.data())
+def test_row_where_a_run_begins_refreshes_and_those_before_it_are_full(
+    case: tuple[Schedule, int, int], data: st.DataObject
+) -> None:
+    schedule, steps, blocks = case
+    start = data.draw(st.integers(0, steps - 1))
+    table = schedule.table(steps, blocks, start)
+    assert len(table) == steps
+    assert not any(table[: start + 1])
+    assert not any(table[start : start + schedule.warm_up])
+    assert not any(table[max(0, steps - schedule.cool_down) :])
+
+
+@given(cases(), st.data())
+def test_a_run_that_begins_half_way_is_spread_like_one_of_its_own_length(
+    case: tuple[Schedule, int, int], data: st.DataObject
+) -> None:
+    schedule, steps, blocks = case
+    start = data.draw(st.integers(0, steps - 1))
+    late = schedule.table(steps, blocks, start)[start:]
+    whole = dataclasses.replace(schedule, boundary=None).table(steps - start, blocks)
+    assert [row is None for row in late] == [row is None for row in whole]
+
+
+@given(cases(), st.data())
+def test_the_boundary_stays_where_the_noise_level_is(
+    case: tuple[Schedule, int, int], data: st.DataObject
+) -> None:
+    schedule, steps, blocks = case
+    start = data.draw(st.integers(0, steps - 1))
+    regions = {False: schedule.detail, True: schedule.outline}
+    default = 0.5 if steps <= 8 else 0.6
+    boundary = default if schedule.boundary is None else schedule.boundary
+    step = boundary if isinstance(boundary, int) else math.floor(boundary * steps + 0.5)
+    for index, row in enumerate(schedule.table(steps, blocks, start)):
+        assert row is None or row == region_span(regions[index < step], len(row), blocks)
+
+
+@given(cases())
+def test_a_run_from_step_0_is_the_whole_table(case: tuple[Schedule, int, int]) -> None:
+    schedule, steps, blocks = case
+    assert schedule.table(steps, blocks, 0) == schedule.table(steps, blocks)
+
+
+@given(tables, st.data())
+def test_rows_of_a_table_stay_but_for_the_one_where_a_run_begins(
+    rows: Table, data: st.DataObject
+) -> None:
+    start = data.draw(st.integers(0, len(rows) - 1))
+    table = ExplicitSchedule(rows).table(len(rows), 30, start)
+    assert table[start] is None
+    assert [row for at, row in enumerate(table) if at != start] == [
+        row for at, row in enumerate(rows) if at != start
+    ]

@@ -267,8 +267,45 @@ def test_whole_variant_is_one_call() -> None:
 
 def test_whole_variants_are_those_of_the_schedule() -> None:
     _, lowering = selector("adaln", fuse="whole", steps=STEPS, schedule="delta-cache-deep")
-    # Emits the delta, after the last cached step emits none, and the cached one.
+    assert sorted(lowering.lowered) == ["cached_1_4", "refresh_1_4"]
+    # The left-over step of an odd number is full and comes first: nobody reads a delta of it.
+    _, lowering = selector("adaln", fuse="whole", steps=STEPS + 1, schedule="delta-cache-deep")
     assert sorted(lowering.lowered) == ["cached_1_4", "refresh", "refresh_1_4"]
+
+
+@fuses
+@pytest.mark.parametrize("order", [0, 1])
+def test_preparing_a_table_makes_exactly_what_its_steps_run(fuse: str, order: int) -> None:
+    made, lowering = variants("adaln", whole=fuse == "whole", order=order)
+    table = (None, DEEP, None, SHALLOW, None)
+    made.prepare(table)
+    before = list(lowering.lowered)
+    keys = {made.cached(DEEP), made.cached(SHALLOW), made.refresh(())}
+    keys |= {made.refresh((SHALLOW,)), made.refresh((SHALLOW, DEEP) if order else (DEEP,))}
+    assert len(keys) == 5
+    assert lowering.lowered == before
+    made.prepare(table)
+    assert lowering.lowered == before
+
+
+def test_a_sessions_own_whole_variants_are_all_made_at_its_first_step() -> None:
+    run, lowering = selector("adaln", fuse="whole", steps=STEPS)
+    schedule = ExplicitSchedule((None, Span(1, 3), None, Span(2, 4)))
+    with deltapass.session(steps=4, schedule=schedule) as session, torch.no_grad():
+        session.step(0)
+        run(*traced("adaln")[1])
+        before = list(lowering.lowered)
+        for step in range(1, 4):
+            session.step(step)
+            run(*traced("adaln")[1])
+    assert lowering.lowered == before
+    assert {"cached_1_3", "cached_2_4"} <= set(before)
+
+
+def test_executable_knows_its_cost() -> None:
+    made, _ = variants("adaln")
+    assert made.cached(DEEP).macs == made.program(("cached", (DEEP,))).macs
+    assert made.cached(DEEP).macs.full < made.refresh((DEEP,)).macs.full
 
 
 @fuses

@@ -1,0 +1,317 @@
+"""How pipelines are set up: orders of compiling, hooks, adapters, threads. It works, or says why.
+
+What works gives the bits of the eager Delta-Cache in a pipeline set up the same way.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from accelerate import cpu_offload_with_hook
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from diffusers import WanPipeline
+from pipeline_oracle import PipelineOracle
+from zoo import NUMPY_WARNINGS, Zoo, make_pipe
+
+import deltapass
+from deltapass.errors import AttachError
+
+pytestmark = pytest.mark.filterwarnings(NUMPY_WARNINGS)
+
+OPTIONS: dict[str, Any] = {"lowering": "eager", "cached_blocks": 2, "boundary": 0.5}
+SCHEDULE = deltapass.Schedule(cached_blocks=2, boundary=0.5)
+CPU = torch.device("cpu")
+BROKEN = ("graph is broken into pieces", "fullgraph=True")
+Setup = Callable[[nn.Module], Any]
+
+original: Callable[[str], Zoo] = cache(make_pipe)
+
+
+@pytest.fixture(autouse=True)
+def fresh_torch() -> None:
+    """In place of conftest's: what was compiled stays for the next test."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=64):  # of all pipelines of one class together
+        yield
+    torch._dynamo.reset()
+
+
+def compiled(model: nn.Module) -> Any:
+    return torch.compile(model, backend="deltadit", dynamic=False, options=OPTIONS)
+
+
+def attached_pipe(name: str = "sd3", setup: Setup = nn.Module.eval) -> Zoo:
+    """Compiled and attached; `setup` does something to the plain denoiser first."""
+    zoo = make_pipe(name)
+    setup(zoo.denoiser)
+    zoo.pipe.transformer = compiled(zoo.denoiser)
+    deltapass.attach(zoo.pipe)
+    return zoo
+
+
+def expected(plain: Zoo, refreshes: tuple[int, ...] = (), **arguments: Any) -> Tensor:
+    """A call of an uncompiled pipeline with Delta-Cache, and with more refreshes than planned."""
+    table = list(SCHEDULE.table(plain.steps_default, len(plain.blocks)))
+    for step in refreshes:
+        table[step] = None
+    known = (plain.denoiser, plain.blocks, plain.streams, table)
+    with PipelineOracle(*known, branches=plain.branches()):
+        return plain.pipe(**{**plain.call(), **arguments})[0]
+
+
+def report_of(zoo: Zoo) -> deltapass.SessionReport:
+    report = deltapass.last_report(zoo.pipe)
+    assert report is not None
+    return report
+
+
+def check(zoo: Zoo, plain: Zoo | None = None, **arguments: Any) -> None:
+    """The pipeline caches as planned, and gives the bits of `plain` under the oracle."""
+    result = zoo.pipe(**{**zoo.call(), **arguments})[0]
+    assert torch.equal(result, expected(plain or original(zoo.name), **arguments))
+    assert report_of(zoo).as_planned
+    assert report_of(zoo).cached > 0
+
+
+def check_refused(zoo: Zoo, plain: Zoo, *texts: str) -> None:
+    """The pipeline runs in full, and warnings say so, one of them every text."""
+    with pytest.warns(deltapass.RefusalWarning) as caught:
+        result = zoo.run()
+    told = [str(one.message) for one in caught if one.category is deltapass.RefusalWarning]
+    for text in ("nothing cached", *texts):
+        assert any(text in message for message in told), text
+    assert torch.equal(result, plain.run())
+    assert report_of(zoo).cached == 0
+
+
+# ---- compiling -----------------------------------------------------------------------------------
+
+
+def test_attach_may_come_before_compile() -> None:
+    zoo = make_pipe("sd3")
+    deltapass.attach(zoo.pipe)
+    zoo.pipe.transformer.compile(backend="deltadit", dynamic=False, options=OPTIONS)
+    check(zoo)  # compiled in place
+    zoo = make_pipe("sd3")
+    deltapass.attach(zoo.pipe)
+    zoo.pipe.transformer = compiled(zoo.pipe.transformer)
+    check(zoo)
+    with torch.inference_mode():
+        check(zoo)
+
+
+def test_blocks_compiled_before_and_after_the_whole() -> None:
+    zoo = attached_pipe("flux", lambda model: model.compile_repeated_blocks(backend="eager"))
+    check(zoo)
+    zoo = attached_pipe("flux")
+    zoo.pipe.transformer.compile_repeated_blocks(backend="deltadit", options=OPTIONS)
+    check(zoo)
+
+
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_blocks_compiled_alone_are_refused(name: str) -> None:
+    """A block is not the denoiser: it has no blocks, and knows no timestep."""
+    zoo = make_pipe(name)
+    zoo.pipe.transformer.compile_repeated_blocks(backend="deltadit", options=OPTIONS)
+    deltapass.attach(zoo.pipe)
+    check_refused(zoo, original(name), "no stack of repeated blocks", "Compile the whole denoiser")
+
+
+# ---- hooks ---------------------------------------------------------------------------------------
+
+
+offload = partial(cpu_offload_with_hook, execution_device=CPU)
+
+
+def align(model: nn.Module) -> None:
+    add_hook_to_module(model, AlignDevicesHook(execution_device=CPU, io_same_device=True))
+
+
+@pytest.mark.parametrize("hook", [align, offload])
+def test_hooks_on_the_compiled_denoiser(hook: Setup) -> None:
+    zoo = attached_pipe()
+    hook(zoo.pipe.transformer)
+    check(zoo)
+
+
+def by_group(model: Any) -> None:
+    model.enable_group_offload(CPU, offload_type="block_level", num_blocks_per_group=1)
+
+
+def by_layer(model: Any) -> None:
+    model.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+
+
+@pytest.mark.parametrize("hook", [align, offload, by_group, by_layer])
+def test_hooks_inside_the_compiled_denoiser_are_refused(hook: Setup) -> None:
+    """They are not for Dynamo, which breaks the graph there."""
+    torch._dynamo.reset()
+    plain = make_pipe("sd3")
+    hook(plain.denoiser)
+    check_refused(
+        attached_pipe("sd3", hook), plain, "graph is broken into pieces", "fullgraph=True"
+    )
+    torch._dynamo.reset()
+
+
+def test_model_offload_of_a_pipeline() -> None:
+    """On a CPU it copies the weights before every call, because "cpu:0" is not called "cpu"."""
+    zoo = attached_pipe()
+    zoo.pipe.enable_model_cpu_offload(device="cpu")
+    check_refused(zoo, original("sd3"), "calls were full; last: the weights changed")
+
+
+# ---- memory and speed ----------------------------------------------------------------------------
+
+
+def test_attention_slicing_and_a_sliced_vae() -> None:
+    zoo, plain = attached_pipe(), make_pipe("sd3")
+    check(zoo)
+    for pipe in (zoo.pipe, plain.pipe):
+        pipe.enable_attention_slicing()
+        pipe.vae.enable_tiling()
+        pipe.vae.enable_slicing()
+    check(zoo, plain, output_type="pt")
+
+
+def test_fused_projections() -> None:
+    zoo, plain = attached_pipe(), make_pipe("sd3")
+    check(zoo)
+    for part in (zoo.pipe.transformer, plain.denoiser):
+        part.fuse_qkv_projections()
+    check(zoo, plain)
+    zoo.pipe.transformer.unfuse_qkv_projections()
+    check(zoo)
+
+
+# ---- adapters ------------------------------------------------------------------------------------
+
+
+def adapt(model: Any) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_v"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model.add_adapter(config, adapter_name="style")
+
+
+def test_an_adapter_is_added_and_scaled_between_calls() -> None:
+    zoo, plain = attached_pipe(), make_pipe("sd3")
+    check(zoo)
+    for change in (adapt, lambda model: model.set_adapters(["style"], [0.5])):
+        change(zoo.denoiser)
+        change(plain.denoiser)
+        check(zoo, plain)
+
+
+def test_an_adapter_scaled_in_mid_run_forces_one_refresh() -> None:
+    def scale(pipe: Any, step: int, timestep: Tensor, tensors: Any) -> Any:
+        if step == 2:
+            pipe.transformer.set_adapters(["style"], [0.25])
+        return tensors
+
+    zoo, plain = attached_pipe("sd3", adapt), make_pipe("sd3")
+    adapt(plain.denoiser)
+    result = zoo.pipe(**zoo.call(), callback_on_step_end=scale)[0]
+    assert torch.equal(result, expected(plain, (3,), callback_on_step_end=scale))
+    assert [entry.step for entry in report_of(zoo).entries if entry.forced] == [3]
+
+
+# ---- two denoisers -------------------------------------------------------------------------------
+
+
+def test_a_second_denoiser_begins_with_a_refresh_in_mid_trajectory() -> None:
+    """Wan 2.2: from the fourth of eight steps on (timestep 750) another denoiser goes on."""
+    zoo, other = make_pipe("wan"), make_pipe("wan")
+    with torch.no_grad():
+        for weight in other.denoiser.parameters():
+            weight.mul_(1.1)
+    none = {"tokenizer": None, "text_encoder": None, "vae": None}
+    parts = {"transformer": zoo.denoiser, "transformer_2": other.denoiser}
+    pipe = WanPipeline(**none, **parts, scheduler=zoo.pipe.scheduler, boundary_ratio=0.8)
+    pipe.set_progress_bar_config(disable=True)
+    table = SCHEDULE.table(8, len(zoo.blocks))
+    first, second = (
+        PipelineOracle(one.denoiser, one.blocks, one.streams, rows, branches=2)
+        for one, rows in ((zoo, table[:4]), (other, table[4:]))
+    )
+    with first, second:
+        wanted = pipe(**zoo.call(steps=8))[0]
+    assert (first.calls, second.calls) == (8, 8)
+    pipe.transformer, pipe.transformer_2 = compiled(zoo.denoiser), compiled(other.denoiser)
+    with deltapass.attach(pipe) as attachment:
+        assert torch.equal(pipe(**zoo.call(steps=8))[0], wanted)
+    entries = attachment.last.entries if attachment.last else ()
+    assert [entry.step for entry in entries if entry.reason] == [0, 0, 4, 4]
+    assert all(entry.as_planned for entry in entries)
+
+
+def test_a_scheduler_whose_steps_are_not_seen_is_told_of() -> None:
+    zoo = attached_pipe()
+    scheduler, kind = zoo.pipe.scheduler, type(zoo.pipe.scheduler)
+    scheduler.step = lambda *args, **kwargs: kind.step(scheduler, *args, **kwargs)
+    check_refused(zoo, original("sd3"), "never called the step() of its scheduler")
+
+
+# ---- at the same time ----------------------------------------------------------------------------
+
+
+def copied(zoo: Zoo) -> Any:
+    """A pipeline for another thread, as AttachError says."""
+    pipe = copy.copy(zoo.pipe)
+    pipe.scheduler = copy.deepcopy(zoo.pipe.scheduler)
+    return pipe
+
+
+def test_two_threads_step_in_turn_through_one_compiled_denoiser() -> None:
+    zoo, barrier = attached_pipe("flux-cfg"), threading.Barrier(2, timeout=60)
+    alone = [expected(original("flux-cfg"), **zoo.call(prompt=prompt)) for prompt in (0, 1)]
+
+    def meet(pipe: Any, step: int, timestep: Tensor, tensors: Any) -> Any:
+        barrier.wait()
+        return tensors
+
+    def work(pipe: Any, prompt: int) -> Tensor:
+        return pipe(**zoo.call(prompt=prompt), callback_on_step_end=meet)[0]
+
+    check(zoo)
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(work, (zoo.pipe, copied(zoo)), (0, 1)))
+    assert all(map(torch.equal, together, alone))
+    assert report_of(zoo).as_planned
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_one_scheduler_in_two_calls_at_once_is_an_error(threads: int) -> None:
+    """Neither in a callback nor in another thread; the call that was first goes on."""
+    zoo, errors = attached_pipe(), []
+
+    def again(pipe: Any, step: int, timestep: Tensor, tensors: Any) -> Any:
+        with ThreadPoolExecutor(1) as pool, pytest.raises(AttachError) as caught:
+            pool.submit(zoo.run).result() if threads else zoo.run()
+        errors.append(str(caught.value))
+        return tensors
+
+    result = zoo.pipe(**zoo.call(), callback_on_step_end=again)[0]
+    assert torch.equal(result, expected(original("sd3")))
+    assert len(errors) == zoo.steps_default
+    assert "using this scheduler. Give each thread a pipeline and a scheduler" in errors[0]
+    check(zoo)
