@@ -269,7 +269,7 @@ class Session:
 
     def _say_if_nothing_was_cached(self, told: int) -> None:
         forced = [entry for entry in self.entries if entry.forced]
-        if told >= MANY and not self.entries:
+        if self.fixed and told >= MANY and not self.entries:
             text = f"{told} steps were told, but no model compiled by deltapass was called"
         elif len(forced) >= MANY and not any(entry.realised for entry in self.entries):
             text = f"all {len(self.entries)} calls were full; last: {forced[-1].why}"

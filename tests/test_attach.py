@@ -192,7 +192,6 @@ def test_a_pipeline_without_a_scheduler_is_an_error(scheduler: dict[str, Any]) -
     assert type(pipe) is SimpleNamespace
 
 
-@pytest.mark.xfail(strict=True, reason="the session warns of it too, and at every call")
 def test_without_a_compiled_model_a_warning_says_so_once() -> None:
     zoo = make_pipe("pixart-dpm")
     deltapass.attach(zoo.pipe)
