@@ -92,8 +92,6 @@ def test_input_that_is_computed_with_is_conditioning(use: Use) -> None:
     assert conditioning(toy(use)) == {"control"}
 
 
-# BUG (fails now): this is how class embeddings are injected. What a control network hands in has
-# the shape of the stream; ask for that again.
 def test_input_that_is_broadcast_onto_the_stream_is_conditioning() -> None:
     model = toy(lambda x, c, r: (x + r[:, None], c), B, D)
     assert conditioning(model) == {"control"}
@@ -176,8 +174,6 @@ def test_conditioning_that_changes_at_every_step_is_an_error_where_strict() -> N
         run(toy(READ["projected"]), changing=True, strict=True)
 
 
-# BUG (fails now): the error, or the warning where warnings are errors, is raised after the call
-# was counted and before what would take it back. The second try is taken for another branch.
 @torch.no_grad()
 def test_call_that_was_refused_by_an_error_can_be_tried_again() -> None:
     model = toy(READ["projected"])

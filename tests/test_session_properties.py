@@ -256,7 +256,7 @@ class Pair:
         self.text = self.text.copy_(text) if what == "text in place" else text
         other = noise(5000 + self.weights, WIDTH, WIDTH)
         if what == "weights":
-            self.kept.append(weight.data)  # see test_freshness.py for memory that is used again
+            self.kept.append(weight.data)  # what is made in its old place would not be seen
             weight.data = other
         if what == "weights in place":
             weight.copy_(other)

@@ -246,8 +246,6 @@ def test_lost_file_is_an_error_until_the_deltas_are_given_up(
     assert not torch.equal(cached, follow(toy, calls[2:3])[0])
 
 
-# BUG (fails now): `drop` replaces the histories, but `bring_back` puts the old deltas in again.
-# They are not read, for the state is in doubt, but take their memory until its next call.
 def test_schedule_changed_while_set_aside_drops_what_comes_back(toy: Any, model: Any) -> None:
     calls = calls_of(toy)
     with deltapass.session(steps=STEPS) as session:
