@@ -25,6 +25,7 @@ from deltapass.capture import (
     refuse_fragment,
     refuse_number_timesteps,
 )
+from deltapass.conditioning import fingerprint
 from deltapass.errors import (
     GradientsEnabledError,
     GraphBreakError,
@@ -32,11 +33,13 @@ from deltapass.errors import (
     ScheduleError,
     UnsupportedGraphError,
 )
+from deltapass.facts import Facts
 from deltapass.floats import float_inputs, with_floats
+from deltapass.freshness import conditioning_of
 from deltapass.lowering import LoweredBodies, Lowering, load_lowering
 from deltapass.options import Options, parse_options
 from deltapass.outline import Outline, outline
-from deltapass.plan import make_plan
+from deltapass.plan import Plan, make_plan
 from deltapass.runtime import Selector
 from deltapass.session import active_session
 from deltapass.variants import Variants
@@ -117,7 +120,36 @@ def _compile(
         compiling=as_dynamo_compiles,
     )
     variants.warm_up(plan)
-    return Selector(plan, variants, strict=options.strict, per_step=options.per_step)
+    constants = tuple(outlined.captured.constants.values())
+    facts = facts_of(plan, options.per_step, variants.key)
+    return Selector(facts, variants, constants=constants, strict=options.strict)
+
+
+def facts_of(plan: Plan, per_step: Sequence[str], lowered: tuple[object, ...]) -> Facts:
+    """What the run time must know of a planned model.
+
+    Args:
+        plan: The plan.
+        per_step: Parts of the names of inputs that change with the step by their nature.
+        lowered: What besides the program decides what a delta is and how it lies in memory.
+
+    Raises:
+        OptionError: If one of `per_step` is part of no data input's name.
+    """
+    outlined = plan.outline
+    held = outlined.captured.constants.values()
+    constants = tuple(tuple(fingerprint(constant).tolist()) for constant in held)
+    return Facts(
+        inputs=outlined.captured.inputs,
+        conditioning=conditioning_of(outlined, per_step),
+        structure=hash((lowered, outlined.program.key, constants)),
+        macs=outlined.program.macs,
+        blocks=plan.blocks,
+        schedule=plan.schedule,
+        order=plan.order,
+        steps=plan.steps,
+        caches=bool(plan.spans),
+    )
 
 
 @contextmanager

@@ -18,15 +18,15 @@ from typing import Any, Final, final
 from torch.utils.weak import WeakIdKeyDictionary
 
 from deltapass.errors import StepUnknownError
+from deltapass.facts import Facts, Repertoire
 from deltapass.graphs import Role
-from deltapass.plan import Plan, read_after
+from deltapass.plan import read_after
 from deltapass.report import Entry
 from deltapass.schedule import AnySchedule, Span, Table
 from deltapass.session import Session, active_session
 from deltapass.signals import SignalReader, signal_reader
 from deltapass.state import BranchState
 from deltapass.tracker import Place, TimestepTracker
-from deltapass.variants import Variants
 
 MANY_TABLES: Final = 256  # a server's clients may bring any number of schedules
 Rows = tuple[dict[str, Any], ...]
@@ -79,8 +79,8 @@ class Moments:
     first step of a trajectory. The tables of schedules are all else it keeps.
     """
 
-    plan: Plan
-    variants: Variants
+    facts: Facts
+    variants: Repertoire
     reader: SignalReader | None
     owner: int | None
     starts: int = 0
@@ -107,7 +107,7 @@ class Moments:
         owner = self.owner_of(arguments)
         place = session.place(owner)
         try:
-            schedule = session.schedule or self.plan.schedule
+            schedule = session.schedule or self.facts.schedule
             rows = self._rows(schedule, session.steps or 1, place.start)
         except BaseException:  # a variant could not be made: this call does not count
             session.take_back(owner)
@@ -141,19 +141,19 @@ class Moments:
             "entries": tracker.entries,
             "certain": True,
         }
-        steps = self.plan.steps
+        steps = self.facts.steps
         if steps is None:
             return self._by_level(place, known)
         if place.step >= steps:
             raise StepUnknownError(f"the trajectory is longer than the {steps} steps announced")
-        return Moment(**self._rows(self.plan.schedule, steps)[place.step], **known)
+        return Moment(**self._rows(self.facts.schedule, steps)[place.step], **known)
 
     def _by_level(self, place: Place, known: Mapping[str, Any]) -> Moment:
         """The moment on a trajectory of unknown length: phases by noise level."""
-        schedule, blocks = self.plan.schedule, self.plan.blocks
+        schedule, blocks = self.facts.schedule, self.facts.blocks
         if schedule.needs_steps:
             raise StepUnknownError("the schedule counts from the trajectory's length")
-        if place.few_steps and schedule.few_step_defaults and self.plan.spans:
+        if place.few_steps and schedule.few_step_defaults and self.facts.caches:
             raise StepUnknownError("it looks like a few-step trajectory, whose defaults differ")
 
         def at(step: int, level: float = place.level) -> Span | None:
@@ -184,8 +184,8 @@ class Moments:
 
     def _reach(self) -> int:
         """How many steps ahead a cached step may read a delta emitted now."""
-        interval = getattr(self.plan.schedule, "interval", 1)
-        return int(interval) * (self.plan.order + 1)
+        interval = getattr(self.facts.schedule, "interval", 1)
+        return int(interval) * (self.facts.order + 1)
 
     def _rows(self, schedule: AnySchedule, steps: int, start: int = 0) -> Rows:
         """For every step of a trajectory, what a `Moment` says of the schedule."""
@@ -193,9 +193,9 @@ class Moments:
         key = (schedule, type(getattr(schedule, "boundary", None)), steps, start)
         rows = self._known.get(key)
         if rows is None:
-            table = self.variants.realised(schedule.table(steps, self.plan.blocks, start))
+            table = self.variants.realised(schedule.table(steps, self.facts.blocks, start))
             self.variants.prepare(table)  # now, at the first step, rather than in mid-run
-            rows = tuple(_row(table, at, self.plan.order) for at in range(steps))
+            rows = tuple(_row(table, at, self.facts.order) for at in range(steps))
             if len(self._known) >= MANY_TABLES:
                 self._known.clear()
             self._known[key] = rows
@@ -215,12 +215,12 @@ def _same(spans: frozenset[Span]) -> frozenset[Span]:
     return spans
 
 
-def find_moments(plan: Plan, variants: Variants) -> Moments:
+def find_moments(facts: Facts, variants: Repertoire) -> Moments:
     """The finder for one compiled model."""
-    inputs = plan.outline.captured.inputs
+    inputs = facts.inputs
     weights = [at for at, given in enumerate(inputs) if given.role is Role.WEIGHT]
     return Moments(
-        plan=plan,
+        facts=facts,
         variants=variants,
         reader=signal_reader(inputs),
         # All graphs compiled from one model share its weights, hence its trajectories.

@@ -15,7 +15,6 @@ from typing import Any, Final, final
 
 import torch
 
-from deltapass.conditioning import fingerprint
 from deltapass.errors import (
     ChangingInputError,
     DeltapassError,
@@ -24,15 +23,14 @@ from deltapass.errors import (
     StepUnknownError,
     UnsupportedGraphError,
 )
-from deltapass.freshness import Graph, conditioning_of, data_specs, examine, missing, shown
+from deltapass.facts import Facts, Repertoire
+from deltapass.freshness import Graph, data_specs, examine, missing, shown
 from deltapass.graphs import Macs, Role
 from deltapass.moments import Moment, find_moments
-from deltapass.plan import Plan
 from deltapass.report import Cause, Entry
 from deltapass.schedule import Span
 from deltapass.session import active_session
 from deltapass.state import Doubt, History
-from deltapass.variants import Variants
 from deltapass.weights import weigh
 
 MAX_CHANGES: Final = 3  # calls in a row with new conditioning before it is said
@@ -45,28 +43,26 @@ class Selector:
 
     def __init__(
         self,
-        plan: Plan,
-        variants: Variants,
+        facts: Facts,
+        variants: Repertoire,
         *,
+        constants: Sequence[torch.Tensor] = (),
         strict: bool = False,
-        per_step: Sequence[str] = (),
     ) -> None:
-        self.plan = plan
+        """`constants` are handed to every variant after the call's own inputs."""
+        self.facts = facts
         self.variants = variants
         self.strict = strict
-        self.moments = find_moments(plan, variants)
-        captured = plan.outline.captured
-        constants = tuple(tuple(fingerprint(c).tolist()) for c in captured.constants.values())
+        self.moments = find_moments(facts, variants)
         self._graph = Graph(
             key=self,
-            structure=hash((variants.key, plan.outline.program.key, constants)),
-            specs=data_specs(captured.inputs),
-            conditioning=conditioning_of(plan.outline, per_step),
+            structure=facts.structure,
+            specs=data_specs(facts.inputs),
+            conditioning=facts.conditioning,
         )
-        self._constants = tuple(captured.constants.values())
-        weights = [at for at, given in enumerate(captured.inputs) if given.role is Role.WEIGHT]
+        self._constants = tuple(constants)
+        weights = [at for at, given in enumerate(facts.inputs) if given.role is Role.WEIGHT]
         self._weights: Callable[[Sequence[Any]], Any] = _picker(weights)
-        self._full = plan.outline.program.macs
         self._warned: set[str] = set()
 
     def __call__(self, *arguments: Any) -> tuple[Any, ...]:
@@ -93,7 +89,7 @@ class Selector:
             results, macs = self._run_refresh(arguments, moment)
         else:
             results, macs = self._run_cached(arguments, moment, history)
-        moment.entries.append(_entry(moment, span, doubt, (macs, self._full), started))
+        moment.entries.append(_entry(moment, span, doubt, (macs, self.facts.macs), started))
         return results
 
     def _say_what_never_caches(self, moment: Moment) -> None:
@@ -125,7 +121,7 @@ class Selector:
     def _run_refresh(
         self, arguments: Sequence[Any], moment: Moment
     ) -> tuple[tuple[Any, ...], Macs]:
-        state, keep = moment.state, self.plan.order + 1
+        state, keep = moment.state, self.facts.order + 1
         spans = tuple(sorted(moment.emits()))
         state.keep_only(moment.keeps)
         for history in state.histories.values():
@@ -133,7 +129,7 @@ class Selector:
         variant = self.variants.refresh(spans)
         results, deltas = variant([*arguments, *self._constants])
         for span in spans:
-            count = len(self.variants.span(span).streams)
+            count = self.variants.streams(span)
             state.histories.setdefault(span, History()).push(deltas[:count], moment.step, keep)
             deltas = deltas[count:]
         return results, variant.macs
@@ -142,7 +138,7 @@ class Selector:
         self, arguments: Sequence[Any], moment: Moment, history: History
     ) -> tuple[tuple[Any, ...], Macs]:
         buffers: list[torch.Tensor] = [*history.deltas[0]]
-        if self.plan.order:
+        if self.facts.order:
             buffers += [*history.deltas[-1], _trend(history, moment.step, buffers[0].device)]
         moment.state.keep_only(moment.keeps)
         variant = self.variants.cached(moment.planned or Span(0, 0))

@@ -71,6 +71,10 @@ class Variants:
         """A table with every span replaced by the one that is really skipped."""
         return tuple(self.actual(span) for span in table)
 
+    def streams(self, span: Span) -> int:
+        """Number of residual streams over a span: its deltas."""
+        return len(self.span(span).streams)
+
     def refresh(self, spans: Sequence[Span]) -> Executable:
         """The full model that also gives the deltas of `spans`."""
         key = ("refresh", tuple(spans))

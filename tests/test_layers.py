@@ -17,7 +17,7 @@ ORDER = (
     *("errors", "schedule", "presets", "budget", "schedule_files", "options", "graphs"),
     *("observe", "capture", "floats"),
     *("sums", "streams", "repeats", "blocks"),
-    *("outline", "plan", "rewrite", "layouts", "lowering", "variants"),
+    *("outline", "plan", "rewrite", "layouts", "lowering", "variants", "facts"),
     *(
         "report",
         "timeline",

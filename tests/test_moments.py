@@ -8,7 +8,7 @@ from driving import compiled, follow
 from models import make
 
 import deltapass
-from deltapass.compiler import analyse, trace
+from deltapass.compiler import analyse, facts_of, trace
 from deltapass.errors import RefusalWarning, StepUnknownError
 from deltapass.lowering import LoweredBodies, load_lowering
 from deltapass.moments import Moment, Moments, find_moments
@@ -30,7 +30,7 @@ class Finder:
         plan = make_plan(outlined, schedule, **known)
         bodies = LoweredBodies("eager", load_lowering("eager"))
         variants = Variants(outline=outlined, order=plan.order, bodies=bodies)
-        self.moments: Moments = find_moments(plan, variants)
+        self.moments: Moments = find_moments(facts_of(plan, (), variants.key), variants)
         self.arguments = list(inputs)
         assert self.moments.reader is not None
         self.reader = self.moments.reader
