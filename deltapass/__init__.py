@@ -7,10 +7,14 @@ from deltapass.attach import Attachment as Attachment
 from deltapass.attach import attach as attach
 from deltapass.attach import detach as detach
 from deltapass.attach import last_report as last_report
+from deltapass.bundle import BundlePlan as BundlePlan
 from deltapass.errors import DeltapassError as DeltapassError
 from deltapass.errors import RefusalWarning as RefusalWarning
 from deltapass.explain import Report as Report
 from deltapass.explain import explain as explain
+from deltapass.export import export as export
+from deltapass.loaded import LoadedModel as LoadedModel
+from deltapass.loaded import load as load
 from deltapass.presets import delta_cache as delta_cache
 from deltapass.presets import delta_dit as delta_dit
 from deltapass.report import Cause as Cause

@@ -182,7 +182,7 @@ def last_report(subject: Any) -> SessionReport | None:
     attachment = attachment_of(subject)
     if attachment is not None:
         return attachment.last
-    tracker = known_tracker([*subject.parameters(), *subject.buffers()])
+    tracker = known_tracker([subject, *subject.parameters(), *subject.buffers()])
     return None if tracker is None else SessionReport(tuple(tracker.entries))
 
 

@@ -34,6 +34,7 @@ from deltapass.errors import (
 )
 from deltapass.graphs import Captured, Input, Role, TensorSpec
 from deltapass.observe import observe, spec_of, to_fake
+from deltapass.sizes import Size
 
 TIMESTEP_NAMES: Final = frozenset(
     {"timestep", "timesteps", "t", "time", "sigma", "sigmas", "noise_level"}
@@ -175,7 +176,8 @@ def _fold_numbers(module: fx.GraphModule, values: dict[str, Any]) -> _Folded:
             constants[placed[node].name] = _attribute(module, str(node.target))
     for node in module.graph.nodes:
         if node.op != "output" and _is_number(values[node.name]):
-            env[node] = values[node.name]  # its placeholder, if any, stays, and nobody reads it
+            # Its placeholder, if any, stays, and nobody reads it.
+            env[node] = _number(node, values[node.name])
         elif node not in env:
             env[node] = placed[node] = graph.node_copy(node, env.__getitem__)
     graph.lint()
@@ -194,6 +196,12 @@ def _readable_name(node: fx.Node) -> str:
     """The argument's own name for data; Dynamo's long name for weights."""
     source, name = _source(node), node.meta.get("name_before", node.name)
     return name if _is_state(source) else _argument_name(source) or name
+
+
+def _number(node: fx.Node, value: Any) -> Any:
+    """A literal; one that depends on a dynamic size remembers how."""
+    formula = node.meta.get("formula")
+    return Size(value, formula) if isinstance(formula, str) else value
 
 
 def _is_number(value: Any) -> bool:
@@ -254,7 +262,9 @@ def _is_state(source: str) -> bool:
 
 
 def _source(node: fx.Node) -> str:
-    """Where Dynamo took an input from, such as `L['timestep']`; empty without Dynamo."""
+    """Where the tracer took an input from, such as `L['timestep']`; empty where it is not said."""
+    if "source" in node.meta:
+        return str(node.meta["source"])
     source = getattr(node, "_dynamo_source", None)
     name = getattr(source, "name", "")
     return str(name() if callable(name) else name)

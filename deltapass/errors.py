@@ -244,6 +244,40 @@ class MissingLibraryError(DeltapassError, ImportError):
         )
 
 
+class MissingDeviceError(DeltapassError, RuntimeError):
+    """What was asked for runs only on a device that this machine lacks."""
+
+
+# ---- plan bundles -----------------------------------------------------------------------------
+
+
+class ExportError(DeltapassError, ValueError):
+    """A model that cannot be exported as asked; nothing was written."""
+
+
+class DynamicShapeError(ExportError):
+    """A dimension that was to vary cannot, or its formula cannot be written down."""
+
+
+class VerificationError(ExportError):
+    """A segment or variant that was written differs from the model; the bundle was not kept."""
+
+    def __init__(self, what: str, error: float, tolerance: float, /) -> None:
+        super().__init__(
+            f"{what} differs from the model by {error:.3g} of its largest value, "
+            f"more than the tolerance of {tolerance:.3g}",
+            "verify=False keeps the bundle as it is; a coarser tolerance can be given",
+        )
+
+
+class BundleError(DeltapassError, ValueError):
+    """A plan bundle on disk that cannot be loaded: missing, altered, or of another version."""
+
+
+class SignatureError(DeltapassError, TypeError):
+    """A loaded model is called otherwise than the exported one can be."""
+
+
 # ---- run time ---------------------------------------------------------------------------------
 
 

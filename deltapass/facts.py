@@ -31,6 +31,7 @@ class Facts:
         order: Order of the delta prediction.
         steps: Steps of a trajectory, where they are known.
         caches: Whether the schedule ever skips a span.
+        owner: What stands for the model; None: its first weight, which all its graphs share.
     """
 
     inputs: tuple[Input, ...]
@@ -42,12 +43,15 @@ class Facts:
     order: int
     steps: int | None
     caches: bool
+    owner: Any = None
 
 
 class Variant(Protocol):
     """One variant that can be run: inputs (then deltas) -> the model's outputs, new deltas."""
 
-    macs: Macs
+    @property
+    def macs(self) -> Macs:
+        """Multiply-accumulates of one run."""
 
     def __call__(
         self, arguments: Sequence[Any], /

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, final
 import torch
 
 from deltapass.errors import LoweringError, UnknownLoweringError
-from deltapass.graphs import Body, Program
+from deltapass.graphs import Body, Literal, Macs
 
 Lowered = Callable[..., Sequence[torch.Tensor]]
 
@@ -108,6 +108,30 @@ class LoweredBodies:
             self.seconds += time.perf_counter() - started
 
 
+class CallList(Protocol):
+    """What can be run: calls in order, on named values. A `Program`, or a variant of a bundle."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the values handed in."""
+
+    @property
+    def calls(self) -> tuple[Any, ...]:
+        """The calls, each with `inputs`, `outputs` and what is called, `body`."""
+
+    @property
+    def results(self) -> tuple[str | Literal, ...]:
+        """The model's outputs: value names, or literals."""
+
+    @property
+    def deltas(self) -> tuple[str, ...]:
+        """Value names of the deltas."""
+
+    @property
+    def macs(self) -> Macs:
+        """Multiply-accumulates of one run."""
+
+
 @final
 class Executable:
     """A program whose bodies are lowered: calls them in order and lets go of values early.
@@ -116,14 +140,15 @@ class Executable:
     bodies together holds no more memory than one graph would.
     """
 
-    def __init__(self, program: Program, lower: Callable[[Body], Lowered]) -> None:
+    def __init__(self, program: CallList, lower: Callable[[Any], Lowered]) -> None:
         self.program = program
         self.macs = program.macs
         slots = {name: at for at, name in enumerate(program.inputs)}
         for call in program.calls:
             for name in call.outputs:
                 slots.setdefault(name, len(slots))
-        kept = {*program.value_results, *program.deltas}
+        results = (result for result in program.results if isinstance(result, str))
+        kept = {*results, *program.deltas}
         self._size = len(slots)
         self._results = tuple(
             (slots[r], None) if isinstance(r, str) else (None, r.value) for r in program.results
@@ -156,7 +181,7 @@ class Executable:
         return results, tuple(values[slot] for slot in self._deltas)
 
 
-def _last_uses(program: Program, kept: set[str]) -> list[tuple[str, ...]]:
+def _last_uses(program: CallList, kept: set[str]) -> list[tuple[str, ...]]:
     """For every call, the values nobody reads after it."""
     seen = set(kept)
     dead = []

@@ -118,7 +118,7 @@ def drop_dead_calls(program: Program) -> Program:
 
 def inline(program: Program) -> Body:
     """The whole program as one body: most fusion, slowest compile."""
-    graph = fx.Graph()
+    graph, root = fx.Graph(), torch.nn.Module()
     env = {name: graph.placeholder(name) for name in program.inputs}
     for call in program.calls:
         inner: dict[fx.Node, fx.Node] = {}
@@ -131,12 +131,14 @@ def inline(program: Program) -> Body:
                 env.update(zip(call.outputs, given, strict=True))
             else:
                 inner[node] = graph.node_copy(node, inner.__getitem__)
+            if node.op == "get_attr":  # a sub-graph; all bodies come from one graph
+                setattr(root, str(node.target), getattr(call.body.module, str(node.target)))
     names = (*program.value_results, *program.deltas)
     graph.output(tuple(env[name] for name in names))
     graph.lint()
     return Body(
         name=program.name,
-        module=fx.GraphModule(program.calls[0].body.module, graph),
+        module=fx.GraphModule(root, graph),
         key=("whole", *((call.body.key, call.inputs, call.outputs) for call in program.calls)),
         inputs=tuple(program.specs[name] for name in program.inputs),
         outputs=tuple(program.specs[name] for name in names),

@@ -64,10 +64,7 @@ def load_schedule(path: str | os.PathLike[str]) -> AnySchedule:
         ScheduleFileError: If the file cannot be read, or a key or row in it has no meaning.
     """
     try:
-        content = _read(Path(path))
-        if "table" in content:
-            return _explicit(content)
-        return named_schedule(content.pop("schedule", "delta-dit"), **content)
+        return schedule_from(_read(Path(path)))
     except ScheduleError as error:
         raise ScheduleFileError(os.fspath(path), f"{error.fact}. {error.remedy}") from error
     except (OSError, ValueError) as error:
@@ -82,16 +79,32 @@ def save_schedule(schedule: AnySchedule | Table, path: str | os.PathLike[str]) -
     """
     if Path(path).suffix != ".json":
         raise ScheduleFileError(os.fspath(path), "schedules are written as .json only")
-    if isinstance(schedule, Schedule):
-        values = {name: getattr(schedule, name) for name in FIELD_NAMES}
-        content = {name: value for name, value in values.items() if value is not None}
-    else:
-        rows = schedule.rows if isinstance(schedule, ExplicitSchedule) else schedule
-        content = {"table": table_rows(ExplicitSchedule(rows).rows)}
     try:
+        content = schedule_content(schedule)
         Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise ScheduleFileError(os.fspath(path), f"cannot be written: {error}") from error
+
+
+def schedule_content(schedule: AnySchedule | Table) -> dict[str, Any]:
+    """A schedule, or a table, as plain data that `schedule_from` reads back equal."""
+    if isinstance(schedule, Schedule):
+        values = {name: getattr(schedule, name) for name in FIELD_NAMES}
+        return {name: value for name, value in values.items() if value is not None}
+    rows = schedule.rows if isinstance(schedule, ExplicitSchedule) else schedule
+    return {"table": table_rows(ExplicitSchedule(rows).rows)}
+
+
+def schedule_from(content: Mapping[str, Any]) -> AnySchedule:
+    """The schedule that plain data describes; see `load_schedule`.
+
+    Raises:
+        ScheduleError: If a key or row in it has no meaning.
+    """
+    if "table" in content:
+        return _explicit(content)
+    fields = dict(content)
+    return named_schedule(fields.pop("schedule", "delta-dit"), **fields)
 
 
 def _read(path: Path) -> dict[str, Any]:

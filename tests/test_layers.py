@@ -15,9 +15,9 @@ ROOT = Path(__file__).parent.parent
 # Every core module, each importing only from those before it. A new module is entered here.
 ORDER = (
     *("errors", "schedule", "presets", "budget", "schedule_files", "options", "graphs"),
-    *("observe", "capture", "floats"),
+    *("observe", "sizes", "constants", "capture", "signature", "exported", "floats"),
     *("sums", "streams", "repeats", "blocks"),
-    *("outline", "plan", "rewrite", "layouts", "lowering", "variants", "facts"),
+    *("outline", "plan", "rewrite", "segments", "layouts", "lowering", "variants", "facts"),
     *(
         "report",
         "timeline",

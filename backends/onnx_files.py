@@ -1,0 +1,207 @@
+"""The ONNX format: a file a segment, all weights in one file beside them, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, final
+
+import torch
+from deltapass.backends.onnx_runtime import OrtSegment, device_of, library, open_session
+from torch.export import ExportedProgram
+
+from deltapass.bundle import BundlePlan
+from deltapass.errors import LoweringError, MissingLibraryError
+from deltapass.formats import Job, Written, WrittenSegment, known_options
+from deltapass.lowering import Lowered
+from deltapass.programs import SegmentProgram
+from deltapass.tensorfile import WEIGHTS_FILE, Location, TensorStore
+
+aten = torch.ops.aten
+
+INLINE: Final = 256  # bytes; shapes, axes and scalars stay in the ONNX file
+WRITE_OPTIONS: Final = MappingProxyType({"opset": None})
+OPEN_OPTIONS: Final = MappingProxyType(
+    {
+        "providers": ("CPUExecutionProvider",),
+        "threads": 0,
+        "share_weights": False,
+        "session_options": None,
+    }
+)
+
+
+@final
+class OnnxFormat:
+    """Writes ONNX files and runs them in ONNX Runtime, with IO binding.
+
+    Options when written: `opset`. Options when opened: `providers`, as ONNX Runtime takes them;
+    `threads`, 0 for ONNX Runtime's own choice; `share_weights`, which leaves weights as they lie in
+    the mapped file instead of packing them for speed; `session_options`, a further mapping of
+    session configuration entries.
+    """
+
+    def write(self, job: Job) -> Written:
+        """Write every segment with its weights as external data in one safetensors file."""
+        options = known_options(job.options, WRITE_OPTIONS)
+        onnx_ir = _library("onnx_ir")
+        models = {}
+        for segment in job.segments:
+            models[segment.name] = convert(segment, options["opset"])
+        stored = {name: _store_weights(model, job.store) for name, model in models.items()}
+        places = job.store.write(job.folder / WEIGHTS_FILE) if job.store.tensors else {}
+        files = {}
+        for name, model in models.items():
+            file = f"{name}.onnx"
+            _point_to(model, stored[name], places)
+            onnx_ir.save(model, str(job.folder / file))
+            files[name] = WrittenSegment(file=file)
+        return Written(segments=files, producer=_versions())
+
+    def open(
+        self, folder: Path, plan: BundlePlan, options: Mapping[str, Any]
+    ) -> Mapping[str, Lowered]:
+        """A session a segment."""
+        chosen = known_options(options, OPEN_OPTIONS)
+        return {
+            segment.name: OrtSegment(
+                open_session(folder / segment.file, chosen),
+                inputs=segment.inputs,
+                outputs=tuple((name, segment.values[name]) for name in segment.outputs),
+                shapes=tuple(segment.values[name].shape for name in segment.inputs),
+                device=self.device(options),
+            )
+            for segment in plan.segments
+        }
+
+    def device(self, options: Mapping[str, Any]) -> torch.device:
+        """The first provider's device."""
+        return torch.device(device_of(known_options(options, OPEN_OPTIONS)["providers"]))
+
+
+def convert(segment: SegmentProgram, opset: int | None) -> Any:
+    """One segment as an ONNX model in memory.
+
+    Raises:
+        MissingLibraryError: If onnx or onnxscript is not installed.
+        LoweringError: If torch.onnx cannot convert it.
+    """
+    _library("onnx")
+    _library("onnxscript")
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            # torch.onnx warns of its own deprecated calls, which users can do nothing about.
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                legal(segment.program),
+                (),
+                dynamo=True,
+                opset_version=opset,
+                verbose=False,
+            )
+    except Exception as error:
+        raise LoweringError("onnx", segment.name, f"{type(error).__name__}: {error}") from error
+    assert program is not None  # noqa: S101 - only without dynamo=True
+    _rename(segment, program.model.graph)
+    return _without_notes(program.model)
+
+
+def _rename(segment: SegmentProgram, graph: Any) -> None:
+    """Give inputs and outputs the segment's names; what else has such a name makes room.
+
+    torch.onnx takes names too, but lets them collide with those of values inside.
+    """
+    named = [
+        *zip(graph.inputs, segment.inputs, strict=True),
+        *zip(graph.outputs, segment.outputs, strict=True),
+    ]
+    ends, taken = {id(value) for value, _ in named}, {name for _, name in named}
+    if len(ends) != len(named):
+        raise LoweringError("onnx", segment.name, "an input or output is handed on unchanged")
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if value.name in taken and id(value) not in ends:
+                value.name = f"{value.name}_inside"
+    for at, (value, _) in enumerate(named):
+        value.name = f"end_{at}_inside"  # two ends may exchange names
+    for value, name in named:
+        value.name = name
+
+
+def _without_notes(model: Any) -> Any:
+    """Drop what torch.onnx notes for debugging: stack traces with paths of this machine."""
+    for part in (model, model.graph, *model.graph.all_nodes()):
+        part.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        for value in (*node.inputs, *node.outputs):
+            if value is not None:
+                value.metadata_props.clear()
+    return model
+
+
+def legal(program: ExportedProgram) -> ExportedProgram:
+    """Drop squeezes of dimensions that are not 1: nothing in torch, illegal in ONNX."""
+    for node in list(program.graph.nodes):
+        if node.target not in (aten.squeeze.dim, aten.squeeze.dims):
+            continue
+        value, wanted = node.args[0], node.args[1]
+        sizes = value.meta["val"].shape
+        axes = [wanted] if isinstance(wanted, int) else wanted
+        if all(isinstance(sizes[axis], int) and sizes[axis] != 1 for axis in axes):
+            node.replace_all_uses_with(value)
+            program.graph.erase_node(node)
+    return program
+
+
+# ---- weights ----------------------------------------------------------------------------------
+
+
+def _store_weights(model: Any, store: TensorStore) -> dict[str, str]:
+    """Initializer -> name in the weights file, for those large enough."""
+    stored = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes > INLINE:
+            stored[name] = store.add(name, _torch_tensor(tensor))
+    return stored
+
+
+def _torch_tensor(tensor: Any) -> torch.Tensor:
+    """The weight itself where the model still holds it, else what constant folding made of it."""
+    raw = getattr(tensor, "raw", None)
+    if isinstance(raw, torch.Tensor):
+        return raw
+    return torch.from_numpy(tensor.numpy().copy())
+
+
+def _point_to(model: Any, stored: Mapping[str, str], places: Mapping[str, Location]) -> None:
+    onnx_ir = _library("onnx_ir")
+    for name, stored_name in stored.items():
+        value = model.graph.initializers[name]
+        place = places[stored_name]
+        value.const_value = onnx_ir.ExternalTensor(
+            WEIGHTS_FILE,
+            place.offset,
+            place.length,
+            value.const_value.dtype,
+            shape=value.const_value.shape,
+            name=name,
+        )
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "onnx": _library("onnx").__version__,
+        "onnxscript": _library("onnxscript").__version__,
+        "onnxruntime": library().__version__,
+    }
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingLibraryError(name, "export") from error

@@ -1,0 +1,143 @@
+"""ONNX Runtime sessions on torch tensors: inputs and outputs are bound, not copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, final
+
+import torch
+
+from deltapass.bundle import ValueSpec
+from deltapass.errors import BundleError, MissingDeviceError, MissingLibraryError
+from deltapass.sizes import Dimension, evaluate
+
+# ONNX's own numbers of element types (TensorProto.DataType), which IO binding takes.
+ELEMENTS: Final[Mapping[torch.dtype, int]] = {
+    torch.float32: 1,
+    torch.uint8: 2,
+    torch.int8: 3,
+    torch.int32: 6,
+    torch.int64: 7,
+    torch.bool: 9,
+    torch.float16: 10,
+    torch.float64: 11,
+    torch.bfloat16: 16,
+}
+GPU_PROVIDERS: Final = (
+    "CUDAExecutionProvider",
+    "TensorrtExecutionProvider",
+    "NvTensorRTRTXExecutionProvider",
+)
+
+
+def library() -> Any:
+    """ONNX Runtime.
+
+    Raises:
+        MissingLibraryError: If it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingLibraryError("onnxruntime", "export") from error
+    return onnxruntime
+
+
+def device_of(providers: Sequence[Any]) -> torch.device:
+    """Where tensors must lie for the first of these providers."""
+    first = providers[0] if providers else "CPUExecutionProvider"
+    name, options = first if isinstance(first, tuple) else (first, {})
+    if name not in GPU_PROVIDERS:
+        return torch.device("cpu")
+    return torch.device("cuda", int(options.get("device_id", 0)))
+
+
+def open_session(model: Path | bytes, options: Mapping[str, Any]) -> Any:
+    """A session on a model, with the options of the ONNX format.
+
+    Raises:
+        MissingDeviceError: If a provider is not part of this ONNX Runtime.
+        BundleError: If ONNX Runtime does not take the model.
+    """
+    runtime = library()
+    providers = list(options["providers"])
+    names = [given[0] if isinstance(given, tuple) else given for given in providers]
+    for name in names:
+        if name not in runtime.get_available_providers():
+            raise MissingDeviceError(
+                f"this ONNX Runtime has no {name}; it has "
+                f"{', '.join(runtime.get_available_providers())}",
+                "Install the onnxruntime package that has it, such as onnxruntime-gpu",
+            )
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads = int(options["threads"])
+    settings.log_severity_level = 3
+    if options["share_weights"]:
+        settings.add_session_config_entry("session.disable_prepacking", "1")
+    for key, value in (options["session_options"] or {}).items():
+        settings.add_session_config_entry(str(key), str(value))
+    given = model if isinstance(model, bytes) else str(model)
+    try:
+        return runtime.InferenceSession(given, settings, providers=providers)
+    except Exception as error:
+        shown = "a model in memory" if isinstance(model, bytes) else str(model)
+        text = str(error).strip().splitlines()[0]
+        raise BundleError(f"ONNX Runtime refuses {shown}: {text}", "Export it again") from error
+
+
+@final
+class OrtSegment:
+    """A session called on torch tensors. Output memory is torch's, so nothing is copied."""
+
+    def __init__(
+        self,
+        session: Any,
+        *,
+        inputs: Sequence[str],
+        outputs: Sequence[tuple[str, ValueSpec]],
+        shapes: Sequence[Sequence[Dimension]],
+        device: torch.device,
+    ) -> None:
+        self._session, self._device = session, device
+        self._inputs = tuple(inputs)
+        self._outputs = tuple((name, spec, getattr(torch, spec.dtype)) for name, spec in outputs)
+        self._sizes = {
+            size: (at, axis)
+            for at, shape in enumerate(shapes)
+            for axis, size in enumerate(shape)
+            if isinstance(size, str)
+        }
+        self._fixed = not any(isinstance(s, str) for _, spec in outputs for s in spec.shape)
+        self._place = device.type, device.index or 0
+
+    def __call__(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run on dense tensors, one an input; gives one an output."""
+        binding = self._session.io_binding()
+        for name, given in zip(self._inputs, arguments, strict=True):
+            self._bind(binding.bind_input, name, given)
+        shapes = self._shapes(arguments)
+        made = []
+        for (name, _, dtype), shape in zip(self._outputs, shapes, strict=True):
+            result = torch.empty(shape, dtype=dtype, device=self._device)
+            self._bind(binding.bind_output, name, result)
+            made.append(result)
+        if self._device.type != "cpu":
+            binding.synchronize_inputs()
+        self._session.run_with_iobinding(binding)
+        if self._device.type != "cpu":
+            binding.synchronize_outputs()
+        return tuple(made)
+
+    def _bind(self, bind: Any, name: str, tensor: torch.Tensor) -> None:
+        shape, element = tuple(tensor.shape), ELEMENTS[tensor.dtype]
+        bind(name, *self._place, element, shape, tensor.data_ptr())
+
+    def _shapes(self, arguments: Sequence[torch.Tensor]) -> list[tuple[int, ...]]:
+        if self._fixed:
+            return [tuple(map(int, spec.shape)) for _, spec, _ in self._outputs]
+        known = {size: arguments[at].shape[axis] for size, (at, axis) in self._sizes.items()}
+        return [
+            tuple(known[s] if s in known else evaluate(s, known) for s in spec.shape)
+            for _, spec, _ in self._outputs
+        ]

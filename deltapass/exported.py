@@ -1,0 +1,287 @@
+"""Stage 1 for engines: torch.export instead of Dynamo, then the same capture.
+
+Takes a model and one call of it; gives the captured graph at the sizes of that call, the weights by
+their names in the model, and every size that may vary as a formula over named dimensions.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import torch
+from torch import fx
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from deltapass.capture import capture
+from deltapass.errors import DynamicShapeError, ExportError
+from deltapass.graphs import Captured
+from deltapass.signature import Signature, example_call, template_of
+from deltapass.sizes import Dimension, formula_of
+
+WEIGHTS: Final = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+DynamicShapes = Mapping[str, Mapping[int, Any]]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """An exported model, captured.
+
+    Attributes:
+        captured: Its graph at the sizes of the example call; weights come first.
+        weights: Placeholder name -> name in the model (for constants, torch.export's own).
+        tensors: Name in the model -> tensor.
+        held: Names of the tensors that are the model's own; the rest are torch.export's constants.
+        example: Input name -> the example's tensor.
+        signature: How it is called.
+        dimensions: Name -> least and greatest size (None: no bound).
+        shapes: Value name -> dimensions; only where they may vary.
+    """
+
+    captured: Captured
+    weights: Mapping[str, str]
+    tensors: Mapping[str, torch.Tensor]
+    held: frozenset[str]
+    example: Mapping[str, torch.Tensor]
+    signature: Signature
+    dimensions: Mapping[str, tuple[int, int | None]]
+    shapes: Mapping[str, tuple[Dimension, ...]]
+
+
+def export_graph(
+    model: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    dynamic: DynamicShapes | None = None,
+) -> Exported:
+    """Trace a model with torch.export and capture the graph.
+
+    Args:
+        model: The denoiser, in eval mode.
+        args: Positional inputs of one call.
+        kwargs: Keyword inputs of one call.
+        dynamic: Parameter name -> {dimension: torch.export.Dim}.
+
+    Raises:
+        ExportError: If the call does not fit the model, or torch.export cannot trace it.
+        DynamicShapeError: If a dimension that was to vary cannot.
+        UnsupportedGraphError: If the graph cannot be cached.
+    """
+    call, defaults, parameters = example_call(model, args, kwargs)
+    # One tensor object for two inputs would be merged into one input without a word.
+    call = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), call)
+    program = _trace(model, call, dynamic or {})
+    inputs = _user_inputs(program, call)
+    names = {id(value): name for name, value in inputs.items()}
+    signature = Signature(
+        parameters=parameters,
+        template=template_of(call, names),
+        defaults=defaults,
+        tuple_result=_gives_tuple(program),
+    )
+    symbols = _named_symbols(program, dynamic or {})
+    _name_sizes(program.graph, symbols)
+    return _captured(program, inputs, signature, symbols)
+
+
+def batch_dimension(
+    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], bounds: tuple[int, int]
+) -> dict[str, dict[int, Any]]:
+    """Dynamic shapes for the first dimension of every tensor that has the batch's size there.
+
+    The batch is the first dimension of the first tensor of the call.
+
+    Raises:
+        DynamicShapeError: If the example has one sample, of which torch.export would make a
+            constant, or lies outside the bounds.
+    """
+    call, _, _ = example_call(model, args, kwargs)
+    tensors = {name: value for name, value in call.items() if isinstance(value, torch.Tensor)}
+    first = next((len(value) for value in tensors.values() if value.ndim), 0)
+    if not max(2, bounds[0]) <= first <= bounds[1]:
+        raise DynamicShapeError(
+            f"the example call has a batch of {first}, the bundle is to take {bounds}",
+            "Give example inputs with a batch of at least 2 that lies within these bounds",
+        )
+    batch = Dim("batch", min=bounds[0], max=bounds[1])
+    return {n: {0: batch} for n, v in tensors.items() if v.ndim and len(v) == first}
+
+
+def _trace(
+    model: torch.nn.Module, call: Mapping[str, Any], dynamic: DynamicShapes
+) -> ExportedProgram:
+    unknown = sorted(set(dynamic) - set(call))
+    if unknown:
+        raise DynamicShapeError(
+            f"dynamic dimensions of {', '.join(unknown)}, which the example call does not have",
+            f"It has {', '.join(call)}",
+        )
+    shapes = {
+        name: dict(dynamic[name]) if name in dynamic else pytree.tree_map(lambda _: None, value)
+        for name, value in call.items()
+    }
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's, about torch's own calls
+            program = torch.export.export(
+                model, (), dict(call), dynamic_shapes=shapes if dynamic else None, strict=False
+            )
+            return _functional(program) if dynamic else program
+    except Exception as error:
+        raise _trace_error(error) from error
+
+
+def _trace_error(error: Exception) -> ExportError:
+    lines = str(error).strip().splitlines() or [""]
+    if type(error).__name__ in ("UserError", "ConstraintViolationError"):
+        return DynamicShapeError(
+            f"a dimension cannot vary as asked: {' '.join(line.strip() for line in lines[:3])}",
+            "Leave it out of the dynamic dimensions, or give it the range named",
+        )
+    return ExportError(
+        f"torch.export cannot trace the model: {type(error).__name__}: {lines[0]}",
+        "torch.export.export(model, args, kwargs, strict=False) shows the line",
+    )
+
+
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    """Without in-place operators, by torch's own pass: the capture's would lose the formulas."""
+    schemas = (getattr(node.target, "_schema", None) for node in program.graph.nodes)
+    writes = any(schema is not None and schema.is_mutable for schema in schemas)
+    return program.run_decompositions({}) if writes else program
+
+
+def _user_inputs(program: ExportedProgram, call: Mapping[str, Any]) -> dict[str, Any]:
+    """Input name -> what was given for it, constants too, in the order of the graph."""
+    leaves = iter(pytree.tree_leaves(dict(call)))
+    specs = program.graph_signature.input_specs
+    return {spec.arg.name: next(leaves) for spec in specs if spec.kind is InputKind.USER_INPUT}
+
+
+def _gives_tuple(program: ExportedProgram) -> bool:
+    places = list(range(len(program.graph_signature.output_specs)))
+    shape = pytree.tree_unflatten(places, program.call_spec.out_spec)
+    if shape != 0 and not (isinstance(shape, tuple | list) and list(shape) == places):
+        raise ExportError(
+            f"the model returns {type(shape).__name__} of {len(places)} values",
+            "It must return a tensor or a tuple of tensors",
+        )
+    return isinstance(shape, tuple | list)
+
+
+def _captured(
+    program: ExportedProgram,
+    inputs: Mapping[str, Any],
+    signature: Signature,
+    symbols: Mapping[str, str],
+) -> Exported:
+    weights, tensors, kinds, arguments = {}, {}, {}, []
+    placeholders = (node for node in program.graph.nodes if node.op == "placeholder")
+    for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
+        if spec.kind in WEIGHTS:
+            path = str(spec.target)
+            weights[node.name], tensors[path] = path, _held(program, path)
+            kinds[path] = spec.kind
+            node.meta["source"] = f"L['self']._parameters['{path}']"
+            arguments.append(tensors[path])
+        elif spec.kind is InputKind.USER_INPUT:
+            node.meta["source"] = f"L['{node.name}']"
+            arguments.append(inputs[node.name])
+        else:
+            raise ExportError(
+                f"the model takes an input of kind {spec.kind.name}", "Use plain tensors only"
+            )
+    found = capture(program.graph_module, arguments)
+    used = (n for n in found.module.graph.nodes if n.op.startswith("call") and n.users)
+    if symbols and any("val" not in node.meta for node in used):
+        raise DynamicShapeError(
+            "the model changes tensors in place, and its sizes cannot be followed",
+            "Export it without dynamic dimensions, or make those operators out-of-place",
+        )
+    return Exported(
+        captured=found,
+        weights=weights,
+        tensors=tensors,
+        held=frozenset(p for p, kind in kinds.items() if kind is not InputKind.CONSTANT_TENSOR),
+        example={n: v for n, v in inputs.items() if isinstance(v, torch.Tensor)},
+        signature=signature,
+        dimensions=_bounds(program, symbols),
+        shapes=dict(_shapes(program, found, symbols)) if symbols else {},
+    )
+
+
+def _held(program: ExportedProgram, path: str) -> torch.Tensor:
+    found = program.state_dict.get(path, program.constants.get(path))
+    if not isinstance(found, torch.Tensor):
+        raise ExportError(f"the model holds {path!r}, no tensor", "Use parameters and buffers")
+    return found.detach()
+
+
+# ---- sizes that vary --------------------------------------------------------------------------
+
+
+def _named_symbols(program: ExportedProgram, dynamic: DynamicShapes) -> dict[str, str]:
+    """Torch's symbol -> the dimension's name: the Dim's own, else input and position."""
+    names: dict[str, str] = {}
+    for node in program.graph.nodes:
+        if node.op != "placeholder" or not isinstance(node.meta.get("val"), torch.Tensor):
+            continue
+        for at, size in enumerate(node.meta["val"].shape):
+            if not isinstance(size, torch.SymInt) or not size.node.expr.is_Symbol:
+                continue
+            given = getattr(dynamic.get(node.name, {}).get(at), "__name__", None)
+            names.setdefault(str(size.node.expr), given or f"{node.name}_{at}")
+    asked = {(name, at) for name, dims in dynamic.items() for at, dim in dims.items() if dim}
+    for name, at in asked:
+        value = next(n.meta["val"] for n in program.graph.nodes if n.name == name)
+        if not isinstance(value.shape[at], torch.SymInt):
+            raise DynamicShapeError(
+                f"dimension {at} of {name} cannot vary: the model needs {value.shape[at]}",
+                "Leave it out of the dynamic dimensions",
+            )
+    return names
+
+
+def _bounds(
+    program: ExportedProgram, symbols: Mapping[str, str]
+) -> dict[str, tuple[int, int | None]]:
+    bounds: dict[str, tuple[int, int | None]] = {}
+    for symbol, interval in program.range_constraints.items():
+        if str(symbol) in symbols:
+            top = interval.upper
+            finite = top.is_Integer
+            bounds[symbols[str(symbol)]] = (int(interval.lower), int(top) if finite else None)
+    return bounds
+
+
+def _name_sizes(graph: fx.Graph, symbols: Mapping[str, str]) -> None:
+    """Leave on every node that gives a varying number the formula for it."""
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.SymInt):
+            node.meta["formula"] = formula_of(value, symbols)
+        elif isinstance(value, torch.SymFloat | torch.SymBool):
+            raise DynamicShapeError(
+                f"{node.name} is a number that depends on a size and is no whole number",
+                "Leave that dimension out of the dynamic ones",
+            )
+
+
+def _shapes(
+    program: ExportedProgram, found: Captured, symbols: Mapping[str, str]
+) -> Iterator[tuple[str, tuple[Dimension, ...]]]:
+    """Value name -> dimensions. Nodes keep torch's symbolic values through the capture."""
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    known = {given.name: n for given, n in zip(found.inputs, placeholders, strict=True)}
+    for node in found.module.graph.nodes:
+        value = known.get(node.name, node).meta.get("val")
+        if isinstance(value, torch.Tensor):
+            sizes = (s if isinstance(s, int) else formula_of(s, symbols) for s in value.shape)
+            dimensions = tuple(sizes)
+            if any(isinstance(dimension, str) for dimension in dimensions):
+                yield node.name, dimensions

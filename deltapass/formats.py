@@ -1,0 +1,127 @@
+"""The interface of engine formats, and the table of them.
+
+A format writes segments into files of a bundle, and opens them again as callables. It is loaded by
+dotted name, as lowerings are. A new one is a file in backends/ and a line in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Protocol, final
+
+import torch
+
+from deltapass.bundle import BundlePlan
+from deltapass.errors import OptionError
+from deltapass.lowering import Lowered
+from deltapass.programs import SegmentProgram
+from deltapass.tensorfile import TensorStore
+
+FORMATS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "onnx": "deltapass.backends.onnx_files:OnnxFormat",
+        "aoti": "deltapass.backends.aoti:AotiFormat",
+        "tensorrt": "deltapass.backends.tensorrt_files:TensorRTFormat",
+    }
+)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class WrittenSegment:
+    """What a format made of one segment: its file, and the weights to bind to it when opened."""
+
+    file: str
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What a format made of all segments.
+
+    Attributes:
+        segments: Segment name -> what was written for it.
+        producer: Library -> version that the files depend on.
+        build: What a person may want to know of the making, as plain data.
+    """
+
+    segments: Mapping[str, WrittenSegment]
+    producer: Mapping[str, str]
+    build: Mapping[str, Any] = field(default_factory=dict)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a format is to write.
+
+    Attributes:
+        segments: The segments, glue between them included.
+        folder: Where to.
+        store: Takes the weights that are to be shared; written by the format.
+        dimensions: Name -> least and greatest size (None: no bound).
+        options: The format's own options.
+    """
+
+    segments: Sequence[SegmentProgram]
+    folder: Path
+    store: TensorStore
+    dimensions: Mapping[str, tuple[int, int | None]]
+    options: Mapping[str, Any]
+
+
+class Format(Protocol):
+    """What an engine format must offer."""
+
+    def write(self, job: Job) -> Written:
+        """Write every segment, and the weights.
+
+        Raises:
+            MissingLibraryError: If a library is not installed; names the extra.
+            OptionError: If an option of the format is unknown or unfit.
+            LoweringError: If a segment cannot be written.
+        """
+
+    def open(
+        self, folder: Path, plan: BundlePlan, options: Mapping[str, Any]
+    ) -> Mapping[str, Lowered]:
+        """Segment name -> a callable on dense tensors, giving one tensor an output.
+
+        Raises:
+            MissingLibraryError, MissingDeviceError: If it cannot run here.
+            OptionError: If an option of the format is unknown or unfit.
+        """
+
+    def device(self, options: Mapping[str, Any]) -> torch.device:
+        """Where its tensors must lie."""
+
+
+def load_format(name: str) -> Format:
+    """Load a format from the table.
+
+    Raises:
+        OptionError: If there is no such format.
+    """
+    if name not in FORMATS:
+        raise OptionError("format", name, f"one of {', '.join(FORMATS)}")
+    module, _, attribute = FORMATS[name].partition(":")
+    made: Format = getattr(importlib.import_module(module), attribute)()
+    return made
+
+
+def known_options(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A format's options with defaults filled in.
+
+    Raises:
+        OptionError: If one is unknown.
+    """
+    for name in given:
+        if name not in defaults:
+            allowed = ", ".join(defaults) or "(this format has none)"
+            raise OptionError(name, given[name], f"left out; options of this format: {allowed}")
+    return {**defaults, **given}

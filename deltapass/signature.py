@@ -1,0 +1,180 @@
+"""How a model is called: from arguments as its users write them to named tensors, and back.
+
+torch.export fixes everything but tensors. A `Signature` remembers the arguments of the exported
+call with every tensor replaced by its input's name, as plain data that a file can hold.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import torch
+
+from deltapass.errors import ExportError, SignatureError
+
+INPUT: Final = "input"  # {"input": name} stands for a tensor
+WHOLE: Final = "return_dict"  # diffusers' way of asking for an object instead of a tuple
+MISSING: Final = object()  # None is a value
+PLAIN: Final = (bool, int, float, str, type(None))
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Signature:
+    """The call that was exported.
+
+    Attributes:
+        parameters: Names of the model's parameters, in order.
+        template: Parameter -> its value, with every tensor as {"input": name}.
+        defaults: Parameter -> default, for those that were not given.
+        tuple_result: Whether the model returns a tuple.
+    """
+
+    parameters: tuple[str, ...]
+    template: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    tuple_result: bool
+
+    def tensors(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Input name -> tensor, for one call.
+
+        Raises:
+            SignatureError: If an argument is missing, unknown, or not what was exported.
+        """
+        given = bind(self.parameters, args, kwargs)
+        given.pop(WHOLE, None)
+        found: dict[str, torch.Tensor] = {}
+        for name in self.parameters:
+            if name in self.template:
+                _match(name, self.template[name], given.get(name, MISSING), found)
+            elif name in given and not _alike(self.defaults.get(name), given[name]):
+                raise SignatureError(
+                    f"{name!r} is {_shown(given[name])}; the model was exported without it",
+                    f"Export it with {name} among the example inputs",
+                )
+        return found
+
+    def whole(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether the caller wants an object with `.sample` rather than a tuple."""
+        return WHOLE in self.parameters and bool(
+            bind(self.parameters, args, kwargs).get(WHOLE, self.defaults.get(WHOLE, False))
+        )
+
+
+def bind(
+    parameters: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Parameter -> value.
+
+    Raises:
+        SignatureError: If there are too many, or one has no such name.
+    """
+    unknown = sorted(set(kwargs) - set(parameters))
+    if len(args) > len(parameters) or unknown:
+        surplus = ", ".join(unknown) or f"{len(args)} by position"
+        raise SignatureError(
+            f"unexpected arguments: {surplus}", f"The model takes {', '.join(parameters)}"
+        )
+    return {**dict(zip(parameters, args, strict=False)), **kwargs}
+
+
+def example_call(
+    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
+    """The call to export, by name, with a tuple as result; defaults; names of all parameters.
+
+    Raises:
+        ExportError: If the arguments do not fit the model's `forward`.
+    """
+    known = inspect.signature(model.forward).parameters
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    names = tuple(name for name, given in known.items() if given.kind not in variadic)
+    try:
+        given = bind(names, args, kwargs)
+    except SignatureError as error:
+        raise ExportError(error.fact, error.remedy) from error
+    if WHOLE in names:
+        given[WHOLE] = False
+    defaults = {
+        name: known[name].default
+        for name in names
+        if (name not in given or name == WHOLE) and isinstance(known[name].default, PLAIN)
+    }
+    return {name: given[name] for name in names if name in given}, defaults, names
+
+
+def template_of(value: Any, names: Mapping[int, str]) -> Any:
+    """A value with every tensor as {"input": name}, named by identity of the tensor.
+
+    Raises:
+        ExportError: If it holds what a file cannot.
+    """
+    if isinstance(value, torch.Tensor):
+        return {INPUT: names[id(value)]}
+    if isinstance(value, Mapping):
+        return {str(key): template_of(item, names) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [template_of(item, names) for item in value]
+    if isinstance(value, PLAIN):
+        return value
+    raise ExportError(
+        f"an argument of type {type(value).__name__} cannot be part of an exported call",
+        "Use tensors, numbers, texts, None, and lists and dictionaries of them",
+    )
+
+
+def _match(path: str, template: Any, value: Any, found: dict[str, torch.Tensor]) -> None:
+    """Compare an argument with the template, and collect its tensors."""
+    if isinstance(template, Mapping) and set(template) == {INPUT}:
+        if not isinstance(value, torch.Tensor):
+            raise SignatureError(f"{path} is {_shown(value)}", "The exported model takes a tensor")
+        found[template[INPUT]] = value
+        return
+    for name, exported, given in _parts(template, value):
+        _match(f"{path}[{name!r}]", exported, given, found)
+    nested = isinstance(template, Mapping | list) and type(template) is _kind(value)
+    if not nested and not _alike(template, value):
+        raise SignatureError(
+            f"{path} is {_shown(value)}; it was {_shown(template)} when the model was exported",
+            "Only tensors may change: export it again with this value",
+        )
+
+
+def _parts(template: Any, value: Any) -> list[tuple[Any, Any, Any]]:
+    """Name, exported and given value of what a dictionary or list holds."""
+    if isinstance(template, Mapping) and isinstance(value, Mapping):
+        names = [*template, *(name for name in value if name not in template)]
+        return [(name, template.get(name), value.get(name, MISSING)) for name in names]
+    if isinstance(template, list) and isinstance(value, list | tuple):
+        longest = max(len(template), len(value))
+        pairs = zip(_padded(template, longest, None), _padded(value, longest, MISSING), strict=True)
+        return [(at, exported, given) for at, (exported, given) in enumerate(pairs)]
+    return []
+
+
+def _padded(items: Sequence[Any], length: int, filler: Any) -> list[Any]:
+    return [*items, *[filler] * (length - len(items))]
+
+
+def _kind(value: Any) -> type:
+    return list if isinstance(value, list | tuple) else type(value)
+
+
+def _alike(exported: Any, given: Any) -> bool:
+    """Equal; nothing, None and empty dictionaries are all alike."""
+    if given is MISSING:
+        return not isinstance(exported, Mapping) or INPUT not in exported
+    if isinstance(given, torch.Tensor):
+        return False
+    if not exported and not given and not isinstance(given, bool | int | float):
+        return True
+    return type(exported) is type(given) and bool(exported == given)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return "missing" if value is MISSING else repr(value)

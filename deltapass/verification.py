@@ -1,0 +1,155 @@
+"""Is what was written what was meant? Every segment and variant is run and compared with eager.
+
+On the example call: each segment on its own inputs, each variant as a whole. Where dimensions may
+vary: the loaded model against the model itself, at the ends of their ranges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import torch
+
+from deltapass.bundle import BundlePlan
+from deltapass.errors import VerificationError
+from deltapass.exported import Exported
+from deltapass.formats import load_format
+from deltapass.glue import Chains
+from deltapass.lowering import Executable, Lowered
+from deltapass.repertoire import LoadedVariants
+from deltapass.sizes import evaluate
+
+# Largest error over largest value that an engine's own rounding may cause, by type of the weights.
+TOLERANCES: Final[Mapping[str, float]] = {"float32": 2e-5, "float16": 2e-2, "bfloat16": 1e-1}
+FARTHEST: Final = 2  # how many times the example's size an unbounded or large dimension is tried
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What the bundle is compared with."""
+
+    model: torch.nn.Module
+    exported: Exported
+    chains: Chains
+
+
+def verify_bundle(folder: Path, plan: BundlePlan, reference: Reference) -> dict[str, Any]:
+    """Run a written bundle and compare it with the model.
+
+    Args:
+        folder: Where it lies.
+        plan: What it says of itself.
+        reference: What it was made of.
+
+    Returns:
+        The largest error of every segment and variant, over the largest value; as plain data.
+
+    Raises:
+        VerificationError: If one lies above the tolerance.
+    """
+    backend = load_format(plan.format)
+    segments = backend.open(folder, plan, {})
+    tolerance = TOLERANCES.get(str(plan.attributes["dtype"]), TOLERANCES["float32"])
+    found: dict[str, Any] = {
+        "tolerance": tolerance,
+        "segments": dict(_segment_errors(segments, reference.chains)),
+        "variants": dict(_variant_errors(LoadedVariants(plan, segments), reference)),
+    }
+    if plan.dimensions:
+        found["sizes"] = dict(_size_errors(LoadedVariants(plan, segments), plan, reference))
+    for kind in ("segments", "variants", "sizes"):
+        for name, error in found.get(kind, {}).items():
+            if not error <= tolerance:  # NaN too
+                raise VerificationError(f"{kind.removesuffix('s')} {name!r}", error, tolerance)
+    return found
+
+
+def relative_error(given: Sequence[Any], wanted: Sequence[Any]) -> float:
+    """Largest difference over largest value, over all tensors of two results."""
+    errors = [0.0]
+    for one, two in zip(given, wanted, strict=True):
+        if isinstance(two, torch.Tensor) and two.numel():
+            ours, theirs = one.to("cpu", torch.float64), two.to("cpu", torch.float64)
+            scale = theirs.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+            errors.append(float((ours - theirs).abs().max() / scale))
+    # max() of Python drops a NaN unless it comes first
+    return float("nan") if any(map(math.isnan, errors)) else max(errors)
+
+
+def _segment_errors(segments: Mapping[str, Lowered], chains: Chains) -> Iterator[tuple[str, float]]:
+    for segment in chains.segments:
+        with torch.no_grad():
+            wanted = segment.program.module()(*(value.clone() for value in segment.example))
+        yield segment.name, relative_error(segments[segment.name](*segment.example), wanted)
+
+
+def _variant_errors(variants: LoadedVariants, reference: Reference) -> Iterator[tuple[str, float]]:
+    chains, exported = reference.chains, reference.exported
+    held = {name: exported.tensors[path] for name, path in exported.weights.items()}
+    known = {**held, **exported.captured.constants, **chains.example}
+    for spec in variants.plan.variants:
+        program = chains.programs[spec.name]
+        eager = Executable(program, lambda body: body.module.forward)
+        ours = Executable(spec, variants.segments.__getitem__)
+        with torch.no_grad():
+            results, deltas = eager([known.get(name) for name in program.inputs])
+        given, new = ours([known[name] for name in spec.inputs])
+        yield spec.name, relative_error([*given, *new], [*results, *deltas])
+
+
+# ---- other sizes ------------------------------------------------------------------------------
+
+
+def _size_errors(
+    variants: LoadedVariants, plan: BundlePlan, reference: Reference
+) -> Iterator[tuple[str, float]]:
+    example = reference.exported.example
+    for sizes in _corners(plan, example):
+        inputs = {
+            entry.name: resized(
+                example[entry.name], [evaluate(size, sizes) for size in entry.shape]
+            )
+            for entry in plan.inputs
+        }
+        call = _filled(plan.signature.template, inputs)
+        with torch.no_grad():
+            wanted = reference.model(**call)
+        given, _ = variants.refresh(())(list(inputs.values()))
+        name = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        yield name, relative_error(given, wanted if isinstance(wanted, tuple | list) else [wanted])
+
+
+def _corners(plan: BundlePlan, example: Mapping[str, torch.Tensor]) -> Iterator[dict[str, int]]:
+    """All dimensions at their least, then all at their greatest, within reason."""
+    shown: dict[str, int] = {}
+    for entry in plan.inputs:
+        for size, dimension in zip(example[entry.name].shape, entry.shape, strict=True):
+            if isinstance(dimension, str) and dimension.isidentifier():
+                shown.setdefault(dimension, size)
+    least = {n: max(plan.dimensions[n][0], -(-size // FARTHEST)) for n, size in shown.items()}
+    far = {n: size * FARTHEST for n, size in shown.items()}
+    most = {n: min(plan.dimensions[n][1] or far[n], far[n]) for n in shown}
+    yield from ({**sizes} for sizes in (least, most) if sizes != shown)
+
+
+def resized(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """A tensor repeated or cut to a shape."""
+    for axis, size in enumerate(shape):
+        at = torch.arange(size, device=tensor.device) % tensor.shape[axis]
+        tensor = tensor.index_select(axis, at)
+    return tensor.contiguous()
+
+
+def _filled(template: Any, inputs: Mapping[str, torch.Tensor]) -> Any:
+    if isinstance(template, Mapping) and set(template) == {"input"}:
+        return inputs[template["input"]]
+    if isinstance(template, Mapping):
+        return {name: _filled(item, inputs) for name, item in template.items()}
+    if isinstance(template, list):
+        return [_filled(item, inputs) for item in template]
+    return template
