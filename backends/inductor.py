@@ -36,7 +36,7 @@ class InductorLowering:
 
     def lower(self, body: Body) -> Lowered:
         """Compile a body, outside Dynamo's own tracing context."""
-        if _is_trivial(body):
+        if is_trivial(body):
             return body.module.forward
         module = torch.fx.GraphModule(body.module, _copy(body.module.graph))
         with tracing(None), torch.no_grad(), warnings.catch_warnings():
@@ -66,7 +66,7 @@ class InductorLowering:
         return f"inductor torch-{torch.__version__} {sorted(self.patches.items())}"
 
 
-def _is_trivial(body: Body) -> bool:
+def is_trivial(body: Body) -> bool:
     """A delta, a prediction or a copy: a few operators on one stream, as fast uncompiled.
 
     Compiling each costs about 0.6 s of C++ compiler, a tenth of the whole cold compile.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, final
@@ -17,7 +19,6 @@ from deltapass.bundle import BundlePlan
 from deltapass.errors import LoweringError, MissingLibraryError
 from deltapass.formats import Job, Written, WrittenSegment, known_options
 from deltapass.lowering import Lowered
-from deltapass.programs import SegmentProgram
 from deltapass.tensorfile import WEIGHTS_FILE, Location, TensorStore
 
 aten = torch.ops.aten
@@ -47,43 +48,77 @@ class OnnxFormat:
     def write(self, job: Job) -> Written:
         """Write every segment with its weights as external data in one safetensors file."""
         options = known_options(job.options, WRITE_OPTIONS)
-        onnx_ir = _library("onnx_ir")
-        models = {}
-        for segment in job.segments:
-            models[segment.name] = convert(segment, options["opset"])
-        stored = {name: _store_weights(model, job.store) for name, model in models.items()}
-        places = job.store.write(job.folder / WEIGHTS_FILE) if job.store.tensors else {}
-        files = {}
-        for name, model in models.items():
-            file = f"{name}.onnx"
-            _point_to(model, stored[name], places)
-            onnx_ir.save(model, str(job.folder / file))
-            files[name] = WrittenSegment(file=file)
-        return Written(segments=files, producer=_versions())
+        return write_segments(job, job.folder, options["opset"])
+
+    def finish(self, folder: Path, plan: BundlePlan) -> None:
+        """Nothing is left to do."""
 
     def open(
         self, folder: Path, plan: BundlePlan, options: Mapping[str, Any]
     ) -> Mapping[str, Lowered]:
         """A session a segment."""
         chosen = known_options(options, OPEN_OPTIONS)
-        return {
-            segment.name: OrtSegment(
-                open_session(folder / segment.file, chosen),
-                inputs=segment.inputs,
-                outputs=tuple((name, segment.values[name]) for name in segment.outputs),
-                shapes=tuple(segment.values[name].shape for name in segment.inputs),
-                device=self.device(options),
-            )
-            for segment in plan.segments
-        }
+        return open_segments(folder, plan, {s.name: s.file for s in plan.segments}, chosen)
 
-    def device(self, options: Mapping[str, Any]) -> torch.device:
+    def open_to_verify(self, folder: Path, plan: BundlePlan) -> tuple[Mapping[str, Lowered], str]:
+        """The sessions, on the CPU."""
+        return self.open(folder, plan, {}), "ONNX Runtime, CPU"
+
+    def device(self, plan: BundlePlan, options: Mapping[str, Any]) -> torch.device:
         """The first provider's device."""
         return torch.device(device_of(known_options(options, OPEN_OPTIONS)["providers"]))
 
 
-def convert(segment: SegmentProgram, opset: int | None) -> Any:
-    """One segment as an ONNX model in memory.
+def write_segments(job: Job, folder: Path, opset: int | None) -> Written:
+    """Convert every segment, and write files that share one file of weights."""
+    onnx_ir = _library("onnx_ir")
+    models = {
+        segment.name: to_onnx(
+            segment.name, segment.program, (segment.inputs, segment.outputs), opset
+        )
+        for segment in job.segments
+    }
+    stored = {name: _store_weights(model, job.store) for name, model in models.items()}
+    places = job.store.write(folder / WEIGHTS_FILE) if job.store.tensors else {}
+    files = {}
+    for name, model in models.items():
+        file = f"{name}.onnx"
+        _point_to(model, stored[name], places)
+        onnx_ir.save(model, str(folder / file))
+        files[name] = WrittenSegment(file=file)
+    return Written(segments=files, producer=_versions())
+
+
+def open_segments(
+    folder: Path, plan: BundlePlan, files: Mapping[str, str], options: Mapping[str, Any]
+) -> dict[str, Lowered]:
+    """A session for every segment; `files` says which is whose."""
+    device = device_of(options["providers"])
+    return {
+        segment.name: OrtSegment(
+            open_session(folder / files[segment.name], options),
+            inputs=segment.inputs,
+            outputs=tuple((name, segment.values[name]) for name in segment.outputs),
+            shapes=tuple(segment.values[name].shape for name in segment.inputs),
+            device=device,
+        )
+        for segment in plan.segments
+    }
+
+
+def to_onnx(
+    name: str,
+    program: ExportedProgram,
+    ends: tuple[Sequence[str], Sequence[str]],
+    opset: int | None = None,
+) -> Any:
+    """A program as an ONNX model in memory.
+
+    Args:
+        name: What it is called in errors.
+        program: The program; its weights become initializers.
+        ends: Names for inputs and for outputs.
+        opset: ONNX opset version; None: torch.onnx's own choice.
 
     Raises:
         MissingLibraryError: If onnx or onnxscript is not installed.
@@ -92,43 +127,58 @@ def convert(segment: SegmentProgram, opset: int | None) -> Any:
     _library("onnx")
     _library("onnxscript")
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), _quiet():
             # torch.onnx warns of its own deprecated calls, which users can do nothing about.
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                legal(segment.program),
-                (),
-                dynamo=True,
-                opset_version=opset,
-                verbose=False,
+            made = torch.onnx.export(
+                legal(program), (), dynamo=True, opset_version=opset, verbose=False
             )
     except Exception as error:
-        raise LoweringError("onnx", segment.name, f"{type(error).__name__}: {error}") from error
-    assert program is not None  # noqa: S101 - only without dynamo=True
-    _rename(segment, program.model.graph)
-    return _without_notes(program.model)
+        raise LoweringError("onnx", name, f"{type(error).__name__}: {error}") from error
+    if made is None:
+        raise LoweringError("onnx", name, "torch.onnx gave nothing")
+    _rename(name, made.model.graph, ends)
+    return _without_notes(made.model)
 
 
-def _rename(segment: SegmentProgram, graph: Any) -> None:
-    """Give inputs and outputs the segment's names; what else has such a name makes room.
+def in_memory(model: Any) -> bytes:
+    """An ONNX model as bytes, weights included."""
+    proto = _library("onnx_ir").serde.serialize_model(model)
+    return bytes(proto.SerializeToString())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch.onnx's notes on libraries it could also convert, such as torchvision."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _rename(name: str, graph: Any, ends: tuple[Sequence[str], Sequence[str]]) -> None:
+    """Give inputs and outputs their names; what else has such a name makes room.
 
     torch.onnx takes names too, but lets them collide with those of values inside.
     """
     named = [
-        *zip(graph.inputs, segment.inputs, strict=True),
-        *zip(graph.outputs, segment.outputs, strict=True),
+        *zip(graph.inputs, ends[0], strict=True),
+        *zip(graph.outputs, ends[1], strict=True),
     ]
-    ends, taken = {id(value) for value, _ in named}, {name for _, name in named}
-    if len(ends) != len(named):
-        raise LoweringError("onnx", segment.name, "an input or output is handed on unchanged")
+    known, taken = {id(value) for value, _ in named}, {wanted for _, wanted in named}
+    if len(known) != len(named):
+        raise LoweringError("onnx", name, "an input or output is handed on unchanged")
     for node in graph.all_nodes():
         for value in node.outputs:
-            if value.name in taken and id(value) not in ends:
+            if value.name in taken and id(value) not in known:
                 value.name = f"{value.name}_inside"
     for at, (value, _) in enumerate(named):
         value.name = f"end_{at}_inside"  # two ends may exchange names
-    for value, name in named:
-        value.name = name
+    for value, wanted in named:
+        value.name = wanted
 
 
 def _without_notes(model: Any) -> Any:

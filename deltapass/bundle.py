@@ -57,8 +57,9 @@ class FileSpec:
 class SegmentSpec:
     """One engine file: its inputs and outputs in order, and which weights are bound to it.
 
-    `values` gives type and dimensions of both, under the segment's own names for them. `weights` maps a constant's name in the file to a tensor's name in the weights file, for formats
-    whose files hold no weights and no reference to them.
+    `values` gives type and dimensions of both, under the segment's own names. `weights` maps a
+    constant's name in the file to a tensor's name in the weights file, for formats whose files hold
+    no weights and no reference to them.
     """
 
     name: str

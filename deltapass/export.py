@@ -111,13 +111,13 @@ def export(  # noqa: PLR0913 - one call is how its users meet it
             dimensions=made.exported.dimensions,
             options=engine or {},
         )
-        written = backend.write(job)
-        plan = replace(made.plan(format, written, _attributes(model)), files=file_specs(folder))
-        (folder / PLAN_FILE).write_text(to_text(plan), encoding="utf-8")
+        plan = made.plan(format, backend.write(job), _attributes(model))
         if verify:
             reference = Reference(model=model, exported=made.exported, chains=made.chains)
             plan = replace(plan, verified=verify_bundle(folder, plan, reference))
-            (folder / PLAN_FILE).write_text(to_text(plan), encoding="utf-8")
+        backend.finish(folder, plan)
+        plan = replace(plan, files=file_specs(folder))
+        (folder / PLAN_FILE).write_text(to_text(plan), encoding="utf-8")
     return plan
 
 

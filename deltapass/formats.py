@@ -97,7 +97,13 @@ class Format(Protocol):
             OptionError: If an option of the format is unknown or unfit.
         """
 
-    def device(self, options: Mapping[str, Any]) -> torch.device:
+    def open_to_verify(self, folder: Path, plan: BundlePlan) -> tuple[Mapping[str, Lowered], str]:
+        """As `open`, of what can be run here; and what that is, for the record."""
+
+    def finish(self, folder: Path, plan: BundlePlan) -> None:
+        """Called when all is written and verified: removes what was only needed for that."""
+
+    def device(self, plan: BundlePlan, options: Mapping[str, Any]) -> torch.device:
         """Where its tensors must lie."""
 
 

@@ -211,7 +211,7 @@ def load(
         _check_weights(plan, model)
     backend = load_format(plan.format)
     segments = backend.open(folder, plan, options)
-    return LoadedModel(plan, LoadedVariants(plan, segments), backend.device(options))
+    return LoadedModel(plan, LoadedVariants(plan, segments), backend.device(plan, options))
 
 
 def _check_weights(plan: BundlePlan, model: torch.nn.Module) -> None:

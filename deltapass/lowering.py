@@ -24,6 +24,8 @@ LOWERINGS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "eager": "deltapass.backends.eager:EagerLowering",
         "inductor": "deltapass.backends.inductor:InductorLowering",
+        "onnx": "deltapass.backends.onnx:OnnxLowering",
+        "tensorrt": "deltapass.backends.tensorrt:TensorRTLowering",
     }
 )
 

@@ -36,7 +36,7 @@ OPTION_NAMES: Final = (
     "strict",
 )
 SCHEDULE_FIELDS: Final = ("interval", "cached_blocks", "boundary")
-LOWERING_NAMES: Final = ("eager", "inductor")
+LOWERING_NAMES: Final = ("eager", "inductor", "onnx", "tensorrt")
 ORDERS: Final = (0, 1)
 FUSES: Final = ("blocks", "whole")
 MODES: Final = ("default", "max-autotune-no-cudagraphs")

@@ -52,10 +52,10 @@ def verify_bundle(folder: Path, plan: BundlePlan, reference: Reference) -> dict[
     Raises:
         VerificationError: If one lies above the tolerance.
     """
-    backend = load_format(plan.format)
-    segments = backend.open(folder, plan, {})
+    segments, runner = load_format(plan.format).open_to_verify(folder, plan)
     tolerance = TOLERANCES.get(str(plan.attributes["dtype"]), TOLERANCES["float32"])
     found: dict[str, Any] = {
+        "by": runner,
         "tolerance": tolerance,
         "segments": dict(_segment_errors(segments, reference.chains)),
         "variants": dict(_variant_errors(LoadedVariants(plan, segments), reference)),

@@ -31,9 +31,14 @@ ORDER = (
     *("counting",),
     *("session", "signals", "tracker", "moments", "residuals", "freshness", "runtime"),
     *("watch", "attach"),
-    *("compiler", "explain", "pipelines", "machine", "demo", "gallery", "cli"),
+    *("bundle", "tensorfile", "programs", "formats", "glue", "integrity", "repertoire"),
+    *("loaded", "verification"),
+    *("compiler", "export", "explain", "pipelines", "machine", "demo", "gallery", "cli"),
 )
-SEEN_BY_BACKENDS = {"errors", "graphs", "lowering"}
+SEEN_BY_BACKENDS = {
+    *("backends", "errors", "graphs", "lowering"),
+    *("bundle", "formats", "programs", "sizes", "tensorfile"),  # what engine formats are given
+}
 PRIVATE = ("torch._dynamo", "torch._guards", "torch._inductor", "torch._subclasses")
 MAY_BE_PRIVATE = {"observe", "capture", "compiler"}  # one place to mend for a new torch release
 

@@ -1,0 +1,162 @@
+"""The AOTInductor format: a package of compiled code a segment, all weights in one file.
+
+The packages hold no weights: every segment is bound to tensors of the one weights file, which are
+mapped into memory, so nothing is copied.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, final
+
+import torch
+
+from deltapass.bundle import BundlePlan
+from deltapass.errors import BundleError, LoweringError, MissingDeviceError, OptionError
+from deltapass.formats import Job, Written, WrittenSegment, known_options
+from deltapass.lowering import Lowered
+from deltapass.programs import SegmentProgram
+from deltapass.tensorfile import WEIGHTS_FILE, read_tensors
+
+WRITE_OPTIONS: Final = MappingProxyType({"inductor": None})
+OPEN_OPTIONS: Final = MappingProxyType({"device": None})
+
+
+@final
+class AotiFormat:
+    """Compiles segments with AOTInductor, for the device the model lies on.
+
+    Options when written: `inductor`, a mapping of Inductor's own settings. Options when opened:
+    `device`, by default that for which it was compiled.
+    """
+
+    def write(self, job: Job) -> Written:
+        """Compile every segment, and write the weights."""
+        options = known_options(job.options, WRITE_OPTIONS)
+        files, device = {}, "cpu"
+        for segment in job.segments:
+            file = f"{segment.name}.pt2"
+            compile_segment(segment, job.folder / file, options["inductor"] or {})
+            tensors = segment.program.state_dict
+            bound = {name: job.store.add(name, tensor) for name, tensor in tensors.items()}
+            files[segment.name] = WrittenSegment(file=file, weights=bound)
+            device = segment.example[0].device.type
+        if job.store.tensors:
+            job.store.write(job.folder / WEIGHTS_FILE)
+        return Written(segments=files, producer={}, build={"device": device})
+
+    def open(
+        self, folder: Path, plan: BundlePlan, options: Mapping[str, Any]
+    ) -> Mapping[str, Lowered]:
+        """A runner a segment, all bound to the same tensors."""
+        device = self.device(plan, options)
+        weights = folder / WEIGHTS_FILE
+        tensors = read_tensors(weights) if weights.is_file() else {}
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        opened = {}
+        for segment in plan.segments:
+            bound = {name: tensors[stored] for name, stored in segment.weights.items()}
+            opened[segment.name] = open_segment(folder / segment.file, bound, device)
+        return opened
+
+    def finish(self, folder: Path, plan: BundlePlan) -> None:
+        """Nothing is left to do."""
+
+    def open_to_verify(self, folder: Path, plan: BundlePlan) -> tuple[Mapping[str, Lowered], str]:
+        """The runners, on the device they were compiled for."""
+        return self.open(folder, plan, {}), f"AOTInductor, {plan.build['device']}"
+
+    def device(self, plan: BundlePlan, options: Mapping[str, Any]) -> torch.device:
+        """The device it was compiled for, or another of its kind.
+
+        Raises:
+            OptionError: If the device is of another kind.
+            MissingDeviceError: If this machine has none of that kind.
+        """
+        kind = str(plan.build["device"])
+        wanted = known_options(options, OPEN_OPTIONS)["device"] or kind
+        if torch.device(wanted).type != kind:
+            raise OptionError("device", wanted, f"a {kind} device: the bundle was compiled for it")
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise MissingDeviceError(
+                "the bundle was compiled for a CUDA device, and there is none here",
+                "Export the model on the CPU for use there",
+            )
+        return torch.device(wanted)
+
+
+def compile_segment(segment: SegmentProgram, path: Path, settings: Mapping[str, Any]) -> None:
+    """Compile one segment into a package.
+
+    Raises:
+        LoweringError: If Inductor cannot compile it.
+    """
+    from torch._inductor import aot_compile
+    from torch._inductor.package.package import package_aoti
+
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            # Inductor warns about its own internals, which users can do nothing about.
+            warnings.simplefilter("ignore")
+            module: Any = segment.program.module(check_guards=False)
+            files: Any = aot_compile(module, segment.example, options={**_packaging(), **settings})
+            package_aoti(str(path), files)
+        _compress(path)
+    except Exception as error:
+        raise LoweringError("aoti", segment.name, f"{type(error).__name__}: {error}") from error
+
+
+def _packaging() -> dict[str, Any]:
+    """Code alone: no weights, and none of the debug information that torch adds by default."""
+    from torch._inductor import config
+
+    chosen: dict[str, Any] = {
+        "aot_inductor.package": True,
+        "aot_inductor.package_constants_in_so": False,
+    }
+    if hasattr(config.aot_inductor, "enable_line_tables"):  # not in every torch
+        chosen["aot_inductor.enable_line_tables"] = False
+    return chosen
+
+
+def _compress(path: Path) -> None:
+    """Leave the sources out of a package and deflate the rest, which torch reads as well."""
+    packed = path.with_suffix(".packed")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            if not name.endswith(".cpp"):
+                new.writestr(name, old.read(name))
+    packed.replace(path)
+
+
+def open_segment(path: Path, weights: Mapping[str, torch.Tensor], device: torch.device) -> Lowered:
+    """A package as a callable on dense tensors, bound to weights that stay ours.
+
+    Raises:
+        BundleError: If torch does not take the package, or it wants other weights.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of devices that differ in nothing that matters
+            loaded: Any = torch._inductor.aoti_load_package(
+                str(path), device_index=-1 if device.index is None else device.index
+            )
+        wanted = set(loaded.get_constant_fqns())
+        if not wanted <= set(weights):
+            raise BundleError(
+                f"{path.name} needs weights that plan.json does not name: "
+                f"{', '.join(sorted(wanted - set(weights)))}",
+                "Export the model again",
+            )
+        if wanted:
+            bound = {name: weights[name] for name in wanted}
+            loaded.load_constants(bound, check_full_update=True, user_managed=True)
+    except RuntimeError as error:
+        text = str(error).strip().splitlines()[0]
+        raise BundleError(f"torch cannot load {path}: {text}", "Export the model again") from error
+    run: Any = loaded.loader.boxed_run
+    return lambda *arguments: run(list(arguments))
