@@ -14,10 +14,12 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint $(PINS)
 WHEEL_VENV := build/wheel-venv
 
-.PHONY: help demo test lint format wheel bench
+HEADERS := $(VENV)/onnxruntime-headers
+
+.PHONY: help demo test lint format wheel bench runner
 
 help:
-	@echo "make demo | test | lint | format | wheel | bench   (options in ARGS)"
+	@echo "make demo | test | lint | format | wheel | bench | runner   (options in ARGS)"
 
 # Installed again only when the project's metadata or the pins change. torch goes first and alone.
 $(STAMP): pyproject.toml $(PINS)
@@ -50,6 +52,12 @@ wheel: $(STAMP)
 	$(WHEEL_VENV)/bin/python $(PIP_INSTALL) torch
 	$(WHEEL_VENV)/bin/python $(PIP_INSTALL) dist/*.whl
 	cd / && $(CURDIR)/$(WHEEL_VENV)/bin/python -P $(CURDIR)/.ci/check_wheel.py $(CURDIR)
+
+# The C++ runner of plan bundles, as build/runner/runner. Its headers come through npm.
+runner: $(STAMP)
+	$(BIN)/python runner/fetch_headers.py $(HEADERS)
+	cmake -S runner -B build/runner -DORT_INCLUDE=$(CURDIR)/$(HEADERS) -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	cmake --build build/runner
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)

@@ -117,6 +117,8 @@ def _packaging() -> dict[str, Any]:
     chosen: dict[str, Any] = {
         "aot_inductor.package": True,
         "aot_inductor.package_constants_in_so": False,
+        # Else weights of up to eight numbers are compiled into the code, and cannot be bound.
+        "always_keep_tensor_constants": True,
     }
     if hasattr(config.aot_inductor, "enable_line_tables"):  # not in every torch
         chosen["aot_inductor.enable_line_tables"] = False

@@ -1,25 +1,24 @@
-"""The command line: `deltapass demo` and `deltapass explain`."""
+"""The command line: `deltapass demo`, `explain`, `export` and `run`."""
 
 from __future__ import annotations
 
-import importlib
-import json
-import sys
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 import deltapass
-from deltapass.errors import DeltapassError, OptionError
+from deltapass.cli_bundles import export_command, run_command
+from deltapass.command_line import clean_errors, parse_pairs
 
 app = typer.Typer(
     help="Faster diffusion transformers by Delta-Cache, in the compiler.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.command(name="export")(export_command)
+app.command(name="run")(run_command)
 OWN_FLAGS: Final = ("lowering", "steps")  # backend options that are flags of the demo itself
 
 
@@ -62,7 +61,7 @@ def demo(  # noqa: PLR0913, PLR0917 - one parameter an option is how typer is to
     _refuse_own(options)
     if schedule is not None:
         options["schedule"] = schedule
-    with _clean_errors():
+    with clean_errors():
         from deltapass.demo import Settings, progress_bars, run_demo
         from deltapass.gallery import outcome_table, write_json, write_picture
 
@@ -88,7 +87,10 @@ def demo(  # noqa: PLR0913, PLR0917 - one parameter an option is how typer is to
 @app.command()
 def explain(
     model: Annotated[
-        str, typer.Option(help="'embedded', or module:factory giving (model, args, kwargs).")
+        str,
+        typer.Option(
+            help="'embedded', a pipeline's folder, or module:factory giving (model, args, kwargs)."
+        ),
     ] = "embedded",
     steps: Annotated[int, typer.Option(min=1, help="Steps of a trajectory.")] = 20,
     option: Annotated[
@@ -97,24 +99,12 @@ def explain(
 ) -> None:
     """Say what the backend would do with a model, without running it."""
     console = Console()
-    with _clean_errors():
-        denoiser, args, kwargs = _load(model)
+    with clean_errors():
+        from deltapass.sources import load_source
+
+        denoiser, args, kwargs = load_source(model)
         options = {"steps": steps, **parse_pairs(option or [])}
         console.print(deltapass.explain(denoiser, *args, options=options, **kwargs))
-
-
-def parse_pairs(pairs: list[str]) -> dict[str, object]:
-    """`["interval=2", "schedule=none"]` -> `{"interval": 2, "schedule": "none"}`."""
-    options: dict[str, object] = {}
-    for pair in pairs:
-        name, separator, text = pair.partition("=")
-        if not separator:
-            raise typer.BadParameter(f"{pair!r} is not name=value", param_hint="--option")
-        try:
-            options[name] = json.loads(text)
-        except json.JSONDecodeError:
-            options[name] = text
-    return options
 
 
 def _refuse_own(options: dict[str, object]) -> None:
@@ -124,47 +114,3 @@ def _refuse_own(options: dict[str, object]) -> None:
             raise typer.BadParameter(f"use --{name} for it", param_hint=f"--option {name}=")
     if "order" in options:
         raise typer.BadParameter("the demo shows both orders", param_hint="--option order=")
-
-
-def _load(model: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    if model == "embedded":
-        from deltapass.demo import Settings, example_call
-        from deltapass.pipelines import load_embedded
-
-        pipeline = load_embedded()
-        args, kwargs = example_call(pipeline, Settings(count=1, options={}))
-        return pipeline.transformer, args, kwargs
-    allowed = "'embedded', or module:factory whose call gives (model, args, kwargs)"
-    made = _factory(model, allowed)()
-    if not (isinstance(made, tuple) and len(made) == len(("model", "args", "kwargs"))):
-        raise OptionError("model", f"{model}, which gave {type(made).__name__}", allowed)
-    return made[0], tuple(made[1]), dict(made[2])
-
-
-def _factory(model: str, allowed: str) -> Any:
-    module, separator, factory = model.partition(":")
-    if not separator:
-        raise OptionError("model", model, allowed)
-    # Unlike `python -m`, an installed command does not look for modules where it is started.
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        return getattr(importlib.import_module(module), factory)
-    except (ImportError, AttributeError) as error:
-        raise OptionError("model", f"{model} ({error})", allowed) from error
-    finally:
-        sys.path.remove(str(Path.cwd()))
-
-
-class _clean_errors:  # noqa: N801 - used as a statement
-    """Show an error of ours as one message and exit with 1, without a traceback."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        inner = getattr(error, "inner_exception", error)
-        if isinstance(inner, DeltapassError):
-            # As Text: brackets in a message, as in 'deltapass[demo]', are not markup.
-            message = Text.assemble(("error: ", "red"), str(inner))
-            Console(stderr=True).print(message)
-            raise typer.Exit(1) from error

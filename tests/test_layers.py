@@ -33,7 +33,8 @@ ORDER = (
     *("watch", "attach"),
     *("bundle", "tensorfile", "programs", "formats", "glue", "integrity", "repertoire"),
     *("loaded", "verification"),
-    *("compiler", "export", "explain", "pipelines", "machine", "demo", "gallery", "cli"),
+    *("compiler", "export", "explain", "pipelines", "machine", "demo", "gallery"),
+    *("sources", "bundle_run", "command_line", "cli_bundles", "cli"),
 )
 SEEN_BY_BACKENDS = {
     *("backends", "errors", "graphs", "lowering"),

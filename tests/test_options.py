@@ -142,7 +142,7 @@ def test_fields_of_the_schedule_are_checked_there(name: str, value: object) -> N
 
 
 def test_an_unknown_lowering_gets_the_near_match() -> None:
-    assert LOWERING_NAMES == ("eager", "inductor")
+    assert LOWERING_NAMES == ("eager", "inductor", "onnx", "tensorrt")
     with pytest.raises(UnknownLoweringError, match=r"'inducter'\. Did you mean 'inductor'"):
         parse_options({"lowering": "inducter"})
     with pytest.raises(UnknownLoweringError, match="unknown lowering 'None'"):

@@ -20,8 +20,8 @@ import models
 import pytest
 import torch
 from deltapass.backends.engines_library import EngineBuildError
-from deltapass.backends.tensorrt import SETTINGS, TensorRTLowering
 from deltapass.backends.tensor_graphs import without_layouts
+from deltapass.backends.tensorrt import SETTINGS, TensorRTLowering
 from deltapass.backends.tensorrt_graphs import export, operators_outside
 from torch import Tensor, fx, nn
 

@@ -1,0 +1,40 @@
+"""What all commands of the command line share: option pairs, and errors without a traceback."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from deltapass.errors import DeltapassError
+
+
+def parse_pairs(pairs: list[str]) -> dict[str, object]:
+    """`["interval=2", "schedule=none"]` -> `{"interval": 2, "schedule": "none"}`."""
+    options: dict[str, object] = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator:
+            raise typer.BadParameter(f"{pair!r} is not name=value", param_hint="--option")
+        try:
+            options[name] = json.loads(text)
+        except json.JSONDecodeError:
+            options[name] = text
+    return options
+
+
+class clean_errors:  # noqa: N801 - used as a statement
+    """Show an error of ours as one message and exit with 1, without a traceback."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        inner = getattr(error, "inner_exception", error)
+        if isinstance(inner, DeltapassError):
+            # As Text: brackets in a message, as in 'deltapass[demo]', are not markup.
+            message = Text.assemble(("error: ", "red"), str(inner))
+            Console(stderr=True).print(message)
+            raise typer.Exit(1) from error
