@@ -102,7 +102,7 @@ def export(  # noqa: PLR0913 - one call is how its users meet it
     backend = load_format(format)
     if batch is not None:
         dynamic_shapes = _joined(batch_dimension(model, args, kwargs, batch), dynamic_shapes or {})
-    made = _make(export_graph(model, args, kwargs, dynamic_shapes), chosen)
+    made = prepare(export_graph(model, args, kwargs, dynamic_shapes), chosen)
     with written_aside(Path(path), overwrite=overwrite) as folder:
         job = Job(
             segments=made.chains.segments,
@@ -134,14 +134,15 @@ def _joined(one: DynamicShapes, two: DynamicShapes) -> DynamicShapes:
     return {name: {**one.get(name, {}), **two.get(name, {})} for name in {**one, **two}}
 
 
-def _make(exported: Exported, options: Options) -> _Made:
+def prepare(exported: Exported, options: Options) -> Prepared:
+    """Everything of a bundle but its files."""
     captured = exported.captured
     outlined = outline(captured, find_blocks(captured))
     plan = make_plan(outlined, options.schedule, order=options.order, steps=options.steps)
     steps = options.steps or DEFAULT_STEPS
     rows = plan.schedule.table(steps, plan.blocks)
     table = tuple(plan.spans[span].span if span else None for span in rows)
-    return _Made(
+    return Prepared(
         exported=exported,
         planned=plan,
         options=options,
@@ -176,7 +177,7 @@ def _attributes(model: torch.nn.Module) -> dict[str, Any]:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class _Made:
+class Prepared:
     """Everything that is known before the first file is written."""
 
     exported: Exported
@@ -218,7 +219,7 @@ class _Made:
             steps=steps,
             fixed_steps=self.options.steps is not None,
             schedule=schedule_content(self.planned.schedule),
-            table=self._rows(),
+            table=self.rows,
             macs=self._macs(),
             attributes=attributes,
             build=written.build,
@@ -255,7 +256,9 @@ class _Made:
         names = conditioning_of(self.planned.outline, self.options.per_step).values()
         return tuple(name for name in names if name in self.exported.example)
 
-    def _rows(self) -> tuple[Row, ...]:
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The planned trajectory, step by step."""
         emitted = emissions(self.table, self.planned.order)
         rows = []
         for step, span in enumerate(self.table):
@@ -278,7 +281,7 @@ class _Made:
     def _macs(self) -> dict[str, float]:
         full = self.planned.outline.program.macs
         costs = {variant.name: variant.macs for variant in self.chains.variants}
-        ours = sum((costs[row.variant] for row in self._rows()), Macs())
+        ours = sum((costs[row.variant] for row in self.rows), Macs())
         plain = full * len(self.table)
         return {
             "paper": full.paper,

@@ -59,6 +59,14 @@ def segmented(
     return changed
 
 
+def as_one_segment(program: Program) -> Call:
+    """A whole variant as one segment, of which variants share nothing."""
+    inputs = tuple(name for name in program.inputs if name in program.specs)
+    body = _dense_body(inline(replace(program, inputs=inputs)))
+    outputs = (*program.value_results, *program.deltas)
+    return Call(label=program.name, body=body, inputs=inputs, outputs=outputs)
+
+
 def dense(spec: TensorSpec) -> TensorSpec:
     """The same tensor in row-major order without gaps."""
     strides = itertools.accumulate(reversed(spec.shape[1:]), lambda one, two: one * two, initial=1)

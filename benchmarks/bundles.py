@@ -1,0 +1,210 @@
+"""Plan bundles against the plain model exported in the same format: bytes, errors, times.
+
+The plain export is one segment, made and run by the same code. Trajectories are timed in turns, in
+one process; times are ratios of medians. TensorRT engines are built and weighed, and not run where
+there is no GPU.
+
+    python benchmarks/bundles.py --models embedded dit --formats onnx aoti tensorrt --save FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from deltapass.backends.engines import Range, Settings, build
+from deltapass.backends.onnx_files import write_segments
+from measure import record
+
+import deltapass
+from deltapass.demo import Settings as DemoSettings
+from deltapass.demo import example_call
+from deltapass.export import prepare
+from deltapass.exported import export_graph
+from deltapass.formats import Job
+from deltapass.options import parse_options
+from deltapass.pipelines import load_embedded
+from deltapass.programs import SegmentProgram, Values, segment_program
+from deltapass.segments import as_one_segment
+from deltapass.tensorfile import TensorStore
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from tiny import make_tiny
+
+FORMATS = ("onnx", "aoti", "tensorrt")
+Call = Callable[[float], tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+def main() -> None:
+    """Measure every model in every format, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", nargs="+", default=["embedded"])
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["onnx"])
+    parser.add_argument("--images", type=int, default=20, help="batch of the embedded model")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--save", type=Path, help="append the records to this JSON-lines file")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rows = []
+    for name in args.models:
+        for format in args.formats:
+            row = {"model": name, "format": format, **measured(name, format, args)}
+            record(args, row)
+            rows.append(row)
+    print_table(rows)
+
+
+def measured(name: str, format: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One row of the table."""
+    model, call, options = source(name, args)
+    positional, named = call(1.0)
+    with tempfile.TemporaryDirectory() as folder:
+        ours, plain = Path(folder, "ours"), Path(folder, "plain")
+        started = time.perf_counter()
+        plan = deltapass.export(
+            model, positional, named, ours, format=format, steps=args.steps, **options
+        )
+        seconds = time.perf_counter() - started
+        deltapass.export(model, positional, named, plain, format=format, schedule="none")
+        row = {
+            "segments": len(plan.segments),
+            "bytes": folder_bytes(ours),
+            "plain_bytes": folder_bytes(plain),
+            "bytes_over_plain": round(folder_bytes(ours) / folder_bytes(plain), 4),
+            "weights_bytes": plan.weights["bytes"],
+            "errors": (plan.verified or {})["variants"],
+            "verified_by": (plan.verified or {})["by"],
+            "export_seconds": round(seconds, 1),
+            "expected_speedup": round(plan.macs["expected_speedup"], 4),
+        }
+        if format == "tensorrt":
+            row["whole_variant_bytes"] = whole_variants(model, call, options, args)
+            if not torch.cuda.is_available():
+                return row
+        threads = {"threads": args.threads} if format == "onnx" else {}
+        return {**row, **times((ours, plain), call, threads, args)}
+
+
+def source(name: str, args: argparse.Namespace) -> tuple[torch.nn.Module, Call, dict[str, Any]]:
+    """A model, a call of it at a noise level, and options of the export."""
+    if name == "embedded":
+        pipeline = load_embedded()
+        call = example_call(pipeline, DemoSettings(count=args.images, options={}))
+        return pipeline.transformer, lambda _: call, {}
+    tiny = make_tiny(name)
+    return tiny.model, tiny.call, {"cached_blocks": 3}
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files, plan.json among them."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def times(
+    bundles: tuple[Path, Path], call: Call, options: dict[str, Any], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Load times, and trajectories of both in turns."""
+    loading = {}
+    models = []
+    for name, folder in zip(("load_seconds", "plain_load_seconds"), bundles, strict=True):
+        seconds = []
+        for _ in range(3):
+            started = time.perf_counter()
+            model = deltapass.load(folder, **options)
+            seconds.append(time.perf_counter() - started)
+        loading[name] = round(statistics.median(seconds), 4)
+        models.append(model)
+    taken: tuple[list[float], list[float]] = ([], [])
+    for round_number in range(args.rounds + 1):
+        for model, seconds in zip(models, taken, strict=True):
+            found = trajectory(model, call, args.steps)
+            if round_number:  # the first one warms up
+                seconds.append(found)
+    ours, plain = (statistics.median(seconds) for seconds in taken)
+    return {
+        **loading,
+        "trajectory_seconds": [round(s, 5) for s in taken[0]],
+        "plain_trajectory_seconds": [round(s, 5) for s in taken[1]],
+        "speedup": round(plain / ours, 4),
+    }
+
+
+@torch.no_grad()
+def trajectory(model: Any, call: Call, steps: int) -> float:
+    """Seconds of one trajectory."""
+    calls = [call(1 - step / steps) for step in range(steps)]
+    started = time.perf_counter()
+    with deltapass.session(steps=steps) as session:
+        for step, (positional, named) in enumerate(calls):
+            session.step(step)
+            model(*positional, **named)
+    return time.perf_counter() - started
+
+
+# ---- TensorRT: what whole variants would take ---------------------------------------------------
+
+
+def whole_variants(
+    model: torch.nn.Module, call: Call, options: dict[str, Any], args: argparse.Namespace
+) -> int:
+    """Bytes of the engines if every variant of the table were one engine."""
+    exported = export_graph(model, *call(1.0))
+    prepared = prepare(exported, parse_options({"steps": args.steps, **options}))
+    values = Values(
+        weights=exported.weights,
+        tensors=exported.tensors,
+        example=prepared.chains.example,
+        shapes={},
+    )
+    total = 0
+    for name in sorted({row.variant for row in prepared.rows}):
+        segment = segment_program(as_one_segment(prepared.chains.programs[name]), values)
+        with tempfile.TemporaryDirectory() as folder:
+            total += engine_bytes(segment, Path(folder))
+    return total
+
+
+def engine_bytes(segment: SegmentProgram, folder: Path) -> int:
+    """Bytes of the engine of one segment."""
+    job = Job(segments=[segment], folder=folder, store=TensorStore(), dimensions={}, options={})
+    written = write_segments(job, folder, None)
+    pairs = zip(segment.inputs, segment.example, strict=True)
+    ranges = {name: Range.fixed(tuple(value.shape)) for name, value in pairs}
+    return len(build(folder / written.segments[segment.name].file, ranges, Settings()).engine)
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """The rows as a table for the documentation."""
+    heads = "model|format|segments|bytes / plain|largest error|speed-up|of expected|load s"
+    print(f"| {heads.replace('|', ' | ')} |")
+    print("|---" * (heads.count("|") + 1) + "|")
+    for row in rows:
+        speedup = row.get("speedup")
+        shown = ("-", "-")
+        if speedup:
+            shown = (f"{speedup:.3f}x", f"{speedup / row['expected_speedup']:.3f}")
+        load = f"{row['load_seconds']:.2f}" if "load_seconds" in row else "-"
+        cells = (
+            row["model"],
+            row["format"],
+            str(row["segments"]),
+            f"{row['bytes_over_plain']:.4f}",
+            f"{max(row['errors'].values()):.1e}",
+            *shown,
+            load,
+        )
+        print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
