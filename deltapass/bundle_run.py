@@ -16,6 +16,7 @@ from deltapass.errors import MissingLibraryError, OptionError
 from deltapass.loaded import LoadedModel, load
 from deltapass.report import SessionReport
 from deltapass.sources import INDEX, load_pipeline
+from deltapass.trajectory_file import linear_sampler, write_trajectory
 
 CLASSES: Final = 10  # of the embedded model
 
@@ -86,6 +87,36 @@ def sample(
     )
 
 
+def write_input(path: Path, sampling: Sampling, guidance: float) -> None:
+    """Write the C++ runner's input for the embedded pipeline: the images `sample` would make.
+
+    Raises:
+        MissingLibraryError: If diffusers or safetensors is not installed.
+    """
+    from deltapass.pipelines import load_embedded
+
+    pipeline = load_embedded()
+    config = pipeline.transformer.config
+    size, null = config.sample_size, config.num_embeds_ada_norm
+    noise = [
+        torch.randn(1, config.in_channels, size, size, generator=generator)
+        for generator in _generators(sampling.seed, sampling.count)
+    ]
+    labels = [number % CLASSES for number in range(sampling.count)]
+    write_trajectory(
+        path,
+        torch.cat(noise) * float(pipeline.scheduler.init_noise_sigma),
+        linear_sampler(pipeline.scheduler, sampling.steps),
+        {"class_labels": torch.tensor(labels + [null] * sampling.count)},
+        guidance=guidance,
+    )
+
+
+def _generators(seed: int, count: int) -> list[torch.Generator]:
+    """One an image."""
+    return [torch.Generator().manual_seed(seed + number) for number in range(count)]
+
+
 def _psnr(images: Any, wanted: Any) -> float:
     """In dB, the mean over images, as the demo gives it."""
     from deltapass.demo import mean_psnr
@@ -113,7 +144,7 @@ def _pipeline(sampling: Sampling, model: LoadedModel) -> tuple[Any, dict[str, An
 def _run(pipeline: Any, call: Mapping[str, Any], seed: int) -> tuple[Any, float]:
     """Images and seconds of one call."""
     count = len(call["class_labels"]) if "class_labels" in call else 1
-    generators = [torch.Generator().manual_seed(seed + number) for number in range(count)]
+    generators = _generators(seed, count)
     generator = generators if count > 1 else generators[0]
     started = time.perf_counter()
     images = pipeline(**call, generator=generator).images

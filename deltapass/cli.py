@@ -1,4 +1,4 @@
-"""The command line: `deltapass demo`, `explain`, `export` and `run`."""
+"""The command line: `deltapass demo`, `explain`, `export`, `run`, `trajectory`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 import deltapass
-from deltapass.cli_bundles import export_command, run_command
+from deltapass.cli_bundles import export_command, run_command, trajectory_command
 from deltapass.command_line import clean_errors, parse_pairs
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.command(name="export")(export_command)
 app.command(name="run")(run_command)
+app.command(name="trajectory")(trajectory_command)
 OWN_FLAGS: Final = ("lowering", "steps")  # backend options that are flags of the demo itself
 
 

@@ -1,4 +1,4 @@
-"""The commands `deltapass export` and `deltapass run`."""
+"""The commands `deltapass export`, `run` and `trajectory`."""
 
 from __future__ import annotations
 
@@ -96,6 +96,24 @@ def run_command(  # noqa: PLR0913, PLR0917 - as above
     console.print(result.report, highlight=False)
     console.print(result.line, highlight=False)
     console.print(f"picture: {output}")
+
+
+def trajectory_command(
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path(
+        "trajectory.safetensors"
+    ),
+    count: Annotated[int, typer.Option(min=1, help="Images.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; the others follow.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 2.0,
+) -> None:
+    """Write the C++ runner's input for the embedded model: sample, labels and sampler."""
+    with clean_errors():
+        from deltapass.bundle_run import Sampling, write_input
+
+        sampling = Sampling(pipeline="embedded", count=count, seed=seed, steps=steps, call={})
+        write_input(output, sampling, guidance)
+    Console().print(f"input: {output}")
 
 
 def parse_call(text: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ ORDER = (
     *("bundle", "tensorfile", "programs", "formats", "glue", "integrity", "repertoire"),
     *("loaded", "verification"),
     *("compiler", "export", "explain", "pipelines", "machine", "demo", "gallery"),
-    *("sources", "bundle_run", "command_line", "cli_bundles", "cli"),
+    *("sources", "trajectory_file", "bundle_run", "command_line", "cli_bundles", "cli"),
 )
 SEEN_BY_BACKENDS = {
     *("backends", "errors", "graphs", "lowering"),

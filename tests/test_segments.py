@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from models import TOYS, AdaLNDenoiser, Denoiser, make, make_controlled, randomise
+from models import TOYS, AdaLNDenoiser, C, D, Denoiser, make, make_controlled, noise, randomise
+from reference import Call
+from torch import nn
+from torch.export import Dim
 
 from deltapass.blocks import find_blocks
 from deltapass.exported import Exported, batch_dimension, export_graph
@@ -225,14 +228,44 @@ def test_cached_variants_of_segments_leave_out_those_of_the_span(
 # ---- sizes -------------------------------------------------------------------------------------
 
 
+class PatchDenoiser(AdaLNDenoiser):
+    """Images in patches of two: its head names height and width, which its live-in cannot tell."""
+
+    def __init__(self) -> None:
+        super().__init__(depth=6)
+        self.patches, self.last = nn.Conv2d(C, D, 2, stride=2), nn.Linear(D, 4 * C)
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        _, _, height, width = hidden_states.shape
+        x, conditioning = self.patches(hidden_states), self.conditioning(timestep)
+        x = x.flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x, conditioning)
+        x = self.last(x).unflatten(-1, (C, 2, 2)).unflatten(1, (height // 2, width // 2))
+        return x.permute(0, 3, 1, 4, 2, 5).reshape(hidden_states.shape)
+
+    def inputs(self, timestep: float, seed: int = 0) -> Call:
+        return (noise(seed, 2, C, 8, 8), torch.full((2,), timestep)), {}
+
+
+def test_a_segment_is_handed_the_input_that_tells_it_a_size() -> None:
+    model = PatchDenoiser()
+    randomise(model)
+    sides = {2: Dim.AUTO, 3: Dim.AUTO}
+    exported, found = outlined(model, {"hidden_states": sides})
+    program = segmented(found, [Span(2, 4)], exported.shapes)
+    assert "hidden_states" in program.calls[-1].inputs
+    assert formulas(program.calls[-1].body)
+    (result,), _ = run(program, exported)
+    assert torch.equal(result, plain_result(model))
+
+
 @pytest.mark.parametrize("name", ["cross_attention", "two_stream"])
 def test_a_segment_is_told_every_size_that_it_names(name: str) -> None:
     model = make(name)
     args, kwargs = model.inputs(0.5)
     exported, found = outlined(model, batch_dimension(model, args, kwargs, (1, 8)))
     program = segmented(found, [Span(2, 6), Span(0, 4)], exported.shapes)
-    if name == "cross_attention":  # whose head is told the batch by nothing else
-        assert "hidden_states" in program.calls[-1].inputs
     for call in program.calls:
         known = {size for given in call.inputs for size in exported.shapes.get(given, ())}
         given = (size for out in call.outputs for size in exported.shapes.get(out, ()))
