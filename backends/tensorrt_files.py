@@ -54,18 +54,18 @@ class TensorRTFormat:
         options = known_options(job.options, WRITE_OPTIONS)
         settings = _settings(options)
         library = load_library(settings.flavour)
+        ranges = {segment.name: _ranges(segment, job) for segment in job.segments}
         onnx_folder = job.folder / ONNX_FOLDER
         onnx_folder.mkdir()
         sources = write_segments(job, onnx_folder, None)
         segments, notes = {}, {}
         for segment in job.segments:
             file = f"{segment.name}.engine"
-            ranges = _ranges(segment, job)
             source = onnx_folder / sources.segments[segment.name].file
-            built = build(source, ranges, settings, library)
+            built = build(source, ranges[segment.name], settings, library)
             (job.folder / file).write_bytes(built.engine)
             segments[segment.name] = WrittenSegment(file=file)
-            notes[segment.name] = _note(built, _command(source, file, ranges, library))
+            notes[segment.name] = _note(built, _command(source, file, ranges[segment.name], library))
         return Written(
             segments=segments,
             producer={**sources.producer, library.flavour: library.version},

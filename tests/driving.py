@@ -31,6 +31,15 @@ def follow(
     return outputs
 
 
+def in_session(
+    model: Callable[..., Any], calls: Sequence[Call]
+) -> tuple[list[Any], deltapass.SessionReport]:
+    """Outputs and report of a trajectory in a session of its own."""
+    with deltapass.session(steps=len(calls)) as session:
+        outputs = follow(model, calls, session)
+    return outputs, session.report()
+
+
 def oracle(subject: Any, table: Table, calls: Sequence[Call], order: int = 0) -> list[Any]:
     """The trajectory by eager Delta-Cache. `subject` is a `Tiny` or a toy denoiser."""
     model = getattr(subject, "model", subject)

@@ -44,6 +44,24 @@ EXAMPLES: dict[type[errors.DeltapassError], tuple[object, ...]] = {
     errors.ChangingInputError: (("pose", "control_hidden_states"),),
     errors.LoweringError: ("inductor", "block_0", "C++ compiler not found"),
     errors.MissingLibraryError: ("diffusers", "demo"),
+    errors.MissingDeviceError: (
+        "this ONNX Runtime has no CUDAExecutionProvider; it has CPUExecutionProvider",
+        "Install the onnxruntime package that has it, such as onnxruntime-gpu",
+    ),
+    errors.ExportError: ("bundle exists", "Choose another place, or say overwrite"),
+    errors.DynamicShapeError: (
+        "dimension 0 of labels cannot vary: the model needs 2",
+        "Leave it out of the dynamic dimensions",
+    ),
+    errors.VerificationError: ("segment 'blocks_7_21'", 0.0123, 2e-5),
+    errors.BundleError: (
+        "bundle/prologue.onnx has 100 bytes, plan.json says 120",
+        "It was truncated or replaced: copy the whole folder, or export again",
+    ),
+    errors.SignatureError: (
+        "timestep is missing",
+        "The exported model takes a tensor",
+    ),
     errors.StateError: ("the session is closed", "Open a new one"),
     errors.AttachError: ("this StableDiffusion3Pipeline is attached already", "Detach it first"),
     errors.StepOutsideError: (20, 20),
@@ -71,7 +89,7 @@ def test_error_shows_fact_then_remedy(error_class: type[errors.DeltapassError]) 
     assert str(error) == f"{error.fact}. {error.remedy}."
     assert error.fact and error.remedy
     assert not error.remedy.endswith(".")
-    assert error.remedy[0].isupper() or error.remedy.startswith(("torch.", "options="))
+    assert error.remedy[0].isupper() or error.remedy.startswith(("torch.", "options=", "verify="))
 
 
 @pytest.mark.parametrize("error_class", EXAMPLES)
@@ -115,6 +133,10 @@ def test_no_near_match_is_invented() -> None:
         (errors.ScheduleError, ValueError),
         (errors.UnknownLoweringError, ValueError),
         (errors.MissingLibraryError, ImportError),
+        (errors.MissingDeviceError, RuntimeError),
+        (errors.ExportError, ValueError),
+        (errors.BundleError, ValueError),
+        (errors.SignatureError, TypeError),
         (errors.StateError, RuntimeError),
         (errors.RefusalWarning, UserWarning),
     ],

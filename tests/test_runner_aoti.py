@@ -77,7 +77,8 @@ def write_bundle(folder: Path, blocks: list[Block], options: dict[str, Any]) -> 
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = tmp_path_factory.mktemp("runner")
     settings = ["-DWITH_AOTI=ON", "-DWITH_ONNX=OFF", f"-DPython3_EXECUTABLE={sys.executable}"]
-    subprocess.run(["cmake", "-S", Path(__file__).parents[1] / "runner", "-B", build, *settings], check=True)
+    source = Path(__file__).parents[1] / "runner"
+    subprocess.run(["cmake", "-S", source, "-B", build, *settings], check=True)
     subprocess.run(["cmake", "--build", build], check=True)
     return build / "runner"
 

@@ -17,14 +17,11 @@ from deltapass.verification import TOLERANCES, relative_error, resized
 NAN, INFINITE = float("nan"), float("inf")
 
 
-@pytest.mark.parametrize("name", ["blocks.0.attention.out.weight", "blocks.1.mlp.0.weight"])
-def test_one_wrong_weight_is_found(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_wrong_weight_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("onnx", "onnxscript", "onnxruntime", "jsonschema", "safetensors"):
         pytest.importorskip(library)
     model = make("adaln", depth=2)
-    weight = dict(model.named_parameters())[name]
+    weight = dict(model.named_parameters())["blocks.1.mlp.0.weight"]
     add, altered = TensorStore.add, []
 
     def wrong(self: TensorStore, stored: str, tensor: torch.Tensor) -> str:
@@ -38,8 +35,7 @@ def test_one_wrong_weight_is_found(
 
     monkeypatch.setattr(TensorStore, "add", wrong)
     options: dict[str, Any] = {"cached_blocks": 1, "boundary": 1.0}
-    block = "blocks_0_1" if "blocks.0" in name else "blocks_1_2"
-    with pytest.raises(VerificationError, match=f"segment '.*{block}.*' differs from the model"):
+    with pytest.raises(VerificationError, match=r"segment 'blocks_1_2' differs from the model"):
         deltapass.export(model, *model.inputs(1.0), tmp_path / "bundle", **options)
     assert altered and not list(tmp_path.iterdir())
 

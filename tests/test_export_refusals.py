@@ -1,0 +1,88 @@
+"""What cannot be exported is refused with the reason, and nothing is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import AdaLNDenoiser, make
+from torch.export import Dim
+
+import deltapass
+from deltapass.errors import (
+    DynamicShapeError,
+    ExportError,
+    NoBlocksError,
+    OptionError,
+    ScheduleError,
+    TooManyCachedBlocksError,
+)
+
+for library in ("onnx", "onnxscript", "onnxruntime", "jsonschema", "safetensors"):
+    pytest.importorskip(library)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"lowering": "eager"}, ExportError, "export takes no option 'lowering'. It takes inter"),
+        ({"intervall": 2}, ExportError, "export takes no option 'intervall'"),
+        ({"format": "openvino"}, OptionError, "option 'format' is 'openvino'"),
+        ({"engine": {"fast": 1}}, OptionError, "option 'fast' is 1"),
+        ({"interval": 0}, ScheduleError, "interval is 0"),
+        ({"cached_blocks": 9}, TooManyCachedBlocksError, "but the model has 2 blocks"),
+        ({"batch": (3, 8)}, DynamicShapeError, "a batch of 2, the bundle is to take"),
+        ({"dynamic_shapes": {"x": {0: Dim("n")}}}, DynamicShapeError, "dimensions of x, which"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_nothing_written(
+    options: dict[str, Any], error: type[Exception], text: str, tmp_path: Path
+) -> None:
+    model = make("adaln", depth=2)
+    args, kwargs = model.inputs(1.0)
+    with pytest.raises(error, match=text):
+        deltapass.export(model, args, kwargs, tmp_path / "bundle", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_example_of_one_sample_can_have_no_dynamic_batch(tmp_path: Path) -> None:
+    model = make("adaln", depth=2)
+    (x, timestep), _ = model.inputs(1.0)
+    with pytest.raises(DynamicShapeError, match=r"a batch of 1.*at least 2"):
+        deltapass.export(model, (x[:1], timestep[:1]), {}, tmp_path / "bundle", batch=(1, 8))
+
+
+def test_a_model_without_blocks_is_refused(tmp_path: Path) -> None:
+    model = make("no_blocks")
+    with pytest.raises(NoBlocksError):
+        deltapass.export(model, *model.inputs(1.0), tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_cannot_be_traced_is_refused_with_the_reason(tmp_path: Path) -> None:
+    class Branching(AdaLNDenoiser):
+        def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            half = hidden_states / 2 if float(timestep.sum()) > 1 else hidden_states
+            return super().forward(half, timestep)
+
+    with pytest.raises(ExportError, match=r"torch\.export cannot trace the model") as caught:
+        deltapass.export(Branching(2).eval(), *make("adaln").inputs(1.0), tmp_path / "bundle")
+    assert caught.value.__cause__ is not None and not list(tmp_path.iterdir())
+
+
+def test_a_result_that_is_no_tuple_of_tensors_is_refused(tmp_path: Path) -> None:
+    class Wrapped(AdaLNDenoiser):
+        def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> Any:
+            return {"sample": super().forward(hidden_states, timestep)}
+
+    with pytest.raises(ExportError, match="returns dict of 1 values"):
+        deltapass.export(Wrapped(2).eval(), *make("adaln").inputs(1.0), tmp_path / "bundle")
+
+
+def test_the_example_must_fit_the_model(tmp_path: Path) -> None:
+    model = make("adaln", depth=2)
+    args, _ = model.inputs(1.0)
+    with pytest.raises(ExportError, match="unexpected arguments: prompt"):
+        deltapass.export(model, args, {"prompt": args[0]}, tmp_path / "bundle")
