@@ -224,7 +224,10 @@ def _torch_tensor(tensor: Any) -> torch.Tensor:
     raw = getattr(tensor, "raw", None)
     if isinstance(raw, torch.Tensor):
         return raw
-    return torch.from_numpy(tensor.numpy().copy())
+    content = tensor.numpy()
+    if content.dtype.name == "bfloat16":  # numpy has no such type, torch takes none of others
+        return torch.from_numpy(content.view("uint16").copy()).view(torch.bfloat16)
+    return torch.from_numpy(content.copy())
 
 
 def _point_to(model: Any, stored: Mapping[str, str], places: Mapping[str, Location]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final, final
 import torch
 
 from deltapass.bundle import ValueSpec
-from deltapass.errors import BundleError, MissingDeviceError, MissingLibraryError
+from deltapass.errors import BundleError, MissingDeviceError, MissingLibraryError, OptionError
 from deltapass.sizes import Dimension, evaluate
 
 # ONNX's own numbers of element types (TensorProto.DataType), which IO binding takes.
@@ -44,9 +44,9 @@ def library() -> Any:
     return onnxruntime
 
 
-def device_of(providers: Sequence[Any]) -> torch.device:
+def device_of(providers: Any) -> torch.device:
     """Where tensors must lie for the first of these providers."""
-    first = providers[0] if providers else "CPUExecutionProvider"
+    first = _providers(providers)[0]
     name, options = first if isinstance(first, tuple) else (first, {})
     if name not in GPU_PROVIDERS:
         return torch.device("cpu")
@@ -61,7 +61,8 @@ def open_session(model: Path | bytes, options: Mapping[str, Any]) -> Any:
         BundleError: If ONNX Runtime does not take the model.
     """
     runtime = library()
-    providers = list(options["providers"])
+    providers = _providers(options["providers"])
+    _check(options)
     names = [given[0] if isinstance(given, tuple) else given for given in providers]
     for name in names:
         if name not in runtime.get_available_providers():
@@ -81,9 +82,36 @@ def open_session(model: Path | bytes, options: Mapping[str, Any]) -> Any:
     try:
         return runtime.InferenceSession(given, settings, providers=providers)
     except Exception as error:
-        shown = "a model in memory" if isinstance(model, bytes) else str(model)
+        shown = "a model in memory" if isinstance(model, bytes) else model.name
         text = str(error).strip().splitlines()[0]
-        raise BundleError(f"ONNX Runtime refuses {shown}: {text}", "Export it again") from error
+        remedy = "Export it again"
+        if "NOT_IMPLEMENTED" in text:
+            remedy = (
+                "The CPU provider lacks operators for some types, bfloat16 above all: export the "
+                "model in float32, or with verify=False and load it with another provider"
+            )
+        raise BundleError(f"ONNX Runtime refuses {shown}: {text}", remedy) from error
+
+
+def _providers(given: Any) -> list[Any]:
+    """Providers as ONNX Runtime takes them; one alone may be given by its name.
+
+    Raises:
+        OptionError: If they are something else.
+    """
+    listed = [given] if isinstance(given, str) else given
+    fine = isinstance(listed, list | tuple) and all(isinstance(p, str | tuple) for p in listed)
+    if not fine or not listed:
+        raise OptionError("providers", given, "a list of names, or of (name, options)")
+    return list(listed)
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    threads, further = options["threads"], options["session_options"]
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 0:
+        raise OptionError("threads", threads, "a whole number from 0 on")
+    if further is not None and not isinstance(further, Mapping):
+        raise OptionError("session_options", further, "a mapping of names to values")
 
 
 @final
@@ -124,10 +152,20 @@ class OrtSegment:
             made.append(result)
         if self._device.type != "cpu":
             binding.synchronize_inputs()
-        self._session.run_with_iobinding(binding)
+        self._run(binding)
         if self._device.type != "cpu":
             binding.synchronize_outputs()
         return tuple(made)
+
+    def _run(self, binding: Any) -> None:
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            text = str(error).strip().splitlines()[0]
+            raise BundleError(
+                f"ONNX Runtime cannot run a segment: {text}",
+                "Try the model itself on these inputs: it may not take such sizes",
+            ) from error
 
     def _bind(self, bind: Any, name: str, tensor: torch.Tensor) -> None:
         shape, element = tuple(tensor.shape), ELEMENTS[tensor.dtype]

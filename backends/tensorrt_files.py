@@ -65,7 +65,9 @@ class TensorRTFormat:
             built = build(source, ranges[segment.name], settings, library)
             (job.folder / file).write_bytes(built.engine)
             segments[segment.name] = WrittenSegment(file=file)
-            notes[segment.name] = _note(built, _command(source, file, ranges[segment.name], library))
+            notes[segment.name] = _note(
+                built, _command(source, file, ranges[segment.name], library)
+            )
         return Written(
             segments=segments,
             producer={**sources.producer, library.flavour: library.version},

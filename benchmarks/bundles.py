@@ -26,11 +26,11 @@ from measure import record
 import deltapass
 from deltapass.demo import Settings as DemoSettings
 from deltapass.demo import example_call
-from deltapass.export import prepare
 from deltapass.exported import export_graph
 from deltapass.formats import Job
 from deltapass.options import parse_options
 from deltapass.pipelines import load_embedded
+from deltapass.prepared import prepare
 from deltapass.programs import SegmentProgram, Values, segment_program
 from deltapass.segments import as_one_segment
 from deltapass.tensorfile import TensorStore

@@ -187,9 +187,14 @@ def _fold_numbers(module: fx.GraphModule, values: dict[str, Any]) -> _Folded:
 
 def _readable_names(placeholders: Sequence[fx.Node]) -> dict[fx.Node, str]:
     """Readable names, where they are unique; else Dynamo's long ones."""
-    names = {node: _readable_name(node) for node in placeholders}
+    names = {node: _unreserved(_readable_name(node)) for node in placeholders}
     often = Counter(names.values())
     return {node: name if often[name] == 1 else node.name for node, name in names.items()}
+
+
+def _unreserved(name: str) -> str:
+    """Names of deltas and of their trend are the rewrite's."""
+    return f"{name}_given" if name == "trend" or name.startswith("delta_") else name
 
 
 def _readable_name(node: fx.Node) -> str:

@@ -7,6 +7,8 @@ in a sine. Folded here, engines hold the very numbers the model uses.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Collection
 from typing import Any, Final, final
 
 import torch
@@ -22,8 +24,9 @@ LARGEST: Final = 1 << 20  # bytes; what is larger is left to the engine, for the
 class Constants:
     """Folds nodes that depend on no input and no weight; hands them out as attributes."""
 
-    def __init__(self, graph: fx.Graph, root: torch.nn.Module) -> None:
-        self._graph, self._root = graph, root
+    def __init__(self, graph: fx.Graph, root: torch.nn.Module, taken: Collection[str]) -> None:
+        """`taken` are names of the weights, which a constant must not have."""
+        self._graph, self._root, self._taken = graph, root, taken
         self._values: dict[fx.Node, torch.Tensor] = {}
         self._placed: dict[fx.Node, fx.Node] = {}
 
@@ -44,7 +47,9 @@ class Constants:
         if node not in self._values:
             return None
         if node not in self._placed:
-            name = f"constant_{len(self._placed)}"
+            numbered = (f"constant_{at}" for at in itertools.count(len(self._placed)))
+            name = next(name for name in numbered if name not in self._taken)
+            self._taken = {*self._taken, name}
             self._root.register_buffer(name, self._values[node].contiguous())
             self._placed[node] = self._graph.get_attr(name)
         return self._placed[node]

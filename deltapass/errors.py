@@ -266,7 +266,7 @@ class VerificationError(ExportError):
         super().__init__(
             f"{what} differs from the model by {error:.3g} of its largest value, "
             f"more than the tolerance of {tolerance:.3g}",
-            "verify=False keeps the bundle as it is; a coarser tolerance can be given",
+            "Please report it with the model; verify=False keeps the bundle as it is",
         )
 
 

@@ -6,45 +6,28 @@ the segments, plan.json says how they make variants, and what was written is run
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final
 
 import torch
 
-from deltapass.blocks import find_blocks
 from deltapass.bundle import (
     PLAN_FILE,
     BundlePlan,
-    InputSpec,
-    Row,
-    SegmentSpec,
-    SpanSpec,
-    ValueSpec,
     to_text,
 )
 from deltapass.errors import ExportError
-from deltapass.exported import DynamicShapes, Exported, batch_dimension, export_graph
-from deltapass.formats import Job, Written, load_format
-from deltapass.freshness import conditioning_of
-from deltapass.glue import Chains, chains_of
-from deltapass.graphs import Macs, Role
+from deltapass.exported import DynamicShapes, batch_dimension, export_graph
+from deltapass.formats import load_format
 from deltapass.integrity import file_specs, written_aside
-from deltapass.options import Options, parse_options
-from deltapass.outline import outline
-from deltapass.plan import Plan, emissions, make_plan
-from deltapass.programs import SegmentProgram
-from deltapass.schedule import Span, Table
-from deltapass.schedule_files import schedule_content
-from deltapass.sizes import Dimension
-from deltapass.tensorfile import TensorStore, fingerprint
+from deltapass.options import parse_options
+from deltapass.prepared import Prepared, prepare
 from deltapass.verification import Reference, verify_bundle
 
-DEFAULT_STEPS: Final = 20  # as in the paper's tables
 EXPORT_OPTIONS: Final = (
     "interval",
     "cached_blocks",
@@ -104,20 +87,21 @@ def export(  # noqa: PLR0913 - one call is how its users meet it
         dynamic_shapes = _joined(batch_dimension(model, args, kwargs, batch), dynamic_shapes or {})
     made = prepare(export_graph(model, args, kwargs, dynamic_shapes), chosen)
     with written_aside(Path(path), overwrite=overwrite) as folder:
-        job = Job(
-            segments=made.chains.segments,
-            folder=folder,
-            store=TensorStore(),
-            dimensions=made.exported.dimensions,
-            options=engine or {},
-        )
+        job = made.job(folder, engine or {})
         plan = made.plan(format, backend.write(job), _attributes(model))
-        if verify:
-            reference = Reference(model=model, exported=made.exported, chains=made.chains)
-            plan = replace(plan, verified=verify_bundle(folder, plan, reference))
-        backend.finish(folder, plan)
-        plan = replace(plan, files=file_specs(folder))
-        (folder / PLAN_FILE).write_text(to_text(plan), encoding="utf-8")
+        return _finished(folder, plan, made, model if verify else None)
+
+
+def _finished(
+    folder: Path, plan: BundlePlan, made: Prepared, model: torch.nn.Module | None
+) -> BundlePlan:
+    """Verify what lies in a folder, if a model to compare with is given, and add plan.json."""
+    if model is not None:
+        reference = Reference(model=model, exported=made.exported, chains=made.chains)
+        plan = replace(plan, verified=verify_bundle(folder, plan, reference))
+    load_format(plan.format).finish(folder, plan)
+    plan = replace(plan, files=file_specs(folder))
+    (folder / PLAN_FILE).write_text(to_text(plan), encoding="utf-8")
     return plan
 
 
@@ -134,31 +118,6 @@ def _joined(one: DynamicShapes, two: DynamicShapes) -> DynamicShapes:
     return {name: {**one.get(name, {}), **two.get(name, {})} for name in {**one, **two}}
 
 
-def prepare(exported: Exported, options: Options) -> Prepared:
-    """Everything of a bundle but its files."""
-    captured = exported.captured
-    outlined = outline(captured, find_blocks(captured))
-    plan = make_plan(outlined, options.schedule, order=options.order, steps=options.steps)
-    steps = options.steps or DEFAULT_STEPS
-    rows = plan.schedule.table(steps, plan.blocks)
-    table = tuple(plan.spans[span].span if span else None for span in rows)
-    return Prepared(
-        exported=exported,
-        planned=plan,
-        options=options,
-        table=table,
-        chains=chains_of(plan, exported, _subsets(plan, table)),
-    )
-
-
-def _subsets(plan: Plan, table: Table) -> list[tuple[Span, ...]]:
-    """The sets of spans whose deltas some refresh may have to emit."""
-    spans = sorted({spanned.span for spanned in plan.spans.values()})
-    some = {frozenset(few) for n in range(3) for few in itertools.combinations(spans, n)}
-    wanted = some | set(emissions(table, plan.order)) | {frozenset(spans)}
-    return sorted((tuple(sorted(few)) for few in wanted), key=lambda few: (len(few), few))
-
-
 def _attributes(model: torch.nn.Module) -> dict[str, Any]:
     """What pipelines ask a denoiser for, as far as a file can hold it."""
     config = getattr(model, "config", None)
@@ -173,153 +132,3 @@ def _attributes(model: torch.nn.Module) -> dict[str, Any]:
         "dtype": str(dtype).removeprefix("torch."),
         "class": type(model).__name__,
     }
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """Everything that is known before the first file is written."""
-
-    exported: Exported
-    planned: Plan
-    options: Options
-    table: Table
-    chains: Chains
-
-    @property
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The weights the graph uses, by their names in the model."""
-        held = self.exported.held
-        return {name: self.exported.tensors[name] for name in sorted(held)}
-
-    def plan(self, format: str, written: Written, attributes: Mapping[str, Any]) -> BundlePlan:
-        """plan.json, but for the checksums of files."""
-        steps = len(self.table)
-        weights = self.weights
-        return BundlePlan(
-            format=format,
-            producer={**_producer(), **written.producer},
-            files={},
-            weights={
-                "fingerprint": fingerprint(weights),
-                "count": len(weights),
-                "bytes": sum(tensor.nbytes for tensor in weights.values()),
-                "names": list(weights),
-            },
-            dimensions=self.exported.dimensions,
-            signature=self.exported.signature,
-            inputs=self._inputs(),
-            values=self._values(),
-            segments=tuple(_segment(s, written) for s in self.chains.segments),
-            variants=self.chains.variants,
-            blocks=self.planned.blocks,
-            spans=self._spans(),
-            conditioning=self._conditioning(),
-            order=self.planned.order,
-            steps=steps,
-            fixed_steps=self.options.steps is not None,
-            schedule=schedule_content(self.planned.schedule),
-            table=self.rows,
-            macs=self._macs(),
-            attributes=attributes,
-            build=written.build,
-        )
-
-    def _inputs(self) -> tuple[InputSpec, ...]:
-        captured, shapes = self.exported.captured, self.exported.shapes
-        return tuple(
-            InputSpec(
-                name=given.name,
-                role=given.role.value,
-                dtype=_dtype(given.spec.dtype),
-                shape=shapes.get(given.name, given.spec.shape),
-            )
-            for given in captured.inputs
-            if given.spec is not None and given.role is not Role.WEIGHT
-        )
-
-    def _values(self) -> dict[str, ValueSpec]:
-        return values_of(self.chains.example, self.chains.shapes)
-
-    def _spans(self) -> tuple[SpanSpec, ...]:
-        return tuple(
-            SpanSpec(
-                wanted=spanned.wanted,
-                span=spanned.span,
-                streams=len(spanned.streams),
-                bytes=spanned.nbytes,
-            )
-            for spanned in self.planned.spans.values()
-        )
-
-    def _conditioning(self) -> tuple[str, ...]:
-        names = conditioning_of(self.planned.outline, self.options.per_step).values()
-        return tuple(name for name in names if name in self.exported.example)
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        """The planned trajectory, step by step."""
-        emitted = emissions(self.table, self.planned.order)
-        rows = []
-        for step, span in enumerate(self.table):
-            if span is None:
-                rows.append(Row(variant=self.chains.name("refresh", sorted(emitted[step]))))
-            else:
-                name = self.chains.name("cached", [span])
-                rows.append(Row(variant=name, trend=self._trend(step, span)))
-        return tuple(rows)
-
-    def _trend(self, step: int, span: Span) -> float | None:
-        """W of the linear extrapolation, from the last two refreshes that emit the span."""
-        if not self.planned.order:
-            return None
-        emitted = emissions(self.table, self.planned.order)
-        made = [at for at in range(step) if span in emitted[at]]
-        newest, before = made[-1], made[-2:][0]
-        return (step - newest) / (newest - before) if newest != before else 0.0
-
-    def _macs(self) -> dict[str, float]:
-        full = self.planned.outline.program.macs
-        costs = {variant.name: variant.macs for variant in self.chains.variants}
-        ours = sum((costs[row.variant] for row in self.rows), Macs())
-        plain = full * len(self.table)
-        return {
-            "paper": full.paper,
-            "full": full.full,
-            "plain_trajectory": plain.full,
-            "trajectory": ours.full,
-            "expected_speedup": plain.full / ours.full if ours.full else 1.0,
-        }
-
-
-def _segment(segment: SegmentProgram, written: Written) -> SegmentSpec:
-    made = written.segments[segment.name]
-    return SegmentSpec(
-        name=segment.name,
-        file=made.file,
-        inputs=segment.inputs,
-        outputs=segment.outputs,
-        values=values_of(segment.values, segment.shapes),
-        weights=dict(made.weights),
-        macs=segment.macs,
-    )
-
-
-def values_of(
-    example: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[Dimension, ...]]
-) -> dict[str, ValueSpec]:
-    """Type and dimensions of values."""
-    return {
-        name: ValueSpec(dtype=_dtype(value.dtype), shape=shapes.get(name, tuple(value.shape)))
-        for name, value in example.items()
-    }
-
-
-def _producer() -> dict[str, str]:
-    import deltapass
-
-    return {"deltapass": deltapass.__version__, "torch": str(torch.__version__)}
-
-
-def _dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
 import torch
@@ -73,20 +73,17 @@ def export_graph(
         UnsupportedGraphError: If the graph cannot be cached.
     """
     call, defaults, parameters = example_call(model, args, kwargs)
+    if model.training:
+        raise ExportError("the model is in training mode", "Call model.eval() first")
     # One tensor object for two inputs would be merged into one input without a word.
     call = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), call)
     program = _trace(model, call, dynamic or {})
-    inputs = _user_inputs(program, call)
-    names = {id(value): name for name, value in inputs.items()}
-    signature = Signature(
-        parameters=parameters,
-        template=template_of(call, names),
-        defaults=defaults,
-        tuple_result=_gives_tuple(program),
-    )
     symbols = _named_symbols(program, dynamic or {})
     _name_sizes(program.graph, symbols)
-    return _captured(program, inputs, signature, symbols)
+    signature = Signature(
+        parameters=parameters, template={}, defaults=defaults, tuple_result=_gives_tuple(program)
+    )
+    return _captured(program, call, signature, symbols)
 
 
 def batch_dimension(
@@ -100,6 +97,12 @@ def batch_dimension(
         DynamicShapeError: If the example has one sample, of which torch.export would make a
             constant, or lies outside the bounds.
     """
+    whole = all(isinstance(end, int) and not isinstance(end, bool) for end in bounds)
+    if not whole or not 1 <= bounds[0] < bounds[1]:
+        raise DynamicShapeError(
+            f"the batch is to be {bounds[0]} to {bounds[1]}",
+            "Give two whole numbers, the second above the first, such as (1, 8)",
+        )
     call, _, _ = example_call(model, args, kwargs)
     tensors = {name: value for name, value in call.items() if isinstance(value, torch.Tensor)}
     first = next((len(value) for value in tensors.values() if value.ndim), 0)
@@ -139,9 +142,11 @@ def _trace(
 def _trace_error(error: Exception) -> ExportError:
     lines = str(error).strip().splitlines() or [""]
     if type(error).__name__ in ("UserError", "ConstraintViolationError"):
+        at = next((n for n, line in enumerate(lines) if "Suggested fixes" in line), len(lines))
+        said = (line.strip() for line in (*lines[:3], *lines[at : at + 6]))
         return DynamicShapeError(
-            f"a dimension cannot vary as asked: {' '.join(line.strip() for line in lines[:3])}",
-            "Leave it out of the dynamic dimensions, or give it the range named",
+            f"a dimension cannot vary as asked: {' '.join(said)}",
+            "Leave it out of the dynamic dimensions, or follow torch's suggestion",
         )
     return ExportError(
         f"torch.export cannot trace the model: {type(error).__name__}: {lines[0]}",
@@ -176,10 +181,11 @@ def _gives_tuple(program: ExportedProgram) -> bool:
 
 def _captured(
     program: ExportedProgram,
-    inputs: Mapping[str, Any],
+    call: Mapping[str, Any],
     signature: Signature,
     symbols: Mapping[str, str],
 ) -> Exported:
+    inputs = _user_inputs(program, call)
     weights, tensors, kinds, arguments = {}, {}, {}, []
     placeholders = (node for node in program.graph.nodes if node.op == "placeholder")
     for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
@@ -203,13 +209,17 @@ def _captured(
             "the model changes tensors in place, and its sizes cannot be followed",
             "Export it without dynamic dimensions, or make those operators out-of-place",
         )
+    # The capture may have renamed them: an input called `input` shadows a builtin of Python.
+    data = [given.name for given in found.inputs][-len(inputs) :] if inputs else []
+    renamed = dict(zip(data, inputs.values(), strict=True))
+    names = {id(value): name for name, value in renamed.items()}
     return Exported(
         captured=found,
         weights=weights,
         tensors=tensors,
         held=frozenset(p for p, kind in kinds.items() if kind is not InputKind.CONSTANT_TENSOR),
-        example={n: v for n, v in inputs.items() if isinstance(v, torch.Tensor)},
-        signature=signature,
+        example={n: v for n, v in renamed.items() if isinstance(v, torch.Tensor)},
+        signature=replace(signature, template=template_of(call, names)),
         dimensions=_bounds(program, symbols),
         shapes=dict(_shapes(program, found, symbols)) if symbols else {},
     )
@@ -232,10 +242,15 @@ def _named_symbols(program: ExportedProgram, dynamic: DynamicShapes) -> dict[str
         if node.op != "placeholder" or not isinstance(node.meta.get("val"), torch.Tensor):
             continue
         for at, size in enumerate(node.meta["val"].shape):
-            if not isinstance(size, torch.SymInt) or not size.node.expr.is_Symbol:
+            if not isinstance(size, torch.SymInt) or len(size.node.expr.free_symbols) != 1:
                 continue
-            given = getattr(dynamic.get(node.name, {}).get(at), "__name__", None)
-            names.setdefault(str(size.node.expr), given or f"{node.name}_{at}")
+            (symbol,) = size.node.expr.free_symbols
+            # Of a multiple, such as 2 * Dim("half"), the symbol stands for the part.
+            dim = dynamic.get(node.name, {}).get(at)
+            given = getattr(getattr(dim, "root", dim), "__name__", None)
+            whole = f"{node.name}_{at}"
+            plain = whole if size.node.expr.is_Symbol else f"{whole}_part"
+            names.setdefault(str(symbol), given or plain)
     asked = {(name, at) for name, dims in dynamic.items() for at, dim in dims.items() if dim}
     for name, at in asked:
         value = next(n.meta["val"] for n in program.graph.nodes if n.name == name)

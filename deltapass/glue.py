@@ -142,7 +142,8 @@ class _Builder:
                 self.example.update(before)
         if not any(WEIGHT_OF_TREND in program.inputs for program in programs.values()):
             del self.example[WEIGHT_OF_TREND]
-            self.example = {n: v for n, v in self.example.items() if not n.endswith("_before")}
+            older = {f"{name}_before" for p in programs.values() for name in p.deltas}
+            self.example = {n: v for n, v in self.example.items() if n not in older}
 
     def variant(self, kind: str, spans: tuple[Span, ...], program: Program) -> VariantSpec:
         """A program as calls of segments; exports the segments that are new."""

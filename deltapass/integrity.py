@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -46,8 +47,25 @@ def _refuse_existing(path: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ExportError(f"{path} exists", "Choose another place, or say overwrite")
-    if not (path / PLAN_FILE).is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise ExportError(f"{path} is no plan bundle", "Remove it by hand if it may go")
+    strange = _not_of_a_bundle(path)
+    if strange is not None:
+        raise ExportError(
+            f"{path} is no plan bundle, or more than one: it holds {strange}",
+            "Remove it by hand if it may go",
+        )
+
+
+def _not_of_a_bundle(path: Path) -> str | None:
+    """The first thing in a folder that no bundle of ours put there; an empty folder has none."""
+    if not path.is_dir():
+        return "no files, for it is one"
+    try:
+        known = json.loads((path / PLAN_FILE).read_text(encoding="utf-8"))["files"]
+        names = {PLAN_FILE, *known}
+    except (OSError, ValueError, KeyError, TypeError):
+        names = set()
+    found = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    return next((name for name in found if name not in names), None)
 
 
 def _move(folder: Path, path: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any, Final, final
 
 import torch
 
-from deltapass.bundle import BundlePlan, read_plan
+from deltapass.bundle import BundlePlan
+from deltapass.consistency import read_checked
 from deltapass.errors import BundleError, SignatureError
 from deltapass.facts import Facts
 from deltapass.formats import load_format
@@ -23,7 +24,7 @@ from deltapass.integrity import check_files
 from deltapass.repertoire import LoadedVariants
 from deltapass.runtime import Selector
 from deltapass.schedule_files import schedule_from
-from deltapass.sizes import Dimension, evaluate
+from deltapass.sizes import Dimension, evaluate, multiple_of
 from deltapass.tensorfile import fingerprint
 
 MANY_SELECTORS: Final = 64  # for one bundle of dynamic shapes
@@ -71,6 +72,10 @@ class LoadedModel(torch.nn.Module):
         self._lock = threading.Lock()
         self.eval().requires_grad_(False)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> LoadedModel:
+        """Itself: it cannot be changed, and its engines cannot be copied."""
+        return self
+
     @property
     def dtype(self) -> torch.dtype:
         """The exported model's type of numbers."""
@@ -95,6 +100,11 @@ class LoadedModel(torch.nn.Module):
         """
         signature = self.plan.signature
         tensors = signature.tensors(args, kwargs)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values()):
+            raise SignatureError(
+                "an input requires gradients, and a bundle has none",
+                "Call it under torch.no_grad()",
+            )
         arguments = [self._checked(entry.name, tensors) for entry in self.plan.inputs]
         results = self._selector(arguments)(*arguments)
         if signature.whole(args, kwargs):
@@ -104,11 +114,13 @@ class LoadedModel(torch.nn.Module):
     def _checked(self, name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         tensor, entry = tensors[name], next(e for e in self.plan.inputs if e.name == name)
         wanted = getattr(torch, entry.dtype)
+        if entry.role == Role.TIMESTEP.value and not tensor.dtype.is_floating_point:
+            tensor = tensor.to(wanted)  # samplers give whole timesteps as either; nothing is lost
         if tensor.dtype != wanted or tensor.ndim != len(entry.shape):
             raise SignatureError(
                 f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; the bundle takes "
                 f"{wanted} of shape ({', '.join(map(str, entry.shape))})",
-                "Convert it, or export the model with this input",
+                "Convert it, or export the model with such an input",
             )
         if tensor.device != self._place:
             raise SignatureError(
@@ -174,8 +186,11 @@ def read_sizes(plan: BundlePlan, shapes: tuple[tuple[int, ...], ...]) -> dict[st
     for entry, shape in zip(plan.inputs, shapes, strict=True):
         pairs: Iterator[tuple[Dimension, int]] = zip(entry.shape, shape, strict=True)
         for dimension, size in pairs:
+            part = multiple_of(dimension)
             if isinstance(dimension, str) and dimension.isidentifier():
                 sizes.setdefault(dimension, size)
+            elif part is not None:
+                sizes.setdefault(part[1], size // part[0])
     return sizes
 
 
@@ -205,7 +220,7 @@ def load(
         OptionError: If an option is unknown or unfit.
     """
     folder = Path(path)
-    plan = read_plan(folder)
+    plan = read_checked(folder)
     check_files(folder, plan.files, contents=check_contents)
     if model is not None:
         _check_weights(plan, model)
@@ -215,7 +230,9 @@ def load(
 
 
 def _check_weights(plan: BundlePlan, model: torch.nn.Module) -> None:
-    held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    # Tied weights have several names.
+    parameters = model.named_parameters(remove_duplicate=False)
+    held = {**dict(parameters), **dict(model.named_buffers(remove_duplicate=False))}
     names = plan.weights["names"]
     missing = [name for name in names if name not in held]
     if missing or fingerprint({name: held[name] for name in names}) != plan.weights["fingerprint"]:

@@ -6,6 +6,7 @@ worked out from the segment's own inputs.
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 from deltapass.constants import Constants
 from deltapass.errors import DynamicShapeError, InternalError
 from deltapass.graphs import Call, Macs
-from deltapass.sizes import Dimension, Size, symbols_of, write_out
+from deltapass.sizes import Dimension, Size, multiple_of, symbols_of, write_out
 
 Dimensions = tuple[Dimension, ...]
 aten = torch.ops.aten
@@ -82,7 +83,7 @@ def segment_program(call: Call, values: Values) -> SegmentProgram:
     example = tuple(values.example[name].clone() for name in inputs)
     names = (*inputs, *call.outputs)
     shapes = {name: values.shapes[name] for name in names if name in values.shapes}
-    program = _export(module, example, [shapes.get(name, ()) for name in inputs])
+    program = _export(call.label, module, example, [shapes.get(name, ()) for name in inputs])
     _check(call.label, program, inputs, shapes)
     return SegmentProgram(
         name=call.label,
@@ -100,7 +101,7 @@ def _module(call: Call, inputs: Sequence[str], values: Values) -> fx.GraphModule
     graph, root = fx.Graph(), torch.nn.Module()
     given = {name: graph.placeholder(name) for name in inputs}
     sizes = _Sizes(graph, given, values.shapes)
-    constants = Constants(graph, root)
+    constants = Constants(graph, root, {path.split(".")[0] for path in values.weights.values()})
     env: dict[fx.Node, Any] = {}
     names = iter(call.inputs)
     for node in call.body.module.graph.nodes:
@@ -144,6 +145,8 @@ class _Sizes:
             for at, size in enumerate(shapes.get(name, ()))
             if isinstance(size, str)
         }
+        parts = ((multiple_of(size), place) for size, place in self._places.items())
+        self._multiples = {part[1]: (part[0], place) for part, place in parts if part}
         self._made: dict[str, Any] = {}
 
     def replace(self, node: fx.Node) -> fx.Node:
@@ -167,6 +170,10 @@ class _Sizes:
         if formula not in self._made:
             if formula in self._places:
                 made = self._graph.call_function(aten.sym_size.int, self._places[formula])
+            elif formula.isidentifier() and formula in self._multiples:
+                times, place = self._multiples[formula]
+                whole = self._graph.call_function(aten.sym_size.int, place)
+                made = self._graph.call_function(operator.floordiv, (whole, times))
             elif formula.isidentifier():
                 raise InternalError(f"no input of the segment tells the size {formula!r}")
             else:
@@ -177,23 +184,33 @@ class _Sizes:
 
 
 def _export(
-    module: fx.GraphModule, example: tuple[torch.Tensor, ...], shapes: Sequence[Dimensions]
+    label: str,
+    module: fx.GraphModule,
+    example: tuple[torch.Tensor, ...],
+    shapes: Sequence[Dimensions],
 ) -> ExportedProgram:
     dynamic = tuple(
         {at: Dim.DYNAMIC for at, size in enumerate(dimensions) if isinstance(size, str)}
         for dimensions in shapes
     )
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's, about torch's own calls
-        return torch.export.export(
-            module,
-            example,
-            dynamic_shapes=dynamic if any(dynamic) else None,
-            strict=False,
-            # A size that follows from others, such as tokens = height * width, is checked at run
-            # time instead of being refused.
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's, about torch's own calls
+            return torch.export.export(
+                module,
+                example,
+                dynamic_shapes=dynamic if any(dynamic) else None,
+                strict=False,
+                # A size that follows from others, such as tokens = height * width, is checked at
+                # run time instead of being refused.
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+    except ValueError as error:  # torch's word for a dimension that is fixed
+        said = " ".join(str(error).split())[:300]
+        raise DynamicShapeError(
+            f"a dimension that may vary in the model is fixed in segment {label!r}: {said}",
+            "Leave it out of the dynamic dimensions",
+        ) from error
 
 
 def _check(

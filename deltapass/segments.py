@@ -16,7 +16,7 @@ The result is a program like any other: the same rewrite makes its variants.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -26,7 +26,7 @@ from deltapass.graphs import Body, Call, Program, TensorSpec
 from deltapass.outline import Outline, verify
 from deltapass.rewrite import inline
 from deltapass.schedule import Span
-from deltapass.sizes import Dimension, Size, symbols_of
+from deltapass.sizes import Dimension, Size, multiple_of, symbols_of
 
 Dimensions = tuple[Dimension, ...]
 
@@ -142,12 +142,19 @@ def _with_sizes(program: Program, call: Call, shapes: Mapping[str, Dimensions]) 
     given = (size for name in call.outputs for size in shapes.get(name, ()))
     named = {*formulas(call.body), *(size for size in given if isinstance(size, str))}
     wanted = (symbols_of(formula) for formula in named if formula not in known)
-    missing = {symbol for symbols in wanted for symbol in symbols} - known
+    missing = {symbol for symbols in wanted for symbol in symbols} - _told(known)
     for name in program.inputs:
-        if missing.intersection(shapes.get(name, ())):
+        if missing & _told(shapes.get(name, ())):
             call = _with_input(call, name, dense(program.specs[name]))
-            missing.difference_update(shapes[name])
+            missing -= _told(shapes[name])
     return call
+
+
+def _told(dimensions: Iterable[Dimension]) -> set[str]:
+    """Named dimensions that can be told from these: each that is one of them, or a part of one."""
+    formulas = [size for size in dimensions if isinstance(size, str)]
+    parts = (multiple_of(formula) for formula in formulas)
+    return {*formulas, *(part[1] for part in parts if part)}
 
 
 def _with_input(call: Call, name: str, spec: TensorSpec) -> Call:

@@ -15,7 +15,7 @@ import torch
 
 from deltapass.errors import ExportError, SignatureError
 
-INPUT: Final = "input"  # {"input": name} stands for a tensor
+INPUT: Final = "$tensor"  # {"$tensor": name} stands for a tensor
 WHOLE: Final = "return_dict"  # diffusers' way of asking for an object instead of a tuple
 MISSING: Final = object()  # None is a value
 PLAIN: Final = (bool, int, float, str, type(None))
@@ -28,8 +28,8 @@ class Signature:
 
     Attributes:
         parameters: Names of the model's parameters, in order.
-        template: Parameter -> its value, with every tensor as {"input": name}.
-        defaults: Parameter -> default, for those that were not given.
+        template: Parameter -> its value, with every tensor as {"$tensor": name}.
+        defaults: Parameter -> default, where it is plain data.
         tuple_result: Whether the model returns a tuple.
     """
 
@@ -48,8 +48,11 @@ class Signature:
         given.pop(WHOLE, None)
         found: dict[str, torch.Tensor] = {}
         for name in self.parameters:
+            if name == WHOLE:
+                continue
             if name in self.template:
-                _match(name, self.template[name], given.get(name, MISSING), found)
+                left_out = self.defaults.get(name, MISSING)
+                _match(name, self.template[name], given.get(name, left_out), found)
             elif name in given and not _alike(self.defaults.get(name), given[name]):
                 raise SignatureError(
                     f"{name!r} is {_shown(given[name])}; the model was exported without it",
@@ -73,6 +76,9 @@ def bind(
         SignatureError: If there are too many, or one has no such name.
     """
     unknown = sorted(set(kwargs) - set(parameters))
+    twice = [name for name, _ in zip(parameters, args, strict=False) if name in kwargs]
+    if twice:
+        raise SignatureError(f"{twice[0]!r} is given twice", "Give it by position or by name")
     if len(args) > len(parameters) or unknown:
         surplus = ", ".join(unknown) or f"{len(args)} by position"
         raise SignatureError(
@@ -99,15 +105,15 @@ def example_call(
     if WHOLE in names:
         given[WHOLE] = False
     defaults = {
-        name: known[name].default
+        name: _listed(known[name].default)
         for name in names
-        if (name not in given or name == WHOLE) and isinstance(known[name].default, PLAIN)
+        if isinstance(_listed(known[name].default), (*PLAIN, list))
     }
     return {name: given[name] for name in names if name in given}, defaults, names
 
 
 def template_of(value: Any, names: Mapping[int, str]) -> Any:
-    """A value with every tensor as {"input": name}, named by identity of the tensor.
+    """A value with every tensor as {"$tensor": name}, named by identity of the tensor.
 
     Raises:
         ExportError: If it holds what a file cannot.
@@ -146,8 +152,9 @@ def _match(path: str, template: Any, value: Any, found: dict[str, torch.Tensor])
 def _parts(template: Any, value: Any) -> list[tuple[Any, Any, Any]]:
     """Name, exported and given value of what a dictionary or list holds."""
     if isinstance(template, Mapping) and isinstance(value, Mapping):
-        names = [*template, *(name for name in value if name not in template)]
-        return [(name, template.get(name), value.get(name, MISSING)) for name in names]
+        given = {str(name): item for name, item in value.items()}  # as the file has them
+        names = [*template, *(name for name in given if name not in template)]
+        return [(name, template.get(name), given.get(name, MISSING)) for name in names]
     if isinstance(template, list) and isinstance(value, list | tuple):
         longest = max(len(template), len(value))
         pairs = zip(_padded(template, longest, None), _padded(value, longest, MISSING), strict=True)
@@ -165,16 +172,28 @@ def _kind(value: Any) -> type:
 
 def _alike(exported: Any, given: Any) -> bool:
     """Equal; nothing, None and empty dictionaries are all alike."""
-    if given is MISSING:
-        return not isinstance(exported, Mapping) or INPUT not in exported
     if isinstance(given, torch.Tensor):
         return False
-    if not exported and not given and not isinstance(given, bool | int | float):
+    if _is_nothing(exported) and (given is MISSING or _is_nothing(given)):
         return True
-    return type(exported) is type(given) and bool(exported == given)
+    plain = _listed(given)
+    return type(exported) is type(plain) and bool(exported == plain)
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, Mapping | list | tuple) and not value)
+
+
+def _listed(value: Any) -> Any:
+    """A tuple as the list that a file makes of it."""
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _shown(value: Any) -> str:
+    if value is MISSING:
+        return "missing"
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
-    return "missing" if value is MISSING else repr(value)
+    if isinstance(value, Mapping | list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    return repr(value)

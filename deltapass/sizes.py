@@ -51,10 +51,8 @@ def formula_of(value: torch.SymInt, names: Mapping[str, str]) -> Dimension:
     expression = value.node.expr
     if not expression.free_symbols:
         return int(expression)
-    text = str(expression)
-    for symbol in expression.free_symbols:
-        text = re.sub(rf"\b{symbol}\b", names.get(str(symbol), str(symbol)), text)
-    return check_formula(text)
+    pattern = r"\b(" + "|".join(map(str, expression.free_symbols)) + r")\b"
+    return check_formula(re.sub(pattern, lambda m: names.get(m[1], m[1]), str(expression)))
 
 
 def check_formula(text: str) -> str:
@@ -64,15 +62,29 @@ def check_formula(text: str) -> str:
         DynamicShapeError: If it cannot be calculated by `evaluate`.
     """
     try:
-        tree = ast.parse(text, mode="eval").body
-        _calculate(tree, dict.fromkeys(symbols_of(text), 1))
-    except ZeroDivisionError:
-        pass
+        tree = _Products().visit(ast.parse(text, mode="eval").body)
+        _calculate(tree, dict.fromkeys(symbols_of(text), 1), lambda *_: 1)
     except (SyntaxError, DynamicShapeError) as error:
         raise DynamicShapeError(
             f"a size is {text}", "Only sums, products and whole quotients of dimensions may vary"
         ) from error
     return ast.unparse(tree)
+
+
+@final
+class _Products(ast.NodeTransformer):
+    """Squares and the like as products, which everybody who reads a bundle knows."""
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        """Before: a ** 2. After: a * a."""
+        self.generic_visit(node)
+        times = node.right.value if isinstance(node.right, ast.Constant) else None
+        if not isinstance(node.op, ast.Pow) or not isinstance(times, int) or not 2 <= times <= 4:
+            return node
+        product = node.left
+        for _ in range(times - 1):
+            product = ast.BinOp(left=product, op=ast.Mult(), right=node.left)
+        return product
 
 
 def symbols_of(text: str) -> frozenset[str]:
@@ -93,7 +105,23 @@ def evaluate(dimension: Dimension, sizes: Mapping[str, int]) -> int:
     """
     if isinstance(dimension, int):
         return int(dimension)
-    return int(_calculate(ast.parse(dimension, mode="eval").body, sizes))
+    try:
+        return int(_calculate(ast.parse(dimension, mode="eval").body, sizes))
+    except ZeroDivisionError as error:
+        raise DynamicShapeError(
+            f"{dimension!r} divides by zero for {dict(sizes)}", "Use other sizes"
+        ) from error
+
+
+def multiple_of(formula: Dimension) -> tuple[int, str] | None:
+    """`2 * height` -> (2, "height"); None for any other formula."""
+    if not isinstance(formula, str):
+        return None
+    found = re.fullmatch(r"(\d+) \* (\w+)|(\w+) \* (\d+)", formula)
+    if found is None:
+        return None
+    times, name = (found[1], found[2]) if found[1] else (found[4], found[3])
+    return (int(times), name) if name.isidentifier() and int(times) else None
 
 
 def write_out(graph: fx.Graph, formula: str, sizes: Mapping[str, Any]) -> Any:

@@ -14,14 +14,15 @@ from typing import Any, Final, final
 
 import torch
 
-from deltapass.bundle import BundlePlan
+from deltapass.bundle import BundlePlan, SpanSpec
 from deltapass.errors import VerificationError
 from deltapass.exported import Exported
 from deltapass.formats import load_format
 from deltapass.glue import Chains
 from deltapass.lowering import Executable, Lowered
 from deltapass.repertoire import LoadedVariants
-from deltapass.sizes import evaluate
+from deltapass.signature import INPUT
+from deltapass.sizes import evaluate, multiple_of
 
 # Largest error over largest value that an engine's own rounding may cause, by type of the weights.
 TOLERANCES: Final[Mapping[str, float]] = {"float32": 2e-5, "float16": 2e-2, "bfloat16": 1e-1}
@@ -71,14 +72,23 @@ def verify_bundle(folder: Path, plan: BundlePlan, reference: Reference) -> dict[
 
 def relative_error(given: Sequence[Any], wanted: Sequence[Any]) -> float:
     """Largest difference over largest value, over all tensors of two results."""
-    errors = [0.0]
-    for one, two in zip(given, wanted, strict=True):
-        if isinstance(two, torch.Tensor) and two.numel():
-            ours, theirs = one.to("cpu", torch.float64), two.to("cpu", torch.float64)
-            scale = theirs.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-            errors.append(float((ours - theirs).abs().max() / scale))
+    pairs = zip(given, wanted, strict=True)
+    errors = [0.0, *(_error(one, two) for one, two in pairs if isinstance(two, torch.Tensor))]
     # max() of Python drops a NaN unless it comes first
     return float("nan") if any(map(math.isnan, errors)) else max(errors)
+
+
+def _error(given: torch.Tensor, wanted: torch.Tensor) -> float:
+    if given.shape != wanted.shape:
+        return math.inf
+    if not wanted.numel():
+        return 0.0
+    ours, theirs = given.to("cpu", torch.float64), wanted.to("cpu", torch.float64)
+    finite = theirs[theirs.isfinite()].abs()
+    scale = finite.max() if finite.numel() else torch.tensor(1.0)
+    # Masks hold infinities, which are equal and have no difference.
+    difference = (ours - theirs).abs().masked_fill(ours == theirs, 0.0).max()
+    return float(difference / scale.clamp_min(torch.finfo(torch.float32).tiny))
 
 
 def _segment_errors(segments: Mapping[str, Lowered], chains: Chains) -> Iterator[tuple[str, float]]:
@@ -119,9 +129,25 @@ def _size_errors(
         call = _filled(plan.signature.template, inputs)
         with torch.no_grad():
             wanted = reference.model(**call)
-        given, _ = variants.refresh(())(list(inputs.values()))
+        results = list(wanted) if isinstance(wanted, tuple | list) else [wanted]
         name = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        yield name, relative_error(given, wanted if isinstance(wanted, tuple | list) else [wanted])
+        given, _ = variants.refresh(())(list(inputs.values()))
+        yield name, relative_error(given, results)
+        for span in plan.spans:
+            cached = _cached_with_own_deltas(variants, span, plan.order, list(inputs.values()))
+            yield f"{name}, without {span.span}", relative_error(cached, results)
+
+
+def _cached_with_own_deltas(
+    variants: LoadedVariants, spanned: SpanSpec, order: int, inputs: list[torch.Tensor]
+) -> Sequence[Any]:
+    """A cached variant on the deltas of the same call, which make it the full model."""
+    _, deltas = variants.refresh([spanned.span])(inputs)
+    given = [*inputs, *deltas]
+    if order:
+        given += [*deltas, torch.zeros((), dtype=torch.float32, device=deltas[0].device)]
+    results, _ = variants.cached(spanned.span)(given)
+    return results
 
 
 def _corners(plan: BundlePlan, example: Mapping[str, torch.Tensor]) -> Iterator[dict[str, int]]:
@@ -129,8 +155,11 @@ def _corners(plan: BundlePlan, example: Mapping[str, torch.Tensor]) -> Iterator[
     shown: dict[str, int] = {}
     for entry in plan.inputs:
         for size, dimension in zip(example[entry.name].shape, entry.shape, strict=True):
+            part = multiple_of(dimension)
             if isinstance(dimension, str) and dimension.isidentifier():
                 shown.setdefault(dimension, size)
+            elif part is not None:
+                shown.setdefault(part[1], size // part[0])
     least = {n: max(plan.dimensions[n][0], -(-size // FARTHEST)) for n, size in shown.items()}
     far = {n: size * FARTHEST for n, size in shown.items()}
     most = {n: min(plan.dimensions[n][1] or far[n], far[n]) for n in shown}
@@ -146,8 +175,8 @@ def resized(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 
 def _filled(template: Any, inputs: Mapping[str, torch.Tensor]) -> Any:
-    if isinstance(template, Mapping) and set(template) == {"input"}:
-        return inputs[template["input"]]
+    if isinstance(template, Mapping) and set(template) == {INPUT}:
+        return inputs[template[INPUT]]
     if isinstance(template, Mapping):
         return {name: _filled(item, inputs) for name, item in template.items()}
     if isinstance(template, list):

@@ -19,7 +19,7 @@ Built = tuple[fx.Graph, torch.nn.Module, Constants]
 @pytest.fixture
 def built() -> Built:
     graph, root = fx.Graph(), torch.nn.Module()
-    return graph, root, Constants(graph, root)
+    return graph, root, Constants(graph, root, ())
 
 
 def arange(graph: fx.Graph, length: Any) -> fx.Node:

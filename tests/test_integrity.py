@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ class BrokenError(Exception):
 
 
 def write(folder: Path, text: str = "new") -> None:
-    (folder / PLAN_FILE).write_text(text)
+    (folder / PLAN_FILE).write_text(plan(text))
     (folder / "inner").mkdir(exist_ok=True)
     (folder / "inner" / "engine").write_text(text)
 
@@ -31,7 +32,12 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def contents(text: str) -> dict[str, str]:
-    return {PLAN_FILE: text, "inner/engine": text}
+    return {PLAN_FILE: plan(text), "inner/engine": text}
+
+
+def plan(text: str) -> str:
+    """As much of plan.json as tells a bundle from another folder."""
+    return json.dumps({"files": {"inner/engine": {}}, "text": text})
 
 
 # ---- written aside -----------------------------------------------------------------------------
@@ -93,10 +99,9 @@ def test_a_bundle_survives_a_failed_move(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_overwriting_replaces_all_of_the_old_bundle(tmp_path: Path) -> None:
     write(old := _made(tmp_path / "bundle"), "old")
-    (old / "left_over.onnx").write_text("old")
     with written_aside(old, overwrite=True) as folder:
         write(folder)
-        assert tree(old)[PLAN_FILE] == "old", "the old one can be loaded until the end"
+        assert tree(old)[PLAN_FILE] == plan("old"), "the old one can be loaded until the end"
     assert tree(old) == contents("new")
     assert list(tmp_path.iterdir()) == [old]
 
@@ -111,8 +116,21 @@ def test_only_a_bundle_is_overwritten(tmp_path: Path) -> None:
     (photos := _made(tmp_path / "photos")).joinpath("cat.png").write_text("cat")
     (file := tmp_path / "notes.txt").write_text("notes")
     for path in (photos, file):
-        _refused(path, f"{path.name} is no plan bundle. Remove it by hand", overwrite=True)
+        _refused(path, f"{path.name} is no plan bundle, or more than one", overwrite=True)
     assert tree(tmp_path) == {"photos/cat.png": "cat", "notes.txt": "notes"}
+
+
+def test_a_bundle_with_a_file_of_another_hand_is_not_overwritten(tmp_path: Path) -> None:
+    write(old := _made(tmp_path / "bundle"), "old")
+    (old / "photo.png").write_text("mine")
+    _refused(old, "it holds photo.png. Remove it by hand", overwrite=True)
+    assert tree(old) == {**contents("old"), "photo.png": "mine"}
+
+
+def test_any_folder_with_a_plan_json_is_no_bundle(tmp_path: Path) -> None:
+    (folder := _made(tmp_path / "travels")).joinpath(PLAN_FILE).write_text('{"to": "Rome"}')
+    _refused(folder, "it holds plan.json", overwrite=True)
+    assert tree(folder) == {PLAN_FILE: '{"to": "Rome"}'}
 
 
 def test_an_empty_folder_may_be_overwritten(tmp_path: Path) -> None:

@@ -31,9 +31,10 @@ ORDER = (
     *("counting",),
     *("session", "signals", "tracker", "moments", "residuals", "freshness", "runtime"),
     *("watch", "attach"),
-    *("bundle", "tensorfile", "programs", "formats", "glue", "integrity", "repertoire"),
+    *("bundle", "consistency", "tensorfile", "programs", "formats"),
+    *("glue", "integrity", "repertoire"),
     *("loaded", "verification"),
-    *("compiler", "export", "explain", "pipelines", "machine", "demo", "gallery"),
+    *("compiler", "prepared", "export", "explain", "pipelines", "machine", "demo", "gallery"),
     *("sources", "trajectory_file", "bundle_run", "command_line", "cli_bundles", "cli"),
 )
 SEEN_BY_BACKENDS = {

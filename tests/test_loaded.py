@@ -77,7 +77,7 @@ def inputs(batch: int = B) -> tuple[torch.Tensor, torch.Tensor]:
         (lambda x, t: ((x[0], t), {}), r"of shape \(16, 4\); the bundle takes .*\(batch, 16, 4\)"),
         (lambda x, t: ((x[:, :8], t), {}), r"shape \(2, 8, 4\); the bundle takes .*here \(2, 16"),
         (lambda x, t: ((x, t[:1]), {}), r"timestep has shape \(1,\); the bundle takes \(batch\)"),
-        (lambda x, t: ((x, t.long()), {}), r"timestep is torch\.int64"),
+        (lambda x, t: ((x, t.double()), {}), r"timestep is torch\.float64"),
         (
             lambda x, t: ((x.to("meta"), t), {}),
             "lies on meta, the bundle runs on cpu",
@@ -276,3 +276,16 @@ def test_a_pipeline_with_a_bundle_is_that_with_the_compiled_model(tmp_path: Path
     with torch.no_grad():
         whole = loaded(*tiny.call(1.0)[0], **{**tiny.call(1.0)[1], "return_dict": True})
     assert torch.is_tensor(whole.sample) and whole[0] is whole.sample
+
+
+def test_whole_timesteps_may_be_integers(loaded: deltapass.LoadedModel) -> None:
+    x, t = inputs()
+    whole = torch.full_like(t, 7.0)
+    torch.testing.assert_close(call(loaded, x, whole.long()), call(loaded, x, whole))
+
+
+def test_inputs_that_require_gradients_are_refused(loaded: deltapass.LoadedModel) -> None:
+    x, t = inputs()
+    with deltapass.session(1) as session, pytest.raises(SignatureError, match="no_grad"):
+        session.step(0)
+        loaded(x.requires_grad_(), t)
