@@ -67,7 +67,7 @@ def export(  # noqa: PLR0913 - one call is how its users meet it
         verify: Run what was written, on the example and at the ends of the dimensions' ranges,
             and compare with the model.
         overwrite: Replace a bundle that lies at `path`.
-        engine: Options of the format, see docs/bundles.md.
+        engine: Options of the format.
         **options: Of the backend: `schedule`, `interval`, `cached_blocks`, `boundary`, `order`,
             `steps`, `per_step`. Without `steps` the table in plan.json is for 20.
 
@@ -78,8 +78,7 @@ def export(  # noqa: PLR0913 - one call is how its users meet it
         ExportError: If the model cannot be exported as asked.
         VerificationError: If what was written differs from the model; nothing is kept then.
         UnsupportedGraphError, ScheduleError, OptionError: As when compiling.
-        MissingLibraryError: If the format needs a library that is not installed.
-        LoweringError: If a segment cannot be written.
+        MissingLibraryError, LoweringError: If the format cannot write it here.
     """
     chosen = parse_options(_checked(options))
     backend = load_format(format)

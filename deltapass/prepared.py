@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, final
 
 import torch
@@ -19,7 +20,7 @@ from deltapass.bundle import (
     ValueSpec,
 )
 from deltapass.exported import Exported
-from deltapass.formats import Written
+from deltapass.formats import Job, Written
 from deltapass.freshness import conditioning_of
 from deltapass.glue import Chains, chains_of
 from deltapass.graphs import Macs, Role
@@ -30,7 +31,7 @@ from deltapass.programs import SegmentProgram
 from deltapass.schedule import Span, Table
 from deltapass.schedule_files import schedule_content
 from deltapass.sizes import Dimension
-from deltapass.tensorfile import fingerprint
+from deltapass.tensorfile import TensorStore, fingerprint
 
 DEFAULT_STEPS: Final = 20  # as in the paper's tables
 
@@ -83,6 +84,16 @@ class Prepared:
         """The weights the graph uses, by their names in the model."""
         held = self.exported.held
         return {name: self.exported.tensors[name] for name in sorted(held)}
+
+    def job(self, folder: Path, options: Mapping[str, Any]) -> Job:
+        """What a format is to write."""
+        return Job(
+            segments=self.chains.segments,
+            folder=folder,
+            store=TensorStore(),
+            dimensions=self.exported.dimensions,
+            options=options,
+        )
 
     def plan(self, format: str, written: Written, attributes: Mapping[str, Any]) -> BundlePlan:
         """plan.json, but for the checksums of files."""
