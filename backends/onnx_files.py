@@ -12,13 +12,14 @@ from types import MappingProxyType
 from typing import Any, Final, final
 
 import torch
-from deltapass.backends.onnx_runtime import OrtSegment, device_of, library, open_session
+from deltapass.backends.onnx_runtime import ELEMENTS, OrtSegment, device_of, library, open_session
 from torch.export import ExportedProgram
 
 from deltapass.bundle import BundlePlan
 from deltapass.errors import LoweringError, MissingLibraryError
 from deltapass.formats import Job, Written, WrittenSegment, known_options
 from deltapass.lowering import Lowered
+from deltapass.programs import SegmentProgram
 from deltapass.tensorfile import WEIGHTS_FILE, Location, TensorStore
 
 aten = torch.ops.aten
@@ -72,6 +73,8 @@ class OnnxFormat:
 def write_segments(job: Job, folder: Path, opset: int | None) -> Written:
     """Convert every segment, and write files that share one file of weights."""
     onnx_ir = _library("onnx_ir")
+    for segment in job.segments:
+        _check_types(segment)
     models = {
         segment.name: to_onnx(
             segment.name, segment.program, (segment.inputs, segment.outputs), opset
@@ -87,6 +90,12 @@ def write_segments(job: Job, folder: Path, opset: int | None) -> Written:
         onnx_ir.save(model, str(folder / file))
         files[name] = WrittenSegment(file=file)
     return Written(segments=files, producer=_versions())
+
+
+def _check_types(segment: SegmentProgram) -> None:
+    for name, value in segment.values.items():
+        if value.dtype not in ELEMENTS:
+            raise LoweringError("onnx", segment.name, f"{name} is {value.dtype}, which it lacks")
 
 
 def open_segments(

@@ -173,7 +173,7 @@ def read_plan(folder: Path) -> BundlePlan:
     except FileNotFoundError as error:
         there = "holds no plan.json" if folder.is_dir() else "does not exist"
         raise BundleError(f"{folder} {there}", "Give the folder that export wrote") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read: {error}", "Export the model again") from error
     version = content.get("schema") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:

@@ -147,7 +147,11 @@ def _run(pipeline: Any, call: Mapping[str, Any], seed: int) -> tuple[Any, float]
     generators = _generators(seed, count)
     generator = generators if count > 1 else generators[0]
     started = time.perf_counter()
-    images = pipeline(**call, generator=generator).images
+    try:
+        images = pipeline(**call, generator=generator).images
+    except TypeError as error:
+        allowed = f"arguments that {type(pipeline).__name__} takes; it says: {error}"
+        raise OptionError("call", sorted(call), allowed) from error
     return numpy.asarray(images), time.perf_counter() - started
 
 

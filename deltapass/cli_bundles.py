@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -15,6 +15,7 @@ from deltapass.bundle import BundlePlan
 from deltapass.command_line import clean_errors, parse_pairs
 
 Pairs = list[str] | None
+PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def export_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how typer is told of them
@@ -85,6 +86,8 @@ def run_command(  # noqa: PLR0913, PLR0917 - as above
 ) -> None:
     """Sample with a bundle in the place of the pipeline's denoiser."""
     console = Console()
+    if output.suffix.lower() not in PICTURES:
+        raise typer.BadParameter(f"{output} does not end in {', '.join(PICTURES)}")
     with clean_errors():
         from deltapass.bundle_run import Sampling, sample, write_images
 

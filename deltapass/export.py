@@ -20,10 +20,11 @@ from deltapass.bundle import (
     BundlePlan,
     to_text,
 )
+from deltapass.compiler import as_dynamo_compiles
 from deltapass.errors import ExportError
 from deltapass.exported import DynamicShapes, batch_dimension, export_graph
 from deltapass.formats import load_format
-from deltapass.integrity import file_specs, written_aside
+from deltapass.integrity import file_specs, refuse_existing, written_aside
 from deltapass.options import parse_options
 from deltapass.prepared import Prepared, prepare
 from deltapass.verification import Reference, verify_bundle
@@ -62,14 +63,12 @@ def export(  # noqa: PLR0913 - one call is how its users meet it
         path: Folder to write.
         format: "onnx", "aoti" or "tensorrt".
         batch: Least and greatest batch; None fixes the example's. The example needs two samples.
-        dynamic_shapes: Further dimensions that may vary, as torch.export takes them: parameter
-            name -> {dimension: torch.export.Dim}.
-        verify: Run what was written, on the example and at the ends of the dimensions' ranges,
-            and compare with the model.
+        dynamic_shapes: Further ones that vary: parameter name -> {dimension: torch.export.Dim}.
+        verify: Run what was written and compare it with the model.
         overwrite: Replace a bundle that lies at `path`.
         engine: Options of the format.
         **options: Of the backend: `schedule`, `interval`, `cached_blocks`, `boundary`, `order`,
-            `steps`, `per_step`. Without `steps` the table in plan.json is for 20.
+            `steps`, `per_step`.
 
     Returns:
         What plan.json says.
@@ -78,17 +77,19 @@ def export(  # noqa: PLR0913 - one call is how its users meet it
         ExportError: If the model cannot be exported as asked.
         VerificationError: If what was written differs from the model; nothing is kept then.
         UnsupportedGraphError, ScheduleError, OptionError: As when compiling.
-        MissingLibraryError, LoweringError: If the format cannot write it here.
+        MissingLibraryError, LoweringError: If the format cannot write it.
     """
     chosen = parse_options(_checked(options))
-    backend = load_format(format)
-    if batch is not None:
-        dynamic_shapes = _joined(batch_dimension(model, args, kwargs, batch), dynamic_shapes or {})
-    made = prepare(export_graph(model, args, kwargs, dynamic_shapes), chosen)
-    with written_aside(Path(path), overwrite=overwrite) as folder:
-        job = made.job(folder, engine or {})
-        plan = made.plan(format, backend.write(job), _attributes(model))
-        return _finished(folder, plan, made, model if verify else None)
+    backend, place = load_format(format), Path(path).resolve()
+    refuse_existing(place, overwrite=overwrite)
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    with as_dynamo_compiles():  # one at a time: torch.export patches torch for the whole process
+        free = batch_dimension(model, args, kwargs, batch) if batch is not None else {}
+        shapes = _joined(free, dynamic_shapes) if free and dynamic_shapes else dynamic_shapes
+        made = prepare(export_graph(model, args, kwargs, shapes or free or None), chosen)
+        with written_aside(place, overwrite=overwrite) as folder:
+            plan = made.plan(format, backend.write(made.job(folder, engine)), _attributes(model))
+            return _finished(folder, plan, made, model if verify else None)
 
 
 def _finished(

@@ -6,6 +6,7 @@ their names in the model, and every size that may vary as a formula over named d
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ class Exported:
         captured: Its graph at the sizes of the example call; weights come first.
         weights: Placeholder name -> name in the model (for constants, torch.export's own).
         tensors: Name in the model -> tensor.
-        held: Names of the tensors that are the model's own; the rest are torch.export's constants.
+        held: Names of the tensors that are the model's own; the rest torch.export made.
         example: Input name -> the example's tensor.
         signature: How it is called.
         dimensions: Name -> least and greatest size (None: no bound).
@@ -68,10 +69,15 @@ def export_graph(
         dynamic: Parameter name -> {dimension: torch.export.Dim}.
 
     Raises:
-        ExportError: If the call does not fit the model, or torch.export cannot trace it.
-        DynamicShapeError: If a dimension that was to vary cannot.
+        ExportError, DynamicShapeError: If the model cannot be traced with this call, or sizes.
         UnsupportedGraphError: If the graph cannot be cached.
     """
+    if not isinstance(model, torch.nn.Module):
+        raise ExportError(f"a {type(model).__name__} was given", "Export a torch.nn.Module")
+    if dynamic is not None and not _is_shapes(dynamic):
+        raise DynamicShapeError(
+            f"dynamic_shapes is {dynamic!r}", "Give {parameter: {dimension: torch.export.Dim}}"
+        )
     call, defaults, parameters = example_call(model, args, kwargs)
     if model.training:
         raise ExportError("the model is in training mode", "Call model.eval() first")
@@ -83,24 +89,23 @@ def export_graph(
     signature = Signature(
         parameters=parameters, template={}, defaults=defaults, tuple_result=_gives_tuple(program)
     )
-    return _captured(program, call, signature, symbols)
+    return _captured(model, program, call, signature, symbols)
 
 
 def batch_dimension(
     model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], bounds: tuple[int, int]
 ) -> dict[str, dict[int, Any]]:
-    """Dynamic shapes for the first dimension of every tensor that has the batch's size there.
-
-    The batch is the first dimension of the first tensor of the call.
+    """Dynamic shapes for every tensor whose first dimension is that of the first tensor.
 
     Raises:
-        DynamicShapeError: If the example has one sample, of which torch.export would make a
-            constant, or lies outside the bounds.
+        DynamicShapeError: If the example has one sample (to torch.export a constant), or more or
+            fewer than the bounds.
     """
-    whole = all(isinstance(end, int) and not isinstance(end, bool) for end in bounds)
+    pair = isinstance(bounds, tuple | list) and len(bounds) == 2
+    whole = pair and all(isinstance(end, int) and not isinstance(end, bool) for end in bounds)
     if not whole or not 1 <= bounds[0] < bounds[1]:
         raise DynamicShapeError(
-            f"the batch is to be {bounds[0]} to {bounds[1]}",
+            f"the batch is to be {bounds!r}",
             "Give two whole numbers, the second above the first, such as (1, 8)",
         )
     call, _, _ = example_call(model, args, kwargs)
@@ -113,6 +118,10 @@ def batch_dimension(
         )
     batch = Dim("batch", min=bounds[0], max=bounds[1])
     return {n: {0: batch} for n, v in tensors.items() if v.ndim and len(v) == first}
+
+
+def _is_shapes(dynamic: Any) -> bool:
+    return isinstance(dynamic, Mapping) and all(isinstance(d, Mapping) for d in dynamic.values())
 
 
 def _trace(
@@ -180,19 +189,19 @@ def _gives_tuple(program: ExportedProgram) -> bool:
 
 
 def _captured(
+    model: torch.nn.Module,
     program: ExportedProgram,
     call: Mapping[str, Any],
     signature: Signature,
     symbols: Mapping[str, str],
 ) -> Exported:
     inputs = _user_inputs(program, call)
-    weights, tensors, kinds, arguments = {}, {}, {}, []
+    weights, tensors, arguments = {}, {}, []
     placeholders = (node for node in program.graph.nodes if node.op == "placeholder")
     for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
         if spec.kind in WEIGHTS:
             path = str(spec.target)
             weights[node.name], tensors[path] = path, _held(program, path)
-            kinds[path] = spec.kind
             node.meta["source"] = f"L['self']._parameters['{path}']"
             arguments.append(tensors[path])
         elif spec.kind is InputKind.USER_INPUT:
@@ -217,12 +226,21 @@ def _captured(
         captured=found,
         weights=weights,
         tensors=tensors,
-        held=frozenset(p for p, kind in kinds.items() if kind is not InputKind.CONSTANT_TENSOR),
+        held=frozenset(path for path in tensors if tensor_at(model, path) is not None),
         example={n: v for n, v in renamed.items() if isinstance(v, torch.Tensor)},
         signature=replace(signature, template=template_of(call, names)),
         dimensions=_bounds(program, symbols),
         shapes=dict(_shapes(program, found, symbols)) if symbols else {},
     )
+
+
+def tensor_at(model: torch.nn.Module, path: str) -> torch.Tensor | None:
+    """The tensor a model holds under a name: parameter, buffer or plain attribute."""
+    try:
+        found = operator.attrgetter(path)(model)
+    except AttributeError:
+        return None
+    return found if isinstance(found, torch.Tensor) else None
 
 
 def _held(program: ExportedProgram, path: str) -> torch.Tensor:

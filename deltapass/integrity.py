@@ -26,7 +26,7 @@ def written_aside(path: Path, *, overwrite: bool) -> Iterator[Path]:
         ExportError: If `path` exists and may not be overwritten, or is not a bundle's folder, or
             cannot be written.
     """
-    _refuse_existing(path, overwrite=overwrite)
+    refuse_existing(path, overwrite=overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -42,7 +42,12 @@ def written_aside(path: Path, *, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _refuse_existing(path: Path, *, overwrite: bool) -> None:
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Say beforehand that a place is taken.
+
+    Raises:
+        ExportError: If it exists and may not be overwritten, or holds more than a bundle of ours.
+    """
     if not path.exists():
         return
     if not overwrite:

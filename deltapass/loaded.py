@@ -16,7 +16,8 @@ import torch
 
 from deltapass.bundle import BundlePlan
 from deltapass.consistency import read_checked
-from deltapass.errors import BundleError, SignatureError
+from deltapass.errors import BundleError, SignatureError, StateError
+from deltapass.exported import tensor_at
 from deltapass.facts import Facts
 from deltapass.formats import load_format
 from deltapass.graphs import Input, Macs, Role, TensorSpec
@@ -72,9 +73,19 @@ class LoadedModel(torch.nn.Module):
         self._lock = threading.Lock()
         self.eval().requires_grad_(False)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> LoadedModel:
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> LoadedModel:
         """Itself: it cannot be changed, and its engines cannot be copied."""
         return self
+
+    __copy__ = __deepcopy__
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A loaded bundle is no data.
+
+        Raises:
+            StateError: Always.
+        """
+        raise StateError("a loaded bundle cannot be pickled", "Load it in each process")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -230,12 +241,11 @@ def load(
 
 
 def _check_weights(plan: BundlePlan, model: torch.nn.Module) -> None:
-    # Tied weights have several names.
-    parameters = model.named_parameters(remove_duplicate=False)
-    held = {**dict(parameters), **dict(model.named_buffers(remove_duplicate=False))}
     names = plan.weights["names"]
-    missing = [name for name in names if name not in held]
-    if missing or fingerprint({name: held[name] for name in names}) != plan.weights["fingerprint"]:
+    held = {name: tensor_at(model, name) for name in names}
+    missing = [name for name in names if held[name] is None]
+    found = {name: tensor for name, tensor in held.items() if tensor is not None}
+    if missing or fingerprint(found) != plan.weights["fingerprint"]:
         fact = f"the model has no weight {missing[0]!r}" if missing else "the weights differ"
         raise BundleError(
             f"the bundle was exported from another model: {fact}", "Export this model"

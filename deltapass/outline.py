@@ -33,6 +33,7 @@ from deltapass.graphs import (
     Stack,
     TensorSpec,
 )
+from deltapass.sizes import Size
 
 
 @final
@@ -219,8 +220,9 @@ def _frozen(value: Any, number: Mapping[fx.Node, int]) -> object:
         return tuple((name, _frozen(item, number)) for name, item in sorted(value.items()))
     if isinstance(value, tuple | list):
         return (type(value).__name__, *(_frozen(item, number) for item in value))
-    # 1, 1.0 and True are equal to Python but not to a graph.
-    return (type(value).__name__, repr(value))
+    # 1, 1.0 and True are equal to Python but not to a graph; and two dimensions that may vary are
+    # not one because they have one size in the example.
+    return (type(value).__name__, value.formula if isinstance(value, Size) else repr(value))
 
 
 def verify(program: Program) -> None:

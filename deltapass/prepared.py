@@ -19,6 +19,7 @@ from deltapass.bundle import (
     SpanSpec,
     ValueSpec,
 )
+from deltapass.errors import ExportError
 from deltapass.exported import Exported
 from deltapass.formats import Job, Written
 from deltapass.freshness import conditioning_of
@@ -40,6 +41,12 @@ def prepare(exported: Exported, options: Options) -> Prepared:
     """Everything of a bundle but its files."""
     captured = exported.captured
     outlined = outline(captured, find_blocks(captured))
+    held = outlined.program.weights.intersection(outlined.program.value_results)
+    if held:
+        raise ExportError(
+            f"the model returns its own {', '.join(sorted(held))}",
+            "Return only what it computes; a bundle's weights are inside its engines",
+        )
     plan = make_plan(outlined, options.schedule, order=options.order, steps=options.steps)
     steps = options.steps or DEFAULT_STEPS
     rows = plan.schedule.table(steps, plan.blocks)
@@ -85,14 +92,14 @@ class Prepared:
         held = self.exported.held
         return {name: self.exported.tensors[name] for name in sorted(held)}
 
-    def job(self, folder: Path, options: Mapping[str, Any]) -> Job:
+    def job(self, folder: Path, options: Mapping[str, Any] | None) -> Job:
         """What a format is to write."""
         return Job(
             segments=self.chains.segments,
             folder=folder,
             store=TensorStore(),
             dimensions=self.exported.dimensions,
-            options=options,
+            options=options or {},
         )
 
     def plan(self, format: str, written: Written, attributes: Mapping[str, Any]) -> BundlePlan:

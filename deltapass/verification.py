@@ -61,8 +61,7 @@ def verify_bundle(folder: Path, plan: BundlePlan, reference: Reference) -> dict[
         "segments": dict(_segment_errors(segments, reference.chains)),
         "variants": dict(_variant_errors(LoadedVariants(plan, segments), reference)),
     }
-    if plan.dimensions:
-        found["sizes"] = dict(_size_errors(LoadedVariants(plan, segments), plan, reference))
+    found["sizes"] = dict(_size_errors(LoadedVariants(plan, segments), plan, reference))
     for kind in ("segments", "variants", "sizes"):
         for name, error in found.get(kind, {}).items():
             if not error <= tolerance:  # NaN too
@@ -118,6 +117,7 @@ def _variant_errors(variants: LoadedVariants, reference: Reference) -> Iterator[
 def _size_errors(
     variants: LoadedVariants, plan: BundlePlan, reference: Reference
 ) -> Iterator[tuple[str, float]]:
+    """The bundle against the model itself: on the example, and at other sizes."""
     example = reference.exported.example
     for sizes in _corners(plan, example):
         inputs = {
@@ -130,7 +130,7 @@ def _size_errors(
         with torch.no_grad():
             wanted = reference.model(**call)
         results = list(wanted) if isinstance(wanted, tuple | list) else [wanted]
-        name = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        name = ", ".join(f"{name}={size}" for name, size in sizes.items()) or "the example"
         given, _ = variants.refresh(())(list(inputs.values()))
         yield name, relative_error(given, results)
         for span in plan.spans:
@@ -151,7 +151,7 @@ def _cached_with_own_deltas(
 
 
 def _corners(plan: BundlePlan, example: Mapping[str, torch.Tensor]) -> Iterator[dict[str, int]]:
-    """All dimensions at their least, then all at their greatest, within reason."""
+    """The example's sizes, all at their least, at their greatest, and mixed; within reason."""
     shown: dict[str, int] = {}
     for entry in plan.inputs:
         for size, dimension in zip(example[entry.name].shape, entry.shape, strict=True):
@@ -163,7 +163,14 @@ def _corners(plan: BundlePlan, example: Mapping[str, torch.Tensor]) -> Iterator[
     least = {n: max(plan.dimensions[n][0], -(-size // FARTHEST)) for n, size in shown.items()}
     far = {n: size * FARTHEST for n, size in shown.items()}
     most = {n: min(plan.dimensions[n][1] or far[n], far[n]) for n in shown}
-    yield from ({**sizes} for sizes in (least, most) if sizes != shown)
+    # Dimensions that are equal in the example must not be taken for one another: each in turn is
+    # the only small one.
+    apart = [{**most, n: least[n]} for n in shown] if len(shown) > 1 else []
+    seen: list[dict[str, int]] = []
+    for sizes in (shown, least, most, *apart):
+        if sizes not in seen:
+            seen.append(sizes)
+    yield from seen
 
 
 def resized(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -80,8 +80,19 @@ json parse_plan(const fs::path& path) {
     return plan;
 }
 
+// A plan names files of its own folder and no others: segments of some formats are native code.
+void check_inside(const std::string& name) {
+    const fs::path path(name);
+    bool inside = path.is_relative();
+    for (const fs::path& part : path) inside = inside && part != "..";
+    if (!inside)
+        throw Refusal("plan.json names " + name + ", which lies outside the bundle",
+                      "Get the bundle from whom you trust");
+}
+
 void check_files(const json& files, const fs::path& folder) {
     for (const auto& [name, expected] : files.items()) {
+        check_inside(name);
         const fs::path path = folder / name;
         std::error_code error;
         const std::uintmax_t bytes = fs::file_size(path, error);
@@ -151,6 +162,10 @@ Bundle read_bundle(const fs::path& folder) {
         const json plan = parse_plan(folder / "plan.json");
         check_files(plan.at("files"), folder);
         Bundle bundle = read_plan(plan, folder);
+        for (const auto& [name, segment] : bundle.segments)
+            if (!plan.at("files").contains(segment.file))
+                throw inconsistent("Segment " + name + " is in " + segment.file +
+                                   ", which is not among the plan's files");
         check_table(bundle);
         return bundle;
     } catch (const json::exception& error) {

@@ -4,6 +4,9 @@
 
 namespace {
 
+const int kDeepest = 500;  // factors of a formula, so that no plan.json exhausts the stack
+const std::size_t kDigits = 12;
+
 bool is_name(const std::string& text) {
     const bool starts = !text.empty() && (std::isalpha(text[0] & 0xff) || text[0] == '_');
     for (char letter : text)
@@ -57,11 +60,12 @@ class Parser {
 
     std::int64_t divisor() {
         const std::int64_t value = factor();
-        if (value == 0) fail("it divides by zero");
+        if (value <= 0) fail("it divides by zero, or by less");
         return value;
     }
 
     std::int64_t factor() {
+        if (++depth_ > kDeepest) fail("it is nested too deeply");
         if (take("-")) return -factor();
         if (!take("(")) return word();
         const std::int64_t value = sum();
@@ -77,6 +81,7 @@ class Parser {
         if (sizes_.count(found)) return sizes_.at(found);
         if (found.empty() || found.find_first_not_of("0123456789") != std::string::npos)
             fail("nothing tells the size of '" + found + "'");
+        if (found.size() > kDigits) fail("'" + found + "' is too large");
         return std::stoll(found);
     }
 
@@ -101,6 +106,7 @@ class Parser {
     const std::string& text_;
     const Sizes& sizes_;
     std::size_t at_ = 0;
+    int depth_ = 0;
 };
 
 }  // namespace

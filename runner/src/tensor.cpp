@@ -1,8 +1,5 @@
 #include "tensor.hpp"
 
-#include <functional>
-#include <numeric>
-
 namespace {
 
 const DtypeInfo kDtypes[] = {
@@ -11,6 +8,8 @@ const DtypeInfo kDtypes[] = {
     {Dtype::i64, "int64", "I64", 8},   {Dtype::i32, "int32", "I32", 4},
     {Dtype::u8, "uint8", "U8", 1},     {Dtype::b8, "bool", "BOOL", 1},
 };
+
+const std::int64_t kMost = std::int64_t{1} << 48;  // elements; times eight bytes still fits
 
 }  // namespace
 
@@ -27,7 +26,11 @@ Dtype dtype_named(const std::string& name_or_tag) {
 }
 
 std::int64_t Tensor::elements() const {
-    return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
+    std::int64_t count = 1;
+    for (std::int64_t size : shape)
+        if (size < 0 || __builtin_mul_overflow(count, size, &count) || count > kMost)
+            throw Refusal("A tensor has shape " + text(shape), "Give sizes that memory can hold");
+    return count;
 }
 
 std::size_t Tensor::bytes() const { return elements() * info(dtype).bytes; }

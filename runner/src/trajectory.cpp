@@ -22,9 +22,8 @@ Tensor take(std::map<std::string, Tensor>& tensors, const std::string& name) {
     return tensor;
 }
 
-void check_steps(const std::string& name, const Tensor& tensor, std::size_t rank,
-                 std::size_t steps) {
-    if (tensor.shape.size() < rank || tensor.shape[0] != static_cast<std::int64_t>(steps))
+void check_steps(const std::string& name, const Tensor& tensor, std::size_t steps) {
+    if (tensor.shape.empty() || tensor.shape[0] != static_cast<std::int64_t>(steps))
         throw Refusal(name + " has shape " + text(tensor.shape) + ", the bundle's table has " +
                           std::to_string(steps) + " steps",
                       "Give one row a step, or export for another number of steps");
@@ -37,7 +36,7 @@ void take_inputs(std::map<std::string, Tensor>& tensors, const Bundle& bundle, T
         const std::string stepped = kStepped + input.name;
         if (tensors.count(stepped)) {
             result.stepped[input.name] = take(tensors, stepped);
-            check_steps(stepped, result.stepped[input.name], 1, bundle.table.size());
+            check_steps(stepped, result.stepped[input.name], bundle.table.size());
         } else {
             result.constant[input.name] = take(tensors, kConstant + input.name);
         }
@@ -50,8 +49,13 @@ void take_inputs(std::map<std::string, Tensor>& tensors, const Bundle& bundle, T
 }
 
 void check_sampler(const Trajectory& trajectory, std::size_t steps) {
-    check_steps("sampler.sample", trajectory.sample_factors, 1, steps);
-    check_steps("sampler.output", trajectory.output_factors, 2, steps);
+    check_steps("sampler.sample", trajectory.sample_factors, steps);
+    check_steps("sampler.output", trajectory.output_factors, steps);
+    const Shape& outputs = trajectory.output_factors.shape;
+    if (trajectory.sample_factors.shape.size() != 1 || outputs.size() != 2 || outputs[1] < 1)
+        throw Refusal("sampler.sample has shape " + text(trajectory.sample_factors.shape) +
+                          ", sampler.output " + text(outputs),
+                      "Give (steps) and (steps, k): a number a step, and k numbers a step");
     for (const Tensor* tensor :
          {&trajectory.sample, &trajectory.sample_factors, &trajectory.output_factors})
         tensor->floats();
