@@ -1,10 +1,11 @@
-"""The runner with AOTInductor: two blocks that share one .pt2, with weights of their own.
+"""The runner with AOTInductor: a bundle of ours, and blocks that share one .pt2.
 
-It compiles for about a minute: `pytest tests/test_runner_aoti.py -m slow`.
+It compiles for about two minutes: `pytest tests/test_runner_aoti.py -m slow`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -13,10 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from models import B, C, T, noise
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch._inductor import aot_compile
 from torch._inductor.package import package_aoti
+
+from deltapass.trajectory_file import write_trajectory
 
 STEPS = 4
 OPTIONS = {
@@ -46,6 +50,11 @@ def compile_block(block: Block, path: Path, options: dict[str, Any]) -> None:
     package_aoti(str(path), {"model": aot_compile(exported.module(), example, options=options)})
 
 
+def described(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
 def write_bundle(folder: Path, blocks: list[Block], options: dict[str, Any]) -> None:
     folder.mkdir()
     compile_block(blocks[0], folder / "block.pt2", options)
@@ -63,9 +72,10 @@ def write_bundle(folder: Path, blocks: list[Block], options: dict[str, Any]) -> 
     ]
     refresh = {"name": "refresh", "kind": "refresh", "calls": calls, "results": ["out"]}
     stream = {"dtype": "float32", "shape": ["batch", 2, 4]}
-    plan = {"schema": 1, "format": "aoti", "order": 0, "files": {}, "dimensions": {"batch": [1, 8]}}
+    plan = {"schema": 1, "format": "aoti", "order": 0, "dimensions": {"batch": [1, 8]}}
     plan |= {"segments": segments, "variants": [refresh | {"deltas": [], "macs": {}}]}
     plan |= {"values": {"h1": stream, "out": stream}, "table": [{"variant": "refresh"}] * STEPS}
+    plan["files"] = {path.name: described(path) for path in folder.iterdir()}
     plan["inputs"] = [
         {"name": "x", "role": "sample"} | stream,
         {"name": "t", "role": "timestep", "dtype": "float32", "shape": ["batch"]},
@@ -108,3 +118,23 @@ def test_blocks_share_a_file_and_not_their_weights(
         x = given["sampler.sample"][i] * x + given["sampler.output"][i, 0] * out
     assert done.returncode == 0, done.stderr
     torch.testing.assert_close(load_file(paths[2])["sample"], x)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(("name", "order"), [("adaln", 0), ("two_stream", 1)])
+def test_an_exported_bundle_gives_what_python_gives(
+    runner: Path, name: str, order: int, tmp_path: Path
+) -> None:
+    pytest.importorskip("diffusers")
+    from runner_case import bundle, in_python, sampler
+
+    folder, inputs = bundle(tmp_path, name, order, format="aoti")
+    start, paths = noise(5, B, T, C), [tmp_path / f"{name}.safetensors" for name in ("in", "out")]
+    write_trajectory(paths[0], start, sampler(), inputs)
+    done = subprocess.run([runner, folder, *paths], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    ours = load_file(paths[1])["sample"]
+    torch.testing.assert_close(ours, torch.from_numpy(in_python(folder, start, inputs)))
+    shown = [step["variant"] for step in json.loads(done.stdout)["steps"]]
+    assert any(variant.startswith("cached") for variant in shown)

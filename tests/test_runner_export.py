@@ -6,60 +6,26 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from models import B, C, D, S, T, make, noise
+from models import B, C, T, noise
 
 pytest.importorskip("onnxruntime")
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
 
-from safetensors.torch import load_file, save_file  # noqa: E402 - comes with diffusers
+from runner_case import STEPS, bundle, in_python, sampler
+from safetensors.torch import load_file, save_file
 
-import deltapass  # noqa: E402
-from deltapass.trajectory_file import LinearSampler, linear_sampler, write_trajectory  # noqa: E402
+from deltapass.trajectory_file import write_trajectory
 
 RUNNER = Path(__file__).parents[1] / "build" / "runner" / "runner"
-STEPS = 8
 
 pytestmark = [
     pytest.mark.skipif(not RUNNER.is_file(), reason="`make runner` has not built it"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
-
-
-def bundle(folder: Path, name: str, order: int) -> tuple[Path, dict[str, torch.Tensor]]:
-    """A toy's bundle, and its inputs besides sample and timestep."""
-    model = make(name)
-    args, kwargs = model.inputs(999.0, 0)
-    deltapass.export(model, args, kwargs, folder / "bundle", order=order, steps=STEPS, batch=(1, 4))
-    text = {"encoder_hidden_states": noise(1, B, S, D)} if name == "two_stream" else {}
-    return folder / "bundle", text
-
-
-def sampler() -> LinearSampler:
-    scheduler = diffusers.DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True
-    )
-    return linear_sampler(scheduler, STEPS)
-
-
-def in_python(folder: Path, start: torch.Tensor, inputs: dict[str, Any]) -> np.ndarray:
-    """The same trajectory through `load`; the sampler in float32, in the runner's order."""
-    model, weights = deltapass.load(folder, threads=1), sampler()
-    sample, outputs = start.numpy(), []
-    with torch.no_grad(), deltapass.session(steps=STEPS) as session:
-        for step, time in enumerate(weights.timesteps):
-            session.step(step)
-            times = time.float().expand(len(start)).contiguous()
-            outputs.insert(0, model(torch.from_numpy(sample), times, **inputs).numpy())
-            sample = weights.sample[step].numpy() * sample
-            for weight, output in zip(weights.output[step].numpy(), outputs, strict=False):
-                sample = sample + weight * output
-        assert session.report().as_planned
-    return sample
 
 
 @pytest.mark.parametrize(("name", "order"), [("adaln", 0), ("two_stream", 1)])
@@ -76,7 +42,7 @@ def test_runner_gives_the_bits_of_python(name: str, order: int, tmp_path: Path) 
     )
     assert done.returncode == 0, done.stderr
     ours = load_file(result)["sample"].numpy()
-    assert np.array_equal(ours, in_python(folder, start, inputs))
+    assert np.array_equal(ours, in_python(folder, start, inputs, threads=1))
     table = json.loads((folder / "plan.json").read_text())["table"]
     shown = [step["variant"] for step in json.loads(done.stdout)["steps"]]
     assert shown == [row["variant"] for row in table]
