@@ -32,7 +32,7 @@ class EngineBuildError(DeltapassError):
     def __init__(self, source: str, flavour: str, problems: Sequence[str], /) -> None:
         super().__init__(
             f"{flavour} builds no engine from {source}: {_listed(problems)}",
-            "Replace what it names, or lower the model with 'inductor'",
+            "Replace what it names, or take another lowering or format",
         )
 
 
@@ -106,7 +106,7 @@ def missing_device(flavour: str, architectures: Sequence[str] = ()) -> MissingDe
     which = f" of architecture {', '.join(architectures)}" if architectures else ""
     return MissingDeviceError(
         f"engines of {flavour} run on a CUDA device{which}, and none was found",
-        "Move to a machine that has one; use lowering 'inductor' on this one",
+        "Move to a machine that has one; lowering 'inductor' and formats 'onnx' and 'aoti' run without it",
     )
 
 

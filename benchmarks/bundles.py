@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from deltapass.backends.engines import Range, Settings, build
 from deltapass.backends.onnx_files import write_segments
+from denoisers import DENOISERS
 from measure import record
 
 import deltapass
@@ -45,7 +46,10 @@ Call = Callable[[float], tuple[tuple[Any, ...], dict[str, Any]]]
 def main() -> None:
     """Measure every model in every format, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", nargs="+", default=["embedded"])
+    sizes = f"a tiny model of tests/tiny.py, or a real size: {', '.join(DENOISERS)}"
+    parser.add_argument("--models", nargs="+", default=["embedded"], help=f"embedded, {sizes}")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--architectures", nargs="+", help="TensorRT-RTX: such as SM89")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["onnx"])
     parser.add_argument("--images", type=int, default=20, help="batch of the embedded model")
     parser.add_argument("--steps", type=int, default=20)
@@ -68,14 +72,23 @@ def measured(name: str, format: str, args: argparse.Namespace) -> dict[str, Any]
     """One row of the table."""
     model, call, options = source(name, args)
     positional, named = call(1.0)
+    engine = {"architectures": args.architectures} if format == "tensorrt" else {}
+    written: dict[str, Any] = {"format": format, "engine": engine}
     with tempfile.TemporaryDirectory() as folder:
         ours, plain = Path(folder, "ours"), Path(folder, "plain")
         started = time.perf_counter()
         plan = deltapass.export(
-            model, positional, named, ours, format=format, steps=args.steps, **options
+            model,
+            positional,
+            named,
+            ours,
+            format=format,
+            steps=args.steps,
+            engine=engine,
+            **options,
         )
         seconds = time.perf_counter() - started
-        deltapass.export(model, positional, named, plain, format=format, schedule="none")
+        deltapass.export(model, positional, named, plain, schedule="none", **written)
         row = {
             "segments": len(plan.segments),
             "bytes": folder_bytes(ours),
@@ -101,6 +114,9 @@ def source(name: str, args: argparse.Namespace) -> tuple[torch.nn.Module, Call, 
         pipeline = load_embedded()
         call = example_call(pipeline, DemoSettings(count=args.images, options={}))
         return pipeline.transformer, lambda _: call, {}
+    if name in DENOISERS:
+        denoiser = DENOISERS[name](args.device, getattr(torch, args.dtype))
+        return denoiser.model, lambda noise: denoiser.inputs(1000 * noise - 1), {}
     tiny = make_tiny(name)
     return tiny.model, tiny.call, {"cached_blocks": 3}
 
@@ -170,17 +186,19 @@ def whole_variants(
     for name in sorted({row.variant for row in prepared.rows}):
         segment = segment_program(as_one_segment(prepared.chains.programs[name]), values)
         with tempfile.TemporaryDirectory() as folder:
-            total += engine_bytes(segment, Path(folder))
+            total += engine_bytes(segment, Path(folder), args)
     return total
 
 
-def engine_bytes(segment: SegmentProgram, folder: Path) -> int:
+def engine_bytes(segment: SegmentProgram, folder: Path, args: argparse.Namespace) -> int:
     """Bytes of the engine of one segment."""
     job = Job(segments=[segment], folder=folder, store=TensorStore(), dimensions={}, options={})
     written = write_segments(job, folder, None)
     pairs = zip(segment.inputs, segment.example, strict=True)
     ranges = {name: Range.fixed(tuple(value.shape)) for name, value in pairs}
-    return len(build(folder / written.segments[segment.name].file, ranges, Settings()).engine)
+    told = None if args.architectures is None else tuple(args.architectures)
+    source = folder / written.segments[segment.name].file
+    return len(build(source, ranges, Settings(architectures=told)).engine)
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:

@@ -219,4 +219,5 @@ def _apart(name: str, given: Any) -> Any:
 
 def _components(pipe: Any) -> dict[str, Any]:
     """What a pipeline is made of: its own attributes that are modules, and the like."""
-    return {name: part for name, part in vars(pipe).items() if not name.startswith("_")}
+    own = getattr(pipe, "__dict__", {})  # a string, or None, has no attributes of its own
+    return {name: part for name, part in own.items() if not name.startswith("_")}

@@ -58,8 +58,9 @@ def demo(  # noqa: PLR0913, PLR0917 - one parameter an option is how typer is to
 ) -> None:
     """Sample the embedded model plainly and with deltapass, side by side."""
     console = Console()
-    options = parse_pairs(option or [])
-    _refuse_own(options)
+    options = parse_pairs(option, OWN_FLAGS)
+    if "order" in options:
+        raise typer.BadParameter("the demo shows both orders", param_hint="--option order=")
     if schedule is not None:
         options["schedule"] = schedule
     with clean_errors():
@@ -100,18 +101,9 @@ def explain(
 ) -> None:
     """Say what the backend would do with a model, without running it."""
     console = Console()
+    options = {"steps": steps, **parse_pairs(option, ("steps",))}
     with clean_errors():
         from deltapass.sources import load_source
 
         denoiser, args, kwargs = load_source(model)
-        options = {"steps": steps, **parse_pairs(option or [])}
         console.print(deltapass.explain(denoiser, *args, options=options, **kwargs))
-
-
-def _refuse_own(options: dict[str, object]) -> None:
-    """The demo would overwrite these: better say so."""
-    for name in OWN_FLAGS:
-        if name in options:
-            raise typer.BadParameter(f"use --{name} for it", param_hint=f"--option {name}=")
-    if "order" in options:
-        raise typer.BadParameter("the demo shows both orders", param_hint="--option order=")

@@ -15,6 +15,8 @@ from deltapass.bundle import BundlePlan
 from deltapass.command_line import clean_errors, parse_pairs
 
 Pairs = list[str] | None
+# Arguments of `export` that are flags of the command, not backend options.
+FLAGS: Final = ("steps", "format", "batch", "verify", "overwrite", "engine")
 PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -46,12 +48,12 @@ def export_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how t
 ) -> None:
     """Write a model as a plan bundle: engines with the cache inside."""
     console = Console()
+    options, settings = parse_pairs(option, FLAGS), parse_pairs(engine, given_by="--engine")
     with clean_errors():
         from deltapass.export import export
         from deltapass.sources import load_source
 
         denoiser, args, kwargs = load_source(model, parse_call(call), count)
-        options = {**({"steps": steps} if steps else {}), **parse_pairs(option or [])}
         plan = export(
             denoiser,
             args,
@@ -62,7 +64,8 @@ def export_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how t
             dynamic_shapes=parse_dimensions(dim or []),
             verify=verify,
             overwrite=overwrite,
-            engine=parse_pairs(engine or []),
+            engine=settings,
+            **({"steps": steps} if steps else {}),
             **options,
         )
     console.print(segment_table(plan))
@@ -94,7 +97,7 @@ def run_command(  # noqa: PLR0913, PLR0917 - as above
         sampling = Sampling(
             pipeline=pipeline, count=count, seed=seed, steps=steps, call=parse_call(call)
         )
-        result = sample(bundle, sampling, parse_pairs(engine or []), compare=compare)
+        result = sample(bundle, sampling, parse_pairs(engine, given_by="--engine"), compare=compare)
         write_images(result.images, output)
     console.print(result.report, highlight=False)
     console.print(result.line, highlight=False)

@@ -11,13 +11,22 @@ from rich.text import Text
 from deltapass.errors import DeltapassError
 
 
-def parse_pairs(pairs: list[str]) -> dict[str, object]:
-    """`["interval=2", "schedule=none"]` -> `{"interval": 2, "schedule": "none"}`."""
+def parse_pairs(
+    pairs: list[str] | None, flags: tuple[str, ...] = (), *, given_by: str = "--option"
+) -> dict[str, object]:
+    """`["interval=2", "schedule=none"]` -> `{"interval": 2, "schedule": "none"}`.
+
+    Names in `flags` are flags of the command itself, and refused here: of two places one would win.
+    """
     options: dict[str, object] = {}
-    for pair in pairs:
+    for pair in pairs or []:
         name, separator, text = pair.partition("=")
         if not separator:
-            raise typer.BadParameter(f"{pair!r} is not name=value", param_hint="--option")
+            raise typer.BadParameter(f"{pair!r} is not name=value", param_hint=given_by)
+        if name in flags:
+            raise typer.BadParameter(f"use --{name} for it", param_hint=f"{given_by} {name}=")
+        if name in options:
+            raise typer.BadParameter(f"{name} is given twice", param_hint=f"{given_by} {name}=")
         try:
             options[name] = json.loads(text)
         except json.JSONDecodeError:

@@ -135,7 +135,7 @@ class NoBlocksError(UnsupportedGraphError):
     def __init__(self, operations: int, found: str, /) -> None:
         super().__init__(
             f"no stack of repeated blocks in a graph of {operations} operations ({found})",
-            "Compile the whole denoiser, with its blocks in one torch.nn.ModuleList",
+            "Take the whole denoiser, with its blocks in one torch.nn.ModuleList",
         )
 
 
@@ -175,7 +175,7 @@ class StreamError(UnsupportedGraphError):
     def __init__(self, span: str, value: str, problem: str, /) -> None:
         super().__init__(
             f"value {value!r} leaves {span} and {problem}",
-            "Cache fewer blocks with options={'cached_blocks': n}, so that the span ends before it",
+            "Cache fewer blocks (option 'cached_blocks'), so that the span ends before it",
         )
 
 
@@ -231,7 +231,7 @@ class LoweringError(DeltapassError):
     def __init__(self, lowering: str, body: str, cause: str, /) -> None:
         super().__init__(
             f"lowering {lowering!r} failed on {body!r}: {cause}",
-            "options={'lowering': 'eager'} shows whether the graph itself is sound",
+            "Lowering 'eager' shows whether the graph itself is sound",
         )
 
 

@@ -182,6 +182,8 @@ def test_a_pipeline_without_a_transformer_is_an_error(zoo: Zoo) -> None:
         deltapass.attach(zoo.pipe)
     with pytest.raises(AttachError, match="attach a pipeline with a `transformer`"):
         deltapass.attach(zoo.denoiser)
+    with pytest.raises(AttachError, match="this NoneType has no transformer; it has nothing"):
+        deltapass.attach(None)
 
 
 @pytest.mark.parametrize("scheduler", [{}, {"scheduler": None}, {"scheduler": object()}])

@@ -90,6 +90,25 @@ def test_pair_without_an_equals_sign_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["explain", "--steps", "4", "--option", "steps=3"], "use --steps"),
+        (["export", "--steps", "4", "--option", "steps=3"], "use --steps"),
+        (["export", "--option", "verify=false"], "use --verify"),
+        (
+            ["explain", "--option", "interval=2", "--option", "interval=3"],
+            "interval is given twice",
+        ),
+        (["export", "--engine", "opset=18", "--engine", "opset=20"], "--engine opset="),
+    ],
+)
+def test_an_option_given_in_two_places_is_refused(words: list[str], message: str) -> None:
+    code, text = call(*words)
+    assert code == 2
+    assert message in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
     ("pair", "message"),
     [
         ("lowering=eager", "use --lowering"),
