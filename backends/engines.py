@@ -60,7 +60,8 @@ class Settings:
         flavour: "tensorrt" or "tensorrt-rtx"; None takes what is installed.
         cache_dir: Where engines are kept and found again; None keeps none.
         architectures: What TensorRT-RTX builds for, such as ("SM89",), or ("CURRENT",). None: the
-            GPU at hand, and without one all from SM80 on that the library knows.
+            GPU at hand, and without one all from SM80 on that the library knows; from SM89 on for
+            graphs with 8-bit floats.
         effort: The builder's optimization level, 0 to 5; None leaves the library's default.
         tf32: Whether float32 products may be rounded to TF32; torch's own default is that not.
     """
@@ -134,7 +135,7 @@ def build(
         ranges=ranges,
         settings=settings,
         library=library,
-        architectures=_architectures(settings, library),
+        architectures=architectures_of(settings, library),
     )
     key = _key(task) if settings.cache_dir is not None else ""
     entry = find(settings.cache_dir, key) if settings.cache_dir is not None else None
@@ -147,7 +148,9 @@ def build(
     return Built(engine=entry.engine, layers=entry.layers, log=log, seconds=seconds, cached=found)
 
 
-def _architectures(settings: Settings, library: Library) -> tuple[str, ...]:
+def architectures_of(
+    settings: Settings, library: Library, *, float8: bool = False
+) -> tuple[str, ...]:
     """What to tell the builder; nothing where it knows GPUs only by the one it runs on.
 
     Raises:
@@ -156,7 +159,8 @@ def _architectures(settings: Settings, library: Library) -> tuple[str, ...]:
     known = library.architectures
     if settings.architectures is None:
         # SM75 would cost the others: the library's own default leaves it out for that.
-        later = tuple(name for name in known if int(name.removeprefix("SM")) >= 80)
+        least = 89 if float8 else 80  # the first that computes in 8-bit floats
+        later = tuple(name for name in known if int(name.removeprefix("SM")) >= least)
         return (CURRENT,) * library.is_rtx if torch.cuda.is_available() else later
     strange = [name for name in settings.architectures if name not in (*known, CURRENT)]
     if strange:

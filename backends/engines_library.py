@@ -106,7 +106,7 @@ def missing_device(flavour: str, architectures: Sequence[str] = ()) -> MissingDe
     which = f" of architecture {', '.join(architectures)}" if architectures else ""
     return MissingDeviceError(
         f"engines of {flavour} run on a CUDA device{which}, and none was found",
-        "Move to a machine that has one; lowering 'inductor' and formats 'onnx' and 'aoti' run without it",
+        "Move to a machine that has one; lowering 'inductor', formats 'onnx' and 'aoti' need none",
     )
 
 

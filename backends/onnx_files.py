@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -31,9 +31,12 @@ OPEN_OPTIONS: Final = MappingProxyType(
         "providers": ("CPUExecutionProvider",),
         "threads": 0,
         "share_weights": False,
+        "optimize": True,
         "session_options": None,
     }
 )
+
+Rework = Callable[[Any], object]
 
 
 @final
@@ -42,8 +45,8 @@ class OnnxFormat:
 
     Options when written: `opset`. Options when opened: `providers`, as ONNX Runtime takes them;
     `threads`, 0 for ONNX Runtime's own choice; `share_weights`, which leaves weights as they lie in
-    the mapped file instead of packing them for speed; `session_options`, a further mapping of
-    session configuration entries.
+    the mapped file instead of packing them for speed; `optimize`, whether ONNX Runtime may rewrite
+    the graphs; `session_options`, a further mapping of session configuration entries.
     """
 
     def write(self, job: Job) -> Written:
@@ -70,14 +73,16 @@ class OnnxFormat:
         return torch.device(device_of(known_options(options, OPEN_OPTIONS)["providers"]))
 
 
-def write_segments(job: Job, folder: Path, opset: int | None) -> Written:
+def write_segments(
+    job: Job, folder: Path, opset: int | None, rework: Rework | None = None
+) -> Written:
     """Convert every segment, and write files that share one file of weights."""
     onnx_ir = _library("onnx_ir")
     for segment in job.segments:
         _check_types(segment)
     models = {
         segment.name: to_onnx(
-            segment.name, segment.program, (segment.inputs, segment.outputs), opset
+            segment.name, segment.program, (segment.inputs, segment.outputs), opset, rework
         )
         for segment in job.segments
     }
@@ -120,6 +125,7 @@ def to_onnx(
     program: ExportedProgram,
     ends: tuple[Sequence[str], Sequence[str]],
     opset: int | None = None,
+    rework: Rework | None = None,
 ) -> Any:
     """A program as an ONNX model in memory.
 
@@ -128,6 +134,7 @@ def to_onnx(
         program: The program; its weights become initializers.
         ends: Names for inputs and for outputs.
         opset: ONNX opset version; None: torch.onnx's own choice.
+        rework: Changes the model before constants are folded.
 
     Raises:
         MissingLibraryError: If onnx or onnxscript is not installed.
@@ -140,12 +147,22 @@ def to_onnx(
             # torch.onnx warns of its own deprecated calls, which users can do nothing about.
             warnings.simplefilter("ignore")
             made = torch.onnx.export(
-                legal(program), (), dynamo=True, opset_version=opset, verbose=False
+                legal(program),
+                (),
+                dynamo=True,
+                opset_version=opset,
+                verbose=False,
+                optimize=False,
             )
+            if made is None:
+                raise LoweringError("onnx", name, "torch.onnx gave nothing")
+            if rework is not None:
+                rework(made.model)
+            made.optimize()
+    except LoweringError:
+        raise
     except Exception as error:
         raise LoweringError("onnx", name, f"{type(error).__name__}: {error}") from error
-    if made is None:
-        raise LoweringError("onnx", name, "torch.onnx gave nothing")
     _rename(name, made.model.graph, ends)
     return _without_notes(made.model)
 

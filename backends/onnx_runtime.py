@@ -74,6 +74,8 @@ def open_session(model: Path | bytes, options: Mapping[str, Any]) -> Any:
     settings = runtime.SessionOptions()
     settings.intra_op_num_threads = int(options["threads"])
     settings.log_severity_level = 3
+    if not options["optimize"]:
+        settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if options["share_weights"]:
         settings.add_session_config_entry("session.disable_prepacking", "1")
     for key, value in (options["session_options"] or {}).items():

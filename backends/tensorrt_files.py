@@ -5,18 +5,19 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, final
 
 import torch
-from deltapass.backends.engines import Built, Range, Ranges, Settings, build
+from deltapass.backends.engines import Built, Range, Ranges, Settings, architectures_of, build
 from deltapass.backends.engines_command import trtexec_line
 from deltapass.backends.engines_library import Library, load_library
 from deltapass.backends.engines_runtime import EngineSegment, Workspace, cuda_device, load_segment
 from deltapass.backends.onnx_files import OPEN_OPTIONS as ONNX_OPTIONS
 from deltapass.backends.onnx_files import open_segments, write_segments
+from deltapass.backends.onnx_float8 import quantise_casts
 
 from deltapass.bundle import BundlePlan
 from deltapass.errors import DynamicShapeError, OptionError
@@ -57,7 +58,12 @@ class TensorRTFormat:
         ranges = {segment.name: _ranges(segment, job) for segment in job.segments}
         onnx_folder = job.folder / ONNX_FOLDER
         onnx_folder.mkdir()
-        sources = write_segments(job, onnx_folder, None)
+        float8: list[bool] = []
+        sources = write_segments(
+            job, onnx_folder, None, lambda model: float8.append(quantise_casts(model))
+        )
+        told = architectures_of(settings, library, float8=any(float8))
+        settings = replace(settings, architectures=told)  # the same for all segments
         segments, notes = {}, {}
         for segment in job.segments:
             file = f"{segment.name}.engine"
@@ -110,7 +116,9 @@ class TensorRTFormat:
         if torch.cuda.is_available():
             return self.open(folder, plan, {}), "the engines"
         files = {s.name: f"{s.name}.onnx" for s in plan.segments}
-        segments = open_segments(folder / ONNX_FOLDER, plan, files, dict(ONNX_OPTIONS))
+        # As written: ONNX Runtime's rewrites fail on operators that quantise to 8-bit floats.
+        options = {**ONNX_OPTIONS, "optimize": False}
+        segments = open_segments(folder / ONNX_FOLDER, plan, files, options)
         return segments, "the ONNX files in ONNX Runtime: there is no GPU to run the engines on"
 
     def device(self, plan: BundlePlan, options: Mapping[str, Any]) -> torch.device:

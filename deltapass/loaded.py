@@ -219,7 +219,8 @@ def load(
         model: A model whose weights the bundle must hold; compared by contents.
         check_contents: Compare every file's checksum. False compares sizes only, which is quicker.
         **options: Of the format: for ONNX `providers`, `threads`, `share_weights`,
-            `session_options`; for AOTInductor and TensorRT `device`. See docs/bundles.md.
+            `optimize`, `session_options`; for AOTInductor and TensorRT `device`. See
+            docs/bundles.md.
 
     Returns:
         A callable with the exported model's signature, and its config and dtype.

@@ -198,6 +198,7 @@ def test_options_that_do_not_fit_are_refused(
     [
         {"threads": 1},
         {"share_weights": True},
+        {"optimize": False},
         {"providers": ["CPUExecutionProvider"]},
         {"providers": [("CPUExecutionProvider", {})], "check_contents": False},
         {"session_options": {"session.intra_op.allow_spinning": "0"}, "threads": 2},
