@@ -76,10 +76,8 @@ def open_session(model: Path | bytes, options: Mapping[str, Any]) -> Any:
     settings.log_severity_level = 3
     if not options["optimize"]:
         settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if options["share_weights"]:
-        settings.add_session_config_entry("session.disable_prepacking", "1")
-    for key, value in (options["session_options"] or {}).items():
-        settings.add_session_config_entry(str(key), str(value))
+    for key, value in _entries(options).items():
+        settings.add_session_config_entry(key, value)
     given = model if isinstance(model, bytes) else str(model)
     try:
         return runtime.InferenceSession(given, settings, providers=providers)
@@ -93,6 +91,17 @@ def open_session(model: Path | bytes, options: Mapping[str, Any]) -> Any:
                 "model in float32, or with verify=False and load it with another provider"
             )
         raise BundleError(f"ONNX Runtime refuses {shown}: {text}", remedy) from error
+
+
+def _entries(options: Mapping[str, Any]) -> dict[str, str]:
+    """Entries of a session's configuration; the user's own go last."""
+    # Every session has threads of its own. Those of the last one would spin while the next runs, on
+    # the same cores: with two threads that cost more than all cached steps save.
+    entries = {"session.force_spinning_stop": "1"}
+    if options["share_weights"]:
+        entries["session.disable_prepacking"] = "1"
+    given = options["session_options"] or {}
+    return entries | {str(key): str(value) for key, value in given.items()}
 
 
 def _providers(given: Any) -> list[Any]:
