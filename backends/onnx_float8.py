@@ -8,6 +8,7 @@ that follows then finds the pattern it can run in 8 bits.
 from __future__ import annotations
 
 import importlib
+import math
 from typing import Any, Final
 
 FLOAT8: Final = "FLOAT8E4M3FN"  # onnx_ir's name of the one that TensorRT knows
@@ -46,13 +47,18 @@ def _is_float8(dtype: Any) -> bool:
 
 
 def _factor_behind(value: Any) -> tuple[float, Any]:
-    """The constant that the value is multiplied with, and the product; else 1 and the value."""
+    """The constant that the value is multiplied with, and the product; else 1 and the value.
+
+    It has to be a scale: one positive number, and no more dimensions than the value.
+    """
     uses = list(value.uses())
     if len(uses) == 1 and uses[0].node.op_type == "Mul" and not value.is_graph_output():
         product = uses[0].node
         held = _held(product.inputs[1 - uses[0].idx])
-        if held is not None and held.size == 1:
-            return float(held.numpy().reshape(())), product.outputs[0]
+        if held is not None and held.size == 1 and len(held.shape) <= len(value.shape or ()):
+            factor = float(held.numpy().reshape(()))
+            if 0 < factor < math.inf:
+                return factor, product.outputs[0]
     return 1.0, value
 
 

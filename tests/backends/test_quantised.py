@@ -91,28 +91,35 @@ def test_float8_operators_that_onnx_defines_otherwise_are_refused(tmp_path: Path
 
 
 class Casts(nn.Module):
-    """What may stand behind a cast back: a factor, another operator, the output, two uses."""
+    """What may stand behind a cast back, a factor first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("wide", torch.full((1, 1, 1), 0.5))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        back = [(x + i).clamp(-448, 448).to(FLOAT8).to(x.dtype) for i in range(4)]
-        return back[0] * 0.25, back[1] + x, back[2], back[3] * 2.0, back[3] * x
+        back = [(x + i).clamp(-448, 448).to(FLOAT8).to(x.dtype) for i in range(6)]
+        twice = back[3] * 2.0, back[3] * x
+        return back[0] * 0.25, back[1] + x, back[2], *twice, back[4] * -0.5, back[5] * self.wide
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_replaced_casts_give_the_same_bits(dtype: torch.dtype) -> None:
     x = torch.randn(64, generator=torch.Generator().manual_seed(0)).to(dtype) * 200
-    made = torch.onnx.export(Casts().eval(), (x,), dynamo=True, verbose=False, optimize=False)
+    model = Casts().to(dtype).eval()
+    made = torch.onnx.export(model, (x,), dynamo=True, verbose=False, optimize=False)
     assert quantise_casts(made.model)
     made.optimize()
     names = Counter(node.op_type for node in made.model.graph)
-    assert (names["QuantizeLinear"], names["DequantizeLinear"], names["Cast"]) == (4, 4, 0)
-    assert names["Mul"] == 2  # the factor of the first is its scale; the last has two uses
+    assert (names["QuantizeLinear"], names["DequantizeLinear"], names["Cast"]) == (6, 6, 0)
+    assert names["Mul"] == 4  # the first alone is a scale: two uses, negative, more dimensions
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(made.model_proto.SerializeToString(), options)
     found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    for ours, theirs in zip(found, Casts()(x), strict=True):
+    for ours, theirs in zip(found, model(x), strict=True):
+        assert ours.shape == theirs.shape
         assert torch.equal(torch.from_numpy(ours), theirs)
 
 
