@@ -251,8 +251,9 @@ def _torch_tensor(tensor: Any) -> torch.Tensor:
     if isinstance(raw, torch.Tensor):
         return raw
     content = tensor.numpy()
-    if content.dtype.name == "bfloat16":  # numpy has no such type, torch takes none of others
-        return torch.from_numpy(content.view("uint16").copy()).view(torch.bfloat16)
+    if content.dtype.kind == "V":  # a type that numpy lacks: torch has it, but not through numpy
+        bits = torch.from_numpy(content.view(f"uint{8 * content.itemsize}").copy())
+        return bits.view(getattr(torch, content.dtype.name))
     return torch.from_numpy(content.copy())
 
 

@@ -12,6 +12,7 @@ import math
 from typing import Any, Final
 
 FLOAT8: Final = "FLOAT8E4M3FN"  # onnx_ir's name of the one that TensorRT knows
+WIDER: Final = ("FLOAT", "FLOAT16", "BFLOAT16")  # what the two operators take and give
 
 
 def quantise_casts(model: Any) -> bool:
@@ -21,29 +22,29 @@ def quantise_casts(model: Any) -> bool:
     which meets such values clamps them already.
     """
     nodes = list(model.graph.all_nodes())
-    values = [*model.graph.inputs, *(value for node in nodes for value in node.outputs)]
+    inner = (value for node in nodes for value in node.outputs)
+    values = [*model.graph.inputs, *model.graph.initializers.values(), *inner]
     for node in nodes:
         if node.op_type == "Cast":
             _quantise(model, node)
-    return any(_is_float8(value.dtype) for value in values)
+    return any(_name(value.dtype) == FLOAT8 for value in values)
 
 
 def _quantise(model: Any, cast: Any) -> None:
     source, result = cast.inputs[0], cast.outputs[0]
-    if _is_float8(source.dtype) == _is_float8(result.dtype):
-        return
-    if _is_float8(result.dtype):
+    given, made = _name(source.dtype), _name(result.dtype)
+    if given in WIDER and made == FLOAT8:
         scale = _constant(model, 1.0, source.dtype)
         zero = _constant(model, 0.0, result.dtype)  # its type is the operator's
         _replace(cast, "QuantizeLinear", [source, scale, zero], result)
-    else:
+    elif given == FLOAT8 and made in WIDER:
         factor, scaled = _factor_behind(result)
         scale = _constant(model, factor, result.dtype)
         _replace(cast, "DequantizeLinear", [source, scale], scaled)
 
 
-def _is_float8(dtype: Any) -> bool:
-    return dtype is not None and dtype.name == FLOAT8
+def _name(dtype: Any) -> str:
+    return "" if dtype is None else str(dtype.name)
 
 
 def _factor_behind(value: Any) -> tuple[float, Any]:
@@ -52,21 +53,25 @@ def _factor_behind(value: Any) -> tuple[float, Any]:
     It has to be a scale: one positive number, and no more dimensions than the value.
     """
     uses = list(value.uses())
-    if len(uses) == 1 and uses[0].node.op_type == "Mul" and not value.is_graph_output():
-        product = uses[0].node
-        held = _held(product.inputs[1 - uses[0].idx])
-        if held is not None and held.size == 1 and len(held.shape) <= len(value.shape or ()):
-            factor = float(held.numpy().reshape(()))
-            if 0 < factor < math.inf:
-                return factor, product.outputs[0]
-    return 1.0, value
+    if len(uses) != 1 or uses[0].node.op_type != "Mul" or value.is_graph_output():
+        return 1.0, value
+    product = uses[0].node
+    held = _held(product.inputs[1 - uses[0].idx])
+    one = held is not None and held.size == 1 and held.ndim <= len(value.shape or ())
+    if not one or product.graph is not value.producer().graph:
+        return 1.0, value
+    factor = float(held.reshape(()))
+    return (factor, product.outputs[0]) if 0 < factor < math.inf else (1.0, value)
 
 
 def _held(value: Any) -> Any:
-    """The constant a value is, also through casts, which nothing has folded yet; else None."""
-    while (maker := value.producer()) is not None and maker.op_type == "Cast":
-        value = maker.inputs[0]
-    return _library().convenience.get_const_tensor(value)
+    """The numpy array a value is, also through casts, which nothing has folded yet; else None."""
+    maker = value.producer()
+    if maker is not None and maker.op_type == "Cast" and value.dtype is not None:
+        given = _held(maker.inputs[0])
+        return None if given is None else given.astype(value.dtype.numpy())
+    tensor = _library().convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
 
 
 def _replace(node: Any, operator: str, inputs: list[Any], made: Any) -> None:
@@ -85,7 +90,7 @@ def _replace(node: Any, operator: str, inputs: list[Any], made: Any) -> None:
 def _constant(model: Any, number: float, dtype: Any) -> Any:
     """An initializer of one number; made once."""
     ir = _library()
-    name = f"{dtype.name.lower()}_{number!r}"
+    name = f"deltapass::{dtype.name.lower()}_{number!r}"  # no weight's name has colons
     known = model.graph.initializers
     if name not in known:
         numpy_type = dtype.numpy()

@@ -121,6 +121,8 @@ def _check(options: Mapping[str, Any]) -> None:
     threads, further = options["threads"], options["session_options"]
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 0:
         raise OptionError("threads", threads, "a whole number from 0 on")
+    if not isinstance(options["optimize"], bool):
+        raise OptionError("optimize", options["optimize"], "True or False")
     if further is not None and not isinstance(further, Mapping):
         raise OptionError("session_options", further, "a mapping of names to values")
 

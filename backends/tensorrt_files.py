@@ -80,6 +80,7 @@ class TensorRTFormat:
             build={
                 "flavour": library.flavour,
                 "keep_onnx": bool(options["keep_onnx"]),
+                "float8": any(float8),
                 "segments": notes,
             },
         )
@@ -116,8 +117,8 @@ class TensorRTFormat:
         if torch.cuda.is_available():
             return self.open(folder, plan, {}), "the engines"
         files = {s.name: f"{s.name}.onnx" for s in plan.segments}
-        # As written: ONNX Runtime's rewrites fail on operators that quantise to 8-bit floats.
-        options = {**ONNX_OPTIONS, "optimize": False}
+        # ONNX Runtime's own rewrites fail on operators that quantise to 8-bit floats.
+        options = {**ONNX_OPTIONS, "optimize": not plan.build["float8"]}
         segments = open_segments(folder / ONNX_FOLDER, plan, files, options)
         return segments, "the ONNX files in ONNX Runtime: there is no GPU to run the engines on"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Final
 
 import typer
@@ -20,7 +21,8 @@ app = typer.Typer(
 app.command(name="export")(export_command)
 app.command(name="run")(run_command)
 app.command(name="trajectory")(trajectory_command)
-OWN_FLAGS: Final = ("lowering", "steps")  # backend options that are flags of the demo itself
+# Backend options that are flags of the demo itself.
+OWN_FLAGS: Final = MappingProxyType({"lowering": "--lowering", "steps": "--steps"})
 
 
 def _version(wanted: bool) -> None:
@@ -58,7 +60,8 @@ def demo(  # noqa: PLR0913, PLR0917 - one parameter an option is how typer is to
 ) -> None:
     """Sample the embedded model plainly and with deltapass, side by side."""
     console = Console()
-    options = parse_pairs(option, OWN_FLAGS)
+    own = {} if schedule is None else {"schedule": "one of --schedule and --option"}
+    options = parse_pairs(option, {**OWN_FLAGS, **own})
     if "order" in options:
         raise typer.BadParameter("the demo shows both orders", param_hint="--option order=")
     if schedule is not None:
@@ -101,7 +104,7 @@ def explain(
 ) -> None:
     """Say what the backend would do with a model, without running it."""
     console = Console()
-    options = {"steps": steps, **parse_pairs(option, ("steps",))}
+    options = {"steps": steps, **parse_pairs(option, {"steps": "--steps"})}
     with clean_errors():
         from deltapass.sources import load_source
 

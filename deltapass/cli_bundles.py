@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 import typer
@@ -15,8 +16,14 @@ from deltapass.bundle import BundlePlan
 from deltapass.command_line import clean_errors, parse_pairs
 
 Pairs = list[str] | None
-# Arguments of `export` that are flags of the command, not backend options.
-FLAGS: Final = ("steps", "format", "batch", "verify", "overwrite", "engine")
+# Arguments of `export` that are no backend options -> what the command calls them.
+FLAGS: Final = MappingProxyType(
+    {
+        **{name: f"--{name}" for name in ("steps", "format", "batch", "verify", "overwrite")},
+        **{"engine": "--engine", "dynamic_shapes": "--dim", "path": "--output"},
+        **dict.fromkeys(("model", "args", "kwargs"), "the argument MODEL"),
+    }
+)
 PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -152,6 +159,8 @@ def parse_dimensions(pairs: list[str]) -> dict[str, dict[int, Any]] | None:
             raise typer.BadParameter(f"{pair!r} is not input.dimension=least:greatest")
         least, most = parse_range(found[3])
         name = f"{found[1]}_{found[2]}"
+        if int(found[2]) in shapes.get(found[1], {}):
+            raise typer.BadParameter(f"{found[1]}.{found[2]} is given twice", param_hint="--dim")
         shapes.setdefault(found[1], {})[int(found[2])] = Dim(name, min=least, max=most)
     return shapes or None
 

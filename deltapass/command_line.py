@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import typer
 from rich.console import Console
@@ -12,19 +13,21 @@ from deltapass.errors import DeltapassError
 
 
 def parse_pairs(
-    pairs: list[str] | None, flags: tuple[str, ...] = (), *, given_by: str = "--option"
+    pairs: list[str] | None, flags: Mapping[str, str] | None = None, *, given_by: str = "--option"
 ) -> dict[str, object]:
     """`["interval=2", "schedule=none"]` -> `{"interval": 2, "schedule": "none"}`.
 
-    Names in `flags` are flags of the command itself, and refused here: of two places one would win.
+    Names in `flags` belong to the command itself, which takes them as what they are mapped to. They
+    are refused here: of two places one would win.
     """
     options: dict[str, object] = {}
+    flags = flags or {}
     for pair in pairs or []:
         name, separator, text = pair.partition("=")
         if not separator:
             raise typer.BadParameter(f"{pair!r} is not name=value", param_hint=given_by)
         if name in flags:
-            raise typer.BadParameter(f"use --{name} for it", param_hint=f"{given_by} {name}=")
+            raise typer.BadParameter(f"use {flags[name]} for it", param_hint=f"{given_by} {name}=")
         if name in options:
             raise typer.BadParameter(f"{name} is given twice", param_hint=f"{given_by} {name}=")
         try:

@@ -126,9 +126,15 @@ def _attributes(model: torch.nn.Module) -> dict[str, Any]:
     for name, value in known.items():
         with suppress(TypeError, ValueError):
             kept[str(name)] = json.loads(json.dumps(value, allow_nan=False))
-    dtype = getattr(model, "dtype", None) or next(iter(model.parameters())).dtype
     return {
         "config": kept,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(_dtype(model)).removeprefix("torch."),
         "class": type(model).__name__,
     }
+
+
+def _dtype(model: torch.nn.Module) -> torch.dtype:
+    """The type a model computes in: that of its first weight which is no 8-bit one."""
+    held = (tensor.dtype for tensor in (*model.parameters(), *model.buffers()))
+    types = (getattr(model, "dtype", None), *held, torch.float32)
+    return next(t for t in types if t is not None and t.is_floating_point and t.itemsize > 1)

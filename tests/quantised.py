@@ -38,7 +38,8 @@ class Float8Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.step = (linear.weight.abs().amax() / 448).item()
-        self.register_buffer("q", (linear.weight / self.step).to(FLOAT8))
+        # A parameter, the first of the model: not the type it computes in.
+        self.q = nn.Parameter((linear.weight / self.step).to(FLOAT8), requires_grad=False)
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:

@@ -95,6 +95,10 @@ def test_pair_without_an_equals_sign_is_refused() -> None:
         (["explain", "--steps", "4", "--option", "steps=3"], "use --steps"),
         (["export", "--steps", "4", "--option", "steps=3"], "use --steps"),
         (["export", "--option", "verify=false"], "use --verify"),
+        (["export", "--option", "dynamic_shapes=1"], "use --dim"),
+        (["export", "--option", "path=here"], "use --output"),
+        (["export", "--dim", "a.2=1:4", "--dim", "a.2=1:8"], "a.2 is given twice"),
+        (["demo", "--schedule", "none", "--option", "schedule=none"], "one of --schedule"),
         (
             ["explain", "--option", "interval=2", "--option", "interval=3"],
             "interval is given twice",

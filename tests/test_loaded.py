@@ -184,6 +184,7 @@ def test_the_model_it_was_made_of_fits_and_another_does_not(path: Path, model: D
             "option 'thread' is 1.*options of this format: providers",
         ),
         ({"device": "cuda"}, OptionError, "option 'device' is 'cuda'"),
+        ({"optimize": "no"}, OptionError, "option 'optimize' is 'no'"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(

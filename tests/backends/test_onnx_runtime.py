@@ -45,6 +45,13 @@ def seconds_of_work_after_a_run(**options: Any) -> float:
     return min(taken)
 
 
+@pytest.mark.parametrize(("optimize", "level"), [(True, "ENABLE_ALL"), (False, "DISABLE_ALL")])
+def test_optimize_reaches_the_session(optimize: bool, level: str) -> None:
+    session = open_session(product(), {**OPEN_OPTIONS, "optimize": optimize})
+    found = session.get_session_options().graph_optimization_level
+    assert found.name == f"ORT_{level}"
+
+
 def test_threads_of_a_session_leave_the_cores_to_the_next_one() -> None:
     # 0.977x on a DiT of width 384 with two threads, where 1.56x was to be had.
     spinning = seconds_of_work_after_a_run(session_options={"session.force_spinning_stop": "0"})

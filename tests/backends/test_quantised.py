@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,14 +18,18 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 import onnx
+import onnx_ir as ir
 import onnxruntime
+from deltapass.backends.engines import Settings, architectures_of
+from deltapass.backends.engines_library import Library
+from deltapass.backends.onnx_files import _torch_tensor
 from deltapass.backends.onnx_float8 import quantise_casts
 from models import make
 from quantised import FLOAT8, Float8Linear, Int8Linear, quantise
 from torch import Tensor, nn
 
 import deltapass
-from deltapass.errors import DeltapassError
+from deltapass.errors import BundleError
 
 LINEARS, INPUTS = 6, 5  # of a block: query, key and value share theirs
 INT8, FP8 = onnx.TensorProto.INT8, onnx.TensorProto.FLOAT8E4M3FN
@@ -52,6 +57,7 @@ def matrices(path: Path, kind: int) -> int:
 @pytest.mark.parametrize("kind", [Int8Linear, Float8Linear])
 def test_a_bundle_gives_what_the_quantised_model_gives(kind: Any, tmp_path: Path) -> None:
     plan = export(kind, tmp_path / "b")  # verified against the model, or it raises
+    assert plan.attributes["dtype"] == "float32"
     assert plan.verified is not None
     assert any(name.startswith("cached") for name in plan.verified["variants"])
     if kind is Int8Linear:  # torch.onnx folds casts of weights as small as these
@@ -82,7 +88,7 @@ def test_float8_operators_that_onnx_defines_otherwise_are_refused(tmp_path: Path
         def bounds(step: float) -> Any:
             return step, 0, -448, 448, FLOAT8
 
-    with pytest.raises(DeltapassError):
+    with pytest.raises(BundleError, match="ONNX Runtime refuses"):
         export(Whole, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
@@ -121,6 +127,86 @@ def test_replaced_casts_give_the_same_bits(dtype: torch.dtype) -> None:
     for ours, theirs in zip(found, model(x), strict=True):
         assert ours.shape == theirs.shape
         assert torch.equal(torch.from_numpy(ours), theirs)
+
+
+FLOAT, HALF, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT32
+
+
+def rewritten(nodes: list[Any], ends: tuple[int, int], **held: Tensor) -> tuple[bool, Any]:
+    """A graph from x (4, 4) to y after `quantise_casts`, and whether it found 8-bit floats."""
+    store = [ir.to_proto(ir.tensor(value, name=name)) for name, value in held.items()]
+    given, made = (
+        onnx.helper.make_tensor_value_info(name, kind, [4, 4])
+        for name, kind in zip("xy", ends, strict=True)
+    )
+    graph = onnx.helper.make_graph(nodes, "g", [given], [made], store)
+    proto = onnx.shape_inference.infer_shapes(onnx.helper.make_model(graph))
+    model = ir.from_proto(proto)
+    found = quantise_casts(model)
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    return found, proto.graph
+
+
+def node(kind: str, given: list[str], made: str, **attributes: Any) -> Any:
+    return onnx.helper.make_node(kind, given, [made], **attributes)
+
+
+def scale(graph: Any) -> float:
+    (operator,) = (n for n in graph.node if n.op_type == "DequantizeLinear")
+    (held,) = (i for i in graph.initializer if i.name == operator.input[1])
+    return float(onnx.numpy_helper.to_array(held))
+
+
+def test_weights_alone_count_as_8_bit_floats() -> None:
+    nodes = [node("Cast", ["w"], "wide", to=FLOAT), node("MatMul", ["x", "wide"], "y")]
+    found, graph = rewritten(nodes, (FLOAT, FLOAT), w=torch.ones(4, 4).to(FLOAT8))
+    assert found
+    assert [n.op_type for n in graph.node] == ["DequantizeLinear", "MatMul"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "factor", "expected"),
+    [
+        (FLOAT, [(0.3, torch.float32)], 0.3),
+        (FLOAT, [(0.3, torch.bfloat16), FLOAT], 0.30078125),  # as the graph rounds it
+        (HALF, [(1e-8, torch.float32), HALF], 1.0),  # 0 in float16, which is no scale
+        (FLOAT, [(-0.3, torch.float32)], 1.0),
+    ],
+)
+def test_a_factor_becomes_the_scale_it_is_in_the_graph(
+    kind: int, factor: list[Any], expected: float
+) -> None:
+    (number, dtype), *casts = factor
+    nodes, name = [node("Cast", ["x"], "back", to=kind)], "f"
+    for at, to in enumerate(casts):
+        nodes.append(node("Cast", [name], f"f{at}", to=to))
+        name = f"f{at}"
+    nodes.append(node("Mul", ["back", name], "y"))
+    _, graph = rewritten(nodes, (FP8, kind), f=torch.tensor(number, dtype=dtype))
+    assert scale(graph) == pytest.approx(expected, rel=1e-7)
+    assert ("Mul" in {n.op_type for n in graph.node}) == (expected == 1.0)
+
+
+@pytest.mark.parametrize(("given", "made"), [(onnx.TensorProto.DOUBLE, FP8), (FP8, INT32)])
+def test_casts_the_operators_do_not_take_stay(given: int, made: int) -> None:
+    _, graph = rewritten([node("Cast", ["x"], "y", to=made)], (given, made))
+    assert [n.op_type for n in graph.node] == ["Cast"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, FLOAT8])
+def test_weights_that_folding_changed_are_stored(dtype: torch.dtype) -> None:
+    weight = torch.randn(4, 8).to(dtype)
+    folded = ir.Tensor(ir.tensor(weight).numpy().transpose().copy())
+    assert torch.equal(_torch_tensor(folded).float(), weight.t().float())
+
+
+def test_engines_with_8_bit_floats_are_for_gpus_that_have_them() -> None:
+    known = dict.fromkeys(("SM75", "SM80", "SM89", "SM120"))
+    trt = SimpleNamespace(ComputeCapability=SimpleNamespace(__members__=known))
+    library = Library(module=trt, flavour="tensorrt-rtx", version="")
+    assert architectures_of(Settings(), library)[0] == "SM80"
+    assert architectures_of(Settings(), library, float8=True)[0] == "SM89"
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
