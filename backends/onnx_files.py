@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final, final
 
 import torch
+from deltapass.backends.onnx_optimize import optimize
 from deltapass.backends.onnx_runtime import ELEMENTS, OrtSegment, device_of, library, open_session
 from torch.export import ExportedProgram
 
@@ -158,7 +159,7 @@ def to_onnx(
                 raise LoweringError("onnx", name, "torch.onnx gave nothing")
             if rework is not None:
                 rework(made.model)
-            made.optimize()
+            optimize(made.model)
     except LoweringError:
         raise
     except Exception as error:
@@ -175,14 +176,16 @@ def in_memory(model: Any) -> bytes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch.onnx's notes on libraries it could also convert, such as torchvision."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    """Without the converting libraries' notes on what they leave as it is, or could also do."""
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 def _rename(name: str, graph: Any, ends: tuple[Sequence[str], Sequence[str]]) -> None:

@@ -21,8 +21,9 @@ from deltapass.bundle import (
     to_text,
 )
 from deltapass.compiler import as_dynamo_compiles
+from deltapass.dynamic import DynamicShapes
 from deltapass.errors import ExportError
-from deltapass.exported import DynamicShapes, batch_dimension, export_graph
+from deltapass.exported import export_graph
 from deltapass.formats import load_format
 from deltapass.integrity import file_specs, refuse_existing, written_aside
 from deltapass.options import parse_options
@@ -63,7 +64,8 @@ def export(  # noqa: PLR0913 - one call is how its users meet it
         path: Folder to write.
         format: "onnx", "aoti" or "tensorrt".
         batch: Least and greatest batch; None fixes the example's. The example needs two samples.
-        dynamic_shapes: Further ones that vary: parameter name -> {dimension: torch.export.Dim}.
+        dynamic_shapes: Further ones that vary: parameter name -> {dimension: torch.export.Dim};
+            for lists and dictionaries of tensors the same in their structure.
         verify: Run what was written and compare it with the model.
         overwrite: Replace a bundle that lies at `path`.
         engine: Options of the format.
@@ -84,9 +86,7 @@ def export(  # noqa: PLR0913 - one call is how its users meet it
     refuse_existing(place, overwrite=overwrite)
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     with as_dynamo_compiles():  # one at a time: torch.export patches torch for the whole process
-        free = batch_dimension(model, args, kwargs, batch) if batch is not None else {}
-        shapes = _joined(free, dynamic_shapes) if free and dynamic_shapes else dynamic_shapes
-        made = prepare(export_graph(model, args, kwargs, shapes or free or None), chosen)
+        made = prepare(export_graph(model, args, kwargs, dynamic_shapes, batch), chosen)
         with written_aside(place, overwrite=overwrite) as folder:
             plan = made.plan(format, backend.write(made.job(folder, engine)), _attributes(model))
             return _finished(folder, plan, made, model if verify else None)
@@ -112,10 +112,6 @@ def _checked(options: Mapping[str, Any]) -> Mapping[str, Any]:
                 f"export takes no option {name!r}", f"It takes {', '.join(EXPORT_OPTIONS)}"
             )
     return options
-
-
-def _joined(one: DynamicShapes, two: DynamicShapes) -> DynamicShapes:
-    return {name: {**one.get(name, {}), **two.get(name, {})} for name in {**one, **two}}
 
 
 def _attributes(model: torch.nn.Module) -> dict[str, Any]:

@@ -14,18 +14,18 @@ from typing import Any, Final, final
 
 import torch
 from torch import fx
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from deltapass.capture import capture
+from deltapass.dynamic import Dimensions, DynamicShapes, free_dimensions
 from deltapass.errors import DynamicShapeError, ExportError
 from deltapass.graphs import Captured
 from deltapass.signature import Signature, example_call, template_of
 from deltapass.sizes import Dimension, formula_of
 
 WEIGHTS: Final = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
-DynamicShapes = Mapping[str, Mapping[int, Any]]
 
 
 @final
@@ -59,6 +59,7 @@ def export_graph(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     dynamic: DynamicShapes | None = None,
+    batch: tuple[int, int] | None = None,
 ) -> Exported:
     """Trace a model with torch.export and capture the graph.
 
@@ -66,7 +67,8 @@ def export_graph(
         model: The denoiser, in eval mode.
         args: Positional inputs of one call.
         kwargs: Keyword inputs of one call.
-        dynamic: Parameter name -> {dimension: torch.export.Dim}.
+        dynamic: Dimensions that may vary, as for `free_dimensions`.
+        batch: Bounds of the batch, if it may vary.
 
     Raises:
         ExportError, DynamicShapeError: If the model cannot be traced with this call, or sizes.
@@ -74,17 +76,14 @@ def export_graph(
     """
     if not isinstance(model, torch.nn.Module):
         raise ExportError(f"a {type(model).__name__} was given", "Export a torch.nn.Module")
-    if dynamic is not None and not _is_shapes(dynamic):
-        raise DynamicShapeError(
-            f"dynamic_shapes is {dynamic!r}", "Give {parameter: {dimension: torch.export.Dim}}"
-        )
     call, defaults, parameters = example_call(model, args, kwargs)
     if model.training:
         raise ExportError("the model is in training mode", "Call model.eval() first")
     # One tensor object for two inputs would be merged into one input without a word.
     call = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), call)
-    program = _trace(model, call, dynamic or {})
-    symbols = _named_symbols(program, dynamic or {})
+    free = free_dimensions(call, dynamic, batch)
+    program = _trace(model, call, free)
+    symbols = _named_symbols(program, dict(zip(_user_inputs(program, call), free, strict=True)))
     _name_sizes(program.graph, symbols)
     signature = Signature(
         parameters=parameters, template={}, defaults=defaults, tuple_result=_gives_tuple(program)
@@ -92,51 +91,12 @@ def export_graph(
     return _captured(model, program, call, signature, symbols)
 
 
-def batch_dimension(
-    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], bounds: tuple[int, int]
-) -> dict[str, dict[int, Any]]:
-    """Dynamic shapes for every tensor whose first dimension is that of the first tensor.
-
-    Raises:
-        DynamicShapeError: If the example has one sample (to torch.export a constant), or more or
-            fewer than the bounds.
-    """
-    pair = isinstance(bounds, tuple | list) and len(bounds) == 2
-    whole = pair and all(isinstance(end, int) and not isinstance(end, bool) for end in bounds)
-    if not whole or not 1 <= bounds[0] < bounds[1]:
-        raise DynamicShapeError(
-            f"the batch is to be {bounds!r}",
-            "Give two whole numbers, the second above the first, such as (1, 8)",
-        )
-    call, _, _ = example_call(model, args, kwargs)
-    tensors = {name: value for name, value in call.items() if isinstance(value, torch.Tensor)}
-    first = next((len(value) for value in tensors.values() if value.ndim), 0)
-    if not max(2, bounds[0]) <= first <= bounds[1]:
-        raise DynamicShapeError(
-            f"the example call has a batch of {first}, the bundle is to take {bounds}",
-            "Give example inputs with a batch of at least 2 that lies within these bounds",
-        )
-    batch = Dim("batch", min=bounds[0], max=bounds[1])
-    return {n: {0: batch} for n, v in tensors.items() if v.ndim and len(v) == first}
-
-
-def _is_shapes(dynamic: Any) -> bool:
-    return isinstance(dynamic, Mapping) and all(isinstance(d, Mapping) for d in dynamic.values())
-
-
 def _trace(
-    model: torch.nn.Module, call: Mapping[str, Any], dynamic: DynamicShapes
+    model: torch.nn.Module, call: Mapping[str, Any], free: Sequence[Dimensions]
 ) -> ExportedProgram:
-    unknown = sorted(set(dynamic) - set(call))
-    if unknown:
-        raise DynamicShapeError(
-            f"dynamic dimensions of {', '.join(unknown)}, which the example call does not have",
-            f"It has {', '.join(call)}",
-        )
-    shapes = {
-        name: dict(dynamic[name]) if name in dynamic else pytree.tree_map(lambda _: None, value)
-        for name, value in call.items()
-    }
+    dynamic = any(free)
+    structure = pytree.tree_structure(dict(call))
+    shapes = pytree.tree_unflatten([dict(dims) or None for dims in free], structure)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's, about torch's own calls
@@ -253,7 +213,7 @@ def _held(program: ExportedProgram, path: str) -> torch.Tensor:
 # ---- sizes that vary --------------------------------------------------------------------------
 
 
-def _named_symbols(program: ExportedProgram, dynamic: DynamicShapes) -> dict[str, str]:
+def _named_symbols(program: ExportedProgram, dynamic: Mapping[str, Dimensions]) -> dict[str, str]:
     """Torch's symbol -> the dimension's name: the Dim's own, else input and position."""
     names: dict[str, str] = {}
     for node in program.graph.nodes:

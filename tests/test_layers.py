@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 # Every core module, each importing only from those before it. A new module is entered here.
 ORDER = (
     *("errors", "schedule", "presets", "budget", "schedule_files", "options", "graphs"),
-    *("observe", "sizes", "constants", "capture", "signature", "exported", "floats"),
+    *("observe", "sizes", "constants", "capture", "signature", "dynamic", "exported", "floats"),
     *("sums", "streams", "repeats", "blocks"),
     *("outline", "plan", "rewrite", "segments", "layouts", "lowering", "variants", "facts"),
     *(

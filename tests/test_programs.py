@@ -11,7 +11,7 @@ from models import C, Denoiser, make, noise
 from torch import fx
 
 from deltapass.blocks import find_blocks
-from deltapass.exported import Exported, batch_dimension, export_graph
+from deltapass.exported import Exported, export_graph
 from deltapass.graphs import Body, Call, Macs, TensorSpec
 from deltapass.outline import outline
 from deltapass.programs import SegmentProgram, Values, segment_program
@@ -201,8 +201,7 @@ def cut(request: pytest.FixtureRequest) -> tuple[Denoiser, list[tuple[Call, Segm
     """A model and its segments, for a batch of 1 to 8."""
     model = make(request.param, depth=4)
     args, kwargs = model.inputs(0.5)
-    shapes = batch_dimension(model, args, kwargs, (1, 8))
-    return model, programs_of(model, export_graph(model, args, kwargs, shapes))
+    return model, programs_of(model, export_graph(model, args, kwargs, batch=(1, 8)))
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])

@@ -14,7 +14,7 @@ from torch import nn
 from torch.export import Dim
 
 from deltapass.blocks import find_blocks
-from deltapass.exported import Exported, batch_dimension, export_graph
+from deltapass.exported import Exported, export_graph
 from deltapass.graphs import Program, TensorSpec
 from deltapass.lowering import Executable
 from deltapass.outline import Outline, outline
@@ -53,9 +53,9 @@ LABELS = {
 }
 
 
-def outlined(model: Denoiser, dynamic: Any = None) -> tuple[Exported, Outline]:
+def outlined(model: Denoiser, dynamic: Any = None, batch: Any = None) -> tuple[Exported, Outline]:
     args, kwargs = model.inputs(0.5)
-    exported = export_graph(model, args, kwargs, dynamic)
+    exported = export_graph(model, args, kwargs, dynamic, batch)
     return exported, outline(exported.captured, find_blocks(exported.captured))
 
 
@@ -263,8 +263,7 @@ def test_a_segment_is_handed_the_input_that_tells_it_a_size() -> None:
 @pytest.mark.parametrize("name", ["cross_attention", "two_stream"])
 def test_a_segment_is_told_every_size_that_it_names(name: str) -> None:
     model = make(name)
-    args, kwargs = model.inputs(0.5)
-    exported, found = outlined(model, batch_dimension(model, args, kwargs, (1, 8)))
+    exported, found = outlined(model, batch=(1, 8))
     program = segmented(found, [Span(2, 6), Span(0, 4)], exported.shapes)
     for call in program.calls:
         known = {size for given in call.inputs for size in exported.shapes.get(given, ())}

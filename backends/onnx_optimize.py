@@ -1,0 +1,59 @@
+"""Makes an ONNX model in memory small and runnable, without changing a value that it computes.
+
+torch.onnx's own optimizer also rewrites by patterns, and compares their constants within a
+tolerance: to it x + 1e-15 is x + 0, so that a guard against a division by zero is gone, and linear
+attention gives NaN. So only constants are folded here and needless nodes dropped; the runtimes have
+rewrites of their own, with exact conditions.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Final
+
+ROUNDS: Final = 2  # folding shapes makes further constants
+
+
+def optimize(model: Any) -> None:
+    """Fold constants, drop what is not needed, and replace what runtimes lack; in place."""
+    passes = importlib.import_module("onnx_ir.passes.common")
+    folding = importlib.import_module("onnxscript.optimizer")
+    passes.InlinePass()(model)
+    for _ in range(ROUNDS):
+        folding.fold_constants(model, onnx_shape_inference=True)
+        passes.RemoveUnusedNodesPass()(model)
+    replace_boolean_where(model)
+    for cleaning in (
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedFunctionsPass(),
+        passes.RemoveUnusedOpsetsPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.LiftSubgraphInitializersToMainGraphPass(),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+    ):
+        cleaning(model)
+
+
+def replace_boolean_where(model: Any) -> None:
+    """Choose between booleans by And, Or and Not: ONNX Runtime's Where takes none on the CPU."""
+    ir = importlib.import_module("onnx_ir")
+    for node in list(model.graph.all_nodes()):
+        result = node.outputs[0]
+        if node.op_type != "Where" or result.dtype != ir.DataType.BOOL:
+            continue
+        condition, chosen, other = node.inputs
+        inverse = ir.Node("", "Not", [condition], num_outputs=1)
+        first = ir.Node("", "And", [condition, chosen], num_outputs=1)
+        second = ir.Node("", "And", [inverse.outputs[0], other], num_outputs=1)
+        either = ir.Node("", "Or", [first.outputs[0], second.outputs[0]], num_outputs=1)
+        for new in (inverse, first, second, either):
+            new.outputs[0].type = result.type
+        made, name = either.outputs[0], result.name
+        made.shape = result.shape
+        node.graph.insert_before(node, [inverse, first, second, either])
+        result.replace_all_uses_with(made, replace_graph_outputs=True)
+        node.graph.remove(node, safe=True)
+        made.name = name
