@@ -1,7 +1,7 @@
 """The AOTInductor format: a package of compiled code a segment, all weights in one file.
 
 The packages hold no weights: every segment is bound to tensors of the one weights file, which are
-mapped into memory, so nothing is copied.
+mapped into memory, so that on the CPU nothing is copied.
 """
 
 from __future__ import annotations
@@ -86,7 +86,10 @@ class AotiFormat:
                 "the bundle was compiled for a CUDA device, and there is none here",
                 "Export the model on the CPU for use there",
             )
-        return torch.device(wanted)
+        place = torch.device(wanted)
+        if str(place) == "cuda":  # which no tensor's device is
+            return torch.device(kind, torch.cuda.current_device())
+        return place
 
 
 def compile_segment(segment: SegmentProgram, path: Path, settings: Mapping[str, Any]) -> None:
@@ -156,7 +159,10 @@ def open_segment(path: Path, weights: Mapping[str, torch.Tensor], device: torch.
             )
         if wanted:
             bound = {name: weights[name] for name in wanted}
-            loaded.load_constants(bound, check_full_update=True, user_managed=True)
+            # What is bound without a copy is never let go of. Of a file mapped into memory that is
+            # some of the address space; of a GPU's memory it would be the weights.
+            mapped = device.type == "cpu"
+            loaded.load_constants(bound, check_full_update=True, user_managed=mapped)
     except RuntimeError as error:
         text = str(error).strip().splitlines()[0]
         raise BundleError(f"torch cannot load {path}: {text}", "Export the model again") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, final
 
@@ -44,11 +45,14 @@ class Device:
         stream: The handle of the stream to run on, asked at every call.
         allocate: A dense tensor of a shape and type on the device, whose memory is safe to use on
             that stream.
+        follow: Lets that stream wait for all that runs on another, given by its handle, whose
+            memory it is about to use.
     """
 
     place: torch.device
     stream: Callable[[], int]
     allocate: Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
+    follow: Callable[[int, torch.Tensor | None], None]
 
 
 def cuda_device(library: Library, index: int = 0) -> Device:
@@ -64,25 +68,41 @@ def cuda_device(library: Library, index: int = 0) -> Device:
         place=place,
         stream=lambda: int(torch.cuda.current_stream(place).cuda_stream),
         allocate=lambda shape, dtype: torch.empty(shape, dtype=dtype, device=place),
+        follow=partial(_follow, place),
     )
+
+
+def _follow(place: torch.device, other: int, memory: torch.Tensor | None) -> None:
+    current = torch.cuda.current_stream(place)
+    before: Any = torch.cuda.ExternalStream(other, device=place)  # type: ignore[no-untyped-call]
+    current.wait_stream(before)
+    if memory is not None:
+        memory.record_stream(current)  # else the allocator gives it away too early
 
 
 @final
 @dataclass
 class Workspace:
-    """Memory for intermediate values, shared by segments that run one after another on one stream.
+    """Memory for intermediate values, shared by segments that run one after another.
 
     It grows to the largest need. What it let go of stays whole until the stream has passed it: the
-    allocator sees to that, as with any tensor.
+    allocator sees to that, as with any tensor. Another stream first waits for the last one.
     """
 
     device: Device
     _memory: torch.Tensor | None = field(default=None, repr=False)
+    _stream: int | None = None
 
     @property
     def size(self) -> int:
         """Bytes held."""
         return 0 if self._memory is None else self._memory.numel()
+
+    def turn_to(self, stream: int) -> None:
+        """Let the current stream, which this is, be the one that may use the memory."""
+        if self._stream not in (None, stream):
+            self.device.follow(int(self._stream or 0), self._memory)
+        self._stream = stream
 
     def at_least(self, size: int) -> int:
         """The address of memory of at least `size` bytes."""
@@ -145,10 +165,12 @@ class EngineSegment:
         # Held here until the launch: the allocator knows of nothing that runs before it.
         dense = [self._bind(port, arguments[port.index]) for port in self.inputs]
         results = [self._result(port, into) for port in self.outputs]
+        stream = self.device.stream()
         if self.workspace is not None:
+            self.workspace.turn_to(stream)
             address = self.workspace.at_least(self.bytes_needed)
             self.context.set_device_memory(address, self.workspace.size)
-        if not self.context.execute_async_v3(self.device.stream()):
+        if not self.context.execute_async_v3(stream):
             raise self._error(*self.log.problems)
         del dense
         return tuple(results)

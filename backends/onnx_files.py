@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from deltapass.bundle import BundlePlan
 from deltapass.errors import LoweringError, MissingLibraryError
 from deltapass.formats import Job, Written, WrittenSegment, known_options
-from deltapass.lowering import Lowered
+from deltapass.lowering import Lowered, on_device
 from deltapass.programs import SegmentProgram
 from deltapass.tensorfile import WEIGHTS_FILE, Location, TensorStore
 
@@ -67,7 +67,7 @@ class OnnxFormat:
 
     def open_to_verify(self, folder: Path, plan: BundlePlan) -> tuple[Mapping[str, Lowered], str]:
         """The sessions, on the CPU."""
-        return self.open(folder, plan, {}), "ONNX Runtime, CPU"
+        return on_device(self.open(folder, plan, {}), torch.device("cpu")), "ONNX Runtime, CPU"
 
     def device(self, plan: BundlePlan, options: Mapping[str, Any]) -> torch.device:
         """The first provider's device."""
@@ -222,16 +222,22 @@ def _without_notes(model: Any) -> Any:
 
 
 def legal(program: ExportedProgram) -> ExportedProgram:
-    """Drop squeezes of dimensions that are not 1: nothing in torch, illegal in ONNX."""
+    """Drop squeezes of dimensions that are not 1: nothing in torch, illegal in ONNX.
+
+    Of a dimension that varies torch takes for granted that it is not 1.
+    """
     for node in list(program.graph.nodes):
         if node.target not in (aten.squeeze.dim, aten.squeeze.dims):
             continue
         value, wanted = node.args[0], node.args[1]
         sizes = value.meta["val"].shape
         axes = [wanted] if isinstance(wanted, int) else wanted
-        if all(isinstance(sizes[axis], int) and sizes[axis] != 1 for axis in axes):
+        ones = [axis for axis in axes if isinstance(sizes[axis], int) and sizes[axis] == 1]
+        if not ones:
             node.replace_all_uses_with(value)
             program.graph.erase_node(node)
+        elif len(ones) < len(axes):
+            node.args = (value, ones)
     return program
 
 

@@ -10,7 +10,7 @@ import torch
 
 from deltapass.bundle import ValueSpec
 from deltapass.errors import BundleError, MissingDeviceError, MissingLibraryError, OptionError
-from deltapass.sizes import Dimension, evaluate
+from deltapass.sizes import Dimension, evaluate, multiple_of
 
 # ONNX's own numbers of element types (TensorProto.DataType), which IO binding takes.
 ELEMENTS: Final[Mapping[torch.dtype, int]] = {
@@ -149,6 +149,8 @@ class OrtSegment:
             for axis, size in enumerate(shape)
             if isinstance(size, str)
         }
+        multiples = ((size, multiple_of(size)) for size in self._sizes)
+        self._parts = [(part[1], part[0], size) for size, part in multiples if part]
         self._fixed = not any(isinstance(s, str) for _, spec in outputs for s in spec.shape)
         self._place = device.type, device.index or 0
 
@@ -181,6 +183,11 @@ class OrtSegment:
             ) from error
 
     def _bind(self, bind: Any, name: str, tensor: torch.Tensor) -> None:
+        if tensor.device.type != self._device.type:
+            raise BundleError(
+                f"{name} lies on {tensor.device}, the ONNX Runtime session on {self._device}",
+                "Move the inputs, or choose another provider",
+            )
         shape, element = tuple(tensor.shape), ELEMENTS[tensor.dtype]
         bind(name, *self._place, element, shape, tensor.data_ptr())
 
@@ -188,6 +195,8 @@ class OrtSegment:
         if self._fixed:
             return [tuple(map(int, spec.shape)) for _, spec, _ in self._outputs]
         known = {size: arguments[at].shape[axis] for size, (at, axis) in self._sizes.items()}
+        for name, times, whole in self._parts:
+            known.setdefault(name, known[whole] // times)
         return [
             tuple(known[s] if s in known else evaluate(s, known) for s in spec.shape)
             for _, spec, _ in self._outputs

@@ -22,7 +22,7 @@ from deltapass.backends.onnx_float8 import quantise_casts
 from deltapass.bundle import BundlePlan
 from deltapass.errors import DynamicShapeError, OptionError
 from deltapass.formats import Job, Written, WrittenSegment, known_options
-from deltapass.lowering import Lowered
+from deltapass.lowering import Lowered, on_device
 from deltapass.programs import SegmentProgram
 from deltapass.sizes import evaluate
 
@@ -115,11 +115,12 @@ class TensorRTFormat:
     def open_to_verify(self, folder: Path, plan: BundlePlan) -> tuple[Mapping[str, Lowered], str]:
         """The engines, where there is a GPU; else what they were built from."""
         if torch.cuda.is_available():
-            return self.open(folder, plan, {}), "the engines"
+            return on_device(self.open(folder, plan, {}), self.device(plan, {})), "the engines"
         files = {s.name: f"{s.name}.onnx" for s in plan.segments}
         # ONNX Runtime's own rewrites fail on operators that quantise to 8-bit floats.
         options = {**ONNX_OPTIONS, "optimize": not plan.build["float8"]}
         segments = open_segments(folder / ONNX_FOLDER, plan, files, options)
+        segments = on_device(segments, torch.device("cpu"))
         return segments, "the ONNX files in ONNX Runtime: there is no GPU to run the engines on"
 
     def device(self, plan: BundlePlan, options: Mapping[str, Any]) -> torch.device:

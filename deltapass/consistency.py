@@ -53,6 +53,9 @@ def _problems(plan: BundlePlan) -> Iterator[str]:
     yield from _of_files(plan)
     yield from _of_values(plan)
     yield from _of_variants(plan)
+    named = sorted(plan.signature.names)
+    if named != sorted(entry.name for entry in plan.inputs):
+        yield f"a signature with the tensors {', '.join(named) or '(none)'}"
     schedule_from(plan.schedule)
     for spanned in plan.spans:
         if not 0 <= spanned.span.start < spanned.span.stop <= plan.blocks:

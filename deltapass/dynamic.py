@@ -62,7 +62,15 @@ def _dimensions(name: str, given: Any) -> Dimensions:
     if given is not None and not isinstance(given, Mapping | list | tuple):
         raise DynamicShapeError(f"dynamic_shapes of {name} is {given!r}", FORM)
     pairs = given.items() if isinstance(given, Mapping) else enumerate(given or ())
-    return {at: dim for at, dim in pairs if dim is not None}
+    found = {at: dim for at, dim in pairs if dim is not None and dim is not Dim.STATIC}
+    hints = [at for at, dim in found.items() if isinstance(dim, type(Dim.AUTO))]
+    if hints:
+        # For a hint torch keeps conditions on sizes as guards, which no bundle can check.
+        raise DynamicShapeError(
+            f"dimension {hints[0]} of {name} is {found[hints[0]]}",
+            "Give torch.export.Dim(name, min=..., max=...)",
+        )
+    return found
 
 
 def _batched(leaves: Sequence[Any], bounds: tuple[int, int]) -> list[dict[int, Any]]:

@@ -20,10 +20,10 @@ from torch.utils import _pytree as pytree
 
 from deltapass.capture import capture
 from deltapass.dynamic import Dimensions, DynamicShapes, free_dimensions
-from deltapass.errors import DynamicShapeError, ExportError
+from deltapass.errors import DynamicShapeError, ExportError, MutationError
 from deltapass.graphs import Captured
 from deltapass.signature import Signature, example_call, template_of
-from deltapass.sizes import Dimension, formula_of
+from deltapass.sizes import Dimension, Size, formula_of
 
 WEIGHTS: Final = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
@@ -38,6 +38,7 @@ class Exported:
         weights: Placeholder name -> name in the model (for constants, torch.export's own).
         tensors: Name in the model -> tensor.
         held: Names of the tensors that are the model's own; the rest torch.export made.
+        call: Parameter name -> argument of the example call.
         example: Input name -> the example's tensor.
         signature: How it is called.
         dimensions: Name -> least and greatest size (None: no bound).
@@ -48,6 +49,7 @@ class Exported:
     weights: Mapping[str, str]
     tensors: Mapping[str, torch.Tensor]
     held: frozenset[str]
+    call: Mapping[str, Any]
     example: Mapping[str, torch.Tensor]
     signature: Signature
     dimensions: Mapping[str, tuple[int, int | None]]
@@ -138,6 +140,10 @@ def _user_inputs(program: ExportedProgram, call: Mapping[str, Any]) -> dict[str,
 
 
 def _gives_tuple(program: ExportedProgram) -> bool:
+    kinds = (spec.kind.name for spec in program.graph_signature.output_specs)
+    written = next((kind for kind in kinds if kind != "USER_OUTPUT"), None)
+    if written is not None:
+        raise MutationError("forward", f"torch.export returns a {written.lower()}")
     places = list(range(len(program.graph_signature.output_specs)))
     shape = pytree.tree_unflatten(places, program.call_spec.out_spec)
     if shape != 0 and not (isinstance(shape, tuple | list) and list(shape) == places):
@@ -172,6 +178,7 @@ def _captured(
                 f"the model takes an input of kind {spec.kind.name}", "Use plain tensors only"
             )
     found = capture(program.graph_module, arguments)
+    _refuse_sizes(found)
     used = (n for n in found.module.graph.nodes if n.op.startswith("call") and n.users)
     if symbols and any("val" not in node.meta for node in used):
         raise DynamicShapeError(
@@ -186,12 +193,24 @@ def _captured(
         captured=found,
         weights=weights,
         tensors=tensors,
+        call=call,
         held=frozenset(path for path in tensors if tensor_at(model, path) is not None),
         example={n: v for n, v in renamed.items() if isinstance(v, torch.Tensor)},
         signature=replace(signature, template=template_of(call, names)),
         dimensions=_bounds(program, symbols),
         shapes=dict(_shapes(program, found, symbols)) if symbols else {},
     )
+
+
+def _refuse_sizes(found: Captured) -> None:
+    """A variant's results that are no tensors are those of the example, whatever the sizes."""
+    results = next(iter(reversed(found.module.graph.nodes))).args[0]
+    sizes = [r.formula for r in pytree.tree_leaves(results) if isinstance(r, Size)]
+    if sizes:
+        raise ExportError(
+            f"the model returns a number that varies with a size: {sizes[0]}",
+            "Return tensors, or leave that dimension fixed",
+        )
 
 
 def tensor_at(model: torch.nn.Module, path: str) -> torch.Tensor | None:

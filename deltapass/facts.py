@@ -6,6 +6,7 @@ planned; a `Repertoire` gives the variants that can be run.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final
@@ -31,7 +32,8 @@ class Facts:
         order: Order of the delta prediction.
         steps: Steps of a trajectory, where they are known.
         caches: Whether the schedule ever skips a span.
-        owner: What stands for the model; None: its first weight, which all its graphs share.
+        owner: What stands for the model, weakly; None: its first weight, which all its graphs
+            share.
     """
 
     inputs: tuple[Input, ...]
@@ -43,7 +45,7 @@ class Facts:
     order: int
     steps: int | None
     caches: bool
-    owner: Any = None
+    owner: weakref.ref[Any] | None = None
 
 
 class Variant(Protocol):

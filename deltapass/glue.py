@@ -129,7 +129,8 @@ class _Builder:
         self.example.update(self.exported.example)
         tensors = self._tensors
         self.example.update({name: tensors[path] for name, path in self._weights.items()})
-        self.example[WEIGHT_OF_TREND] = torch.tensor(TREND_EXAMPLE)
+        place = next(iter(self.exported.example.values())).device
+        self.example[WEIGHT_OF_TREND] = torch.tensor(TREND_EXAMPLE, device=place)
         for (kind, _), program in programs.items():
             made = dict(self.example)
             with torch.no_grad():

@@ -6,6 +6,7 @@ The same selector, sessions and reports as for a compiled model; only the varian
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ class LoadedModel(torch.nn.Module):
         tensor, entry = tensors[name], next(e for e in self.plan.inputs if e.name == name)
         wanted = getattr(torch, entry.dtype)
         if entry.role == Role.TIMESTEP.value and not tensor.dtype.is_floating_point:
-            tensor = tensor.to(wanted)  # samplers give whole timesteps as either; nothing is lost
+            tensor = floating_timestep(name, tensor, wanted)  # samplers give either
         if tensor.dtype != wanted or tensor.ndim != len(entry.shape):
             raise SignatureError(
                 f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; the bundle takes "
@@ -186,9 +187,24 @@ class LoadedModel(torch.nn.Module):
             order=plan.order,
             steps=plan.steps if plan.fixed_steps else None,
             caches=bool(plan.spans),
-            owner=self,
+            owner=weakref.ref(self),  # who holds this selector
         )
         return Selector(facts, self._variants)
+
+
+def floating_timestep(name: str, timestep: torch.Tensor, wanted: torch.dtype) -> torch.Tensor:
+    """Whole timesteps as another type, which float32 holds; read to see if a smaller one does.
+
+    Raises:
+        SignatureError: If it rounds them.
+    """
+    made = timestep.to(wanted)
+    if wanted.itemsize < torch.float32.itemsize and not made.to(timestep.dtype).equal(timestep):
+        raise SignatureError(
+            f"{name} holds whole numbers that {wanted} rounds",
+            "Export the model with such a timestep, or round it yourself",
+        )
+    return made
 
 
 def read_sizes(plan: BundlePlan, shapes: tuple[tuple[int, ...], ...]) -> dict[str, int]:

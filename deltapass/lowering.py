@@ -20,6 +20,20 @@ from deltapass.graphs import Body, Literal, Macs
 
 Lowered = Callable[..., Sequence[torch.Tensor]]
 
+
+def on_device(lowered: Mapping[str, Lowered], place: torch.device) -> dict[str, Lowered]:
+    """The same, for tensors of any device: moved to `place`, and what comes out moved back."""
+
+    def moving(run: Lowered) -> Lowered:
+        def call(*arguments: torch.Tensor) -> Sequence[torch.Tensor]:
+            back = arguments[0].device if arguments else place
+            return tuple(made.to(back) for made in run(*(given.to(place) for given in arguments)))
+
+        return call
+
+    return {name: moving(run) for name, run in lowered.items()}
+
+
 LOWERINGS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "eager": "deltapass.backends.eager:EagerLowering",

@@ -102,7 +102,7 @@ class Moments:
     def owner_of(self, arguments: Sequence[Any]) -> Any:
         """What stands for the model: its first weight, which all its graphs share."""
         if self.facts.owner is not None:
-            return self.facts.owner
+            return self.facts.owner()  # alive: it is being called
         return self if self.owner is None else arguments[self.owner]
 
     def _explicit(self, session: Session, arguments: Sequence[Any]) -> Moment:

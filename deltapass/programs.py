@@ -127,7 +127,8 @@ def _weight(graph: fx.Graph, root: torch.nn.Module, values: Values, name: str) -
         if not hasattr(owner, parent):
             owner.add_module(parent, torch.nn.Module())
         owner = getattr(owner, parent)
-    owner.register_buffer(last, values.tensors[path])
+    # The file of weights holds them dense, and compiled code takes them as they are laid out here.
+    owner.register_buffer(last, values.tensors[path].contiguous())
     return graph.get_attr(path)
 
 

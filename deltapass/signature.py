@@ -7,7 +7,8 @@ call with every tensor replaced by its input's name, as plain data that a file c
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -37,6 +38,11 @@ class Signature:
     template: Mapping[str, Any]
     defaults: Mapping[str, Any]
     tuple_result: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The inputs it gives tensors to."""
+        return tuple(_named(self.template))
 
     def tensors(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Input name -> tensor, for one call.
@@ -124,12 +130,23 @@ def template_of(value: Any, names: Mapping[int, str]) -> Any:
         return {str(key): template_of(item, names) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [template_of(item, names) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ExportError(f"an argument is {value}, which no JSON holds", "Use a finite number")
     if isinstance(value, PLAIN):
         return value
     raise ExportError(
         f"an argument of type {type(value).__name__} cannot be part of an exported call",
         "Use tensors, numbers, texts, None, and lists and dictionaries of them",
     )
+
+
+def _named(template: Any) -> Iterator[str]:
+    if isinstance(template, Mapping) and set(template) == {INPUT}:
+        yield template[INPUT]
+    elif isinstance(template, Mapping | list):
+        parts = template.values() if isinstance(template, Mapping) else template
+        for part in parts:
+            yield from _named(part)
 
 
 def _match(path: str, template: Any, value: Any, found: dict[str, torch.Tensor]) -> None:

@@ -124,10 +124,28 @@ def multiple_of(formula: Dimension) -> tuple[int, str] | None:
     return (int(times), name) if name.isidentifier() and int(times) else None
 
 
+@final
+class _WholeQuotients(ast.NodeTransformer):
+    """Quotients that are whole before they are divided, where the dividend may be negative.
+
+    Python rounds down, engines to zero. The remainder is never negative in either.
+    """
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        """Before: (a - b) // c. After: (a - b - (a - b) % c) // c."""
+        self.generic_visit(node)
+        signs = (isinstance(part, ast.Sub | ast.USub) for part in ast.walk(node.left))
+        if not isinstance(node.op, ast.FloorDiv) or not any(signs):
+            return node
+        rest = ast.BinOp(left=node.left, op=ast.Mod(), right=node.right)
+        whole = ast.BinOp(left=node.left, op=ast.Sub(), right=rest)
+        return ast.BinOp(left=whole, op=ast.FloorDiv(), right=node.right)
+
+
 def write_out(graph: fx.Graph, formula: str, sizes: Mapping[str, Any]) -> Any:
     """The formula as operations of a graph; `sizes` gives the node of every dimension."""
     return _calculate(
-        ast.parse(formula, mode="eval").body,
+        _WholeQuotients().visit(ast.parse(formula, mode="eval").body),
         sizes,
         lambda function, one, two: graph.call_function(function, (one, two)),
     )

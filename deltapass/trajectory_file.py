@@ -36,7 +36,7 @@ def linear_sampler(scheduler: Any, steps: int) -> LinearSampler:
     """The weights of a scheduler of diffusers, which is not changed.
 
     Raises:
-        ExportError: If it is not linear, or draws noise.
+        ExportError: If it is not linear, draws noise, or scales the model's input.
     """
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(steps)
@@ -46,14 +46,26 @@ def linear_sampler(scheduler: Any, steps: int) -> LinearSampler:
             f"the scheduler steps {len(timesteps)} times for {steps} steps",
             "Give the number for which both agree",
         )
+    _refuse_scaling(scheduler, timesteps)
     made = _weights(scheduler, timesteps, 1.0)
     scheduler.set_timesteps(steps)
     if not torch.allclose(2 * made, _weights(scheduler, timesteps, 2.0), rtol=1e-4, atol=1e-5):
         raise ExportError(
             f"{type(scheduler).__name__} is not linear, or draws noise",
-            "Use one such as Euler, DDIM or DPM-Solver++, without thresholds",
+            "Use one such as DDIM, DPM-Solver++ or flow-matching Euler, without thresholds",
         )
     return _stepwise(timesteps, made)
+
+
+def _refuse_scaling(scheduler: Any, timesteps: torch.Tensor) -> None:
+    """The runner hands the model the sample as it is."""
+    scaling, unit = copy.deepcopy(scheduler), torch.ones(1, dtype=torch.float64)
+    scale = getattr(scaling, "scale_model_input", lambda sample, _: sample)
+    if any(not torch.equal(scale(unit, timestep), unit) for timestep in timesteps):
+        raise ExportError(
+            f"{type(scheduler).__name__} scales the sample before the model sees it",
+            "Use one that does not, such as DDIM, DPM-Solver++ or flow-matching Euler",
+        )
 
 
 def _weights(scheduler: Any, timesteps: torch.Tensor, scale: float) -> torch.Tensor:

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, Final, final
 
 import torch
+from torch.utils import _pytree as pytree
 
 from deltapass.bundle import BundlePlan, SpanSpec
-from deltapass.errors import VerificationError
+from deltapass.errors import ExportError, VerificationError
 from deltapass.exported import Exported
 from deltapass.formats import load_format
 from deltapass.glue import Chains
 from deltapass.lowering import Executable, Lowered
 from deltapass.repertoire import LoadedVariants
-from deltapass.signature import INPUT
 from deltapass.sizes import evaluate, multiple_of
 
 # Largest error over largest value that an engine's own rounding may cause, by type of the weights.
@@ -52,6 +52,7 @@ def verify_bundle(folder: Path, plan: BundlePlan, reference: Reference) -> dict[
 
     Raises:
         VerificationError: If one lies above the tolerance.
+        ExportError: If the model itself fails at sizes that the bundle is to take.
     """
     segments, runner = load_format(plan.format).open_to_verify(folder, plan)
     tolerance = TOLERANCES.get(str(plan.attributes["dtype"]), TOLERANCES["float32"])
@@ -126,11 +127,8 @@ def _size_errors(
             )
             for entry in plan.inputs
         }
-        call = _filled(plan.signature.template, inputs)
-        with torch.no_grad():
-            wanted = reference.model(**call)
-        results = list(wanted) if isinstance(wanted, tuple | list) else [wanted]
         name = ", ".join(f"{name}={size}" for name, size in sizes.items()) or "the example"
+        results = _results(reference, inputs, name)
         given, _ = variants.refresh(())(list(inputs.values()))
         yield name, relative_error(given, results)
         for span in plan.spans:
@@ -151,7 +149,7 @@ def _cached_with_own_deltas(
 
 
 def _corners(plan: BundlePlan, example: Mapping[str, torch.Tensor]) -> Iterator[dict[str, int]]:
-    """The example's sizes, all at their least, at their greatest, and mixed; within reason."""
+    """The example's sizes, all least, all greatest, uneven, single, mixed; within reason."""
     shown: dict[str, int] = {}
     for entry in plan.inputs:
         for size, dimension in zip(example[entry.name].shape, entry.shape, strict=True):
@@ -163,11 +161,16 @@ def _corners(plan: BundlePlan, example: Mapping[str, torch.Tensor]) -> Iterator[
     least = {n: max(plan.dimensions[n][0], -(-size // FARTHEST)) for n, size in shown.items()}
     far = {n: size * FARTHEST for n, size in shown.items()}
     most = {n: min(plan.dimensions[n][1] or far[n], far[n]) for n in shown}
+    # Halves of sizes round otherwise for odd ones.
+    uneven = {n: size + 1 if size < most[n] else size - 1 for n, size in shown.items()}
+    uneven = {n: max(size, least[n]) for n, size in uneven.items()}
+    # torch takes for granted that nothing that varies is 1, and says so nowhere.
+    single = [{**shown, n: 1} for n in shown if plan.dimensions[n][0] <= 1]
     # Dimensions that are equal in the example must not be taken for one another: each in turn is
     # the only small one.
     apart = [{**most, n: least[n]} for n in shown] if len(shown) > 1 else []
     seen: list[dict[str, int]] = []
-    for sizes in (shown, least, most, *apart):
+    for sizes in (shown, least, most, uneven, *single, *apart):
         if sizes not in seen:
             seen.append(sizes)
     yield from seen
@@ -181,11 +184,23 @@ def resized(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return tensor.contiguous()
 
 
-def _filled(template: Any, inputs: Mapping[str, torch.Tensor]) -> Any:
-    if isinstance(template, Mapping) and set(template) == {INPUT}:
-        return inputs[template[INPUT]]
-    if isinstance(template, Mapping):
-        return {name: _filled(item, inputs) for name, item in template.items()}
-    if isinstance(template, list):
-        return [_filled(item, inputs) for item in template]
-    return template
+def _results(reference: Reference, inputs: Mapping[str, torch.Tensor], sizes: str) -> Sequence[Any]:
+    """What the model itself gives, called as in the example.
+
+    Raises:
+        ExportError: If it fails: the bundle would give something.
+    """
+    exported = reference.exported
+    names = {id(tensor): name for name, tensor in exported.example.items()}
+    call = pytree.tree_map_only(
+        torch.Tensor, lambda tensor: inputs.get(names[id(tensor)], tensor), dict(exported.call)
+    )
+    try:
+        with torch.no_grad():
+            wanted = reference.model(**call)
+    except Exception as error:
+        raise ExportError(
+            f"the model itself fails for {sizes}: {type(error).__name__}: {error}",
+            "Give the dimensions narrower ranges, or leave them fixed",
+        ) from error
+    return list(wanted) if isinstance(wanted, tuple | list) else [wanted]

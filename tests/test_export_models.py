@@ -127,6 +127,21 @@ def test_a_compiled_model_is_exported_as_what_it_wraps(tmp_path: Path) -> None:
     assert deltapass.load(tmp_path / "b", model=model).plan.blocks == 4
 
 
+class Structured(Image):
+    """Is given a tuple and a dictionary with a number as key, and insists on them."""
+
+    def forward(self, sample: Tensor, timestep: Tensor, axes: Any, extra: Any) -> Tensor:
+        assert isinstance(axes, tuple)
+        return super().forward(sample + extra[0].mean(axes, keepdim=True), timestep)
+
+
+def test_verification_calls_the_model_as_the_example_did(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, extra = Structured().eval(), {0: torch.ones(2, C, 6, 6)}
+    plan = export(tmp_path, model, (*call(), (2, 3), extra), batch=(1, 4))
+    assert {"batch=1", "batch=4"} <= set((plan.verified or {})["sizes"])
+
+
 def test_exports_in_threads_take_turns(tmp_path: Path) -> None:
     failed: list[BaseException] = []
     models = [image(number) for number in range(2)]

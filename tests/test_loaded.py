@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from deltapass.errors import (
     RefusalWarning,
     SignatureError,
 )
-from deltapass.loaded import MANY_SELECTORS
+from deltapass.loaded import MANY_SELECTORS, floating_timestep
 from deltapass.schedule import Span
 from deltapass.verification import relative_error
 
@@ -125,6 +127,18 @@ def test_it_is_a_module_without_weights(loaded: deltapass.LoadedModel) -> None:
         pass
     with pytest.raises(AttributeError, match="config has no 'in_channels'"):
         loaded.config.in_channels  # noqa: B018
+
+
+def test_it_is_freed_at_once(path: Path) -> None:
+    loaded = deltapass.load(path)
+    call(loaded, *inputs())
+    alive = weakref.ref(loaded)
+    gc.disable()
+    try:
+        del loaded
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_an_unknown_span_runs_in_full_and_says_so(
@@ -244,6 +258,34 @@ def test_a_bundle_names_no_place_of_the_machine_it_was_made_on(path: Path) -> No
     assert str(path.parent) not in json.dumps(json.loads((path / "plan.json").read_text()))
 
 
+# ---- plans that contradict themselves -----------------------------------------------------------
+
+ALTERED: dict[str, tuple[tuple[Any, ...], Any, str]] = {
+    "tensors": (("signature", "template", "timestep"), 3.0, "a signature with the tensors hidden"),
+    "outside": (("segments", 0, "file"), "../other.onnx", "is not among the files"),
+    "variant": (("variants", 0, "kind"), "cached", "a variant is missing"),
+    "reads": (("variants", 0, "calls", 0, "inputs", 0), "nothing", "reads what was not made"),
+    "type": (("inputs", 0, "dtype"), "float33", "type 'float33' is none of torch's"),
+    "size": (("inputs", 0, "shape", 0), "rows", "dimension 'rows' names rows"),
+    "table": (("table", 0, "variant"), "other", "the table names a variant"),
+    "span": (("blocks",), 1, "of 1 blocks"),
+}
+
+
+@pytest.mark.parametrize("name", ALTERED)
+def test_a_plan_that_contradicts_itself_is_refused(name: str, path: Path, tmp_path: Path) -> None:
+    place, value, says = ALTERED[name]
+    shutil.copytree(path, tmp_path / "b")
+    plan = json.loads((path / "plan.json").read_text())
+    inner = plan
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (tmp_path / "b" / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(BundleError, match=rf"contradicts itself: .*{says}"):
+        deltapass.load(tmp_path / "b")
+
+
 # ---- pipelines ---------------------------------------------------------------------------------
 
 
@@ -284,6 +326,18 @@ def test_whole_timesteps_may_be_integers(loaded: deltapass.LoadedModel) -> None:
     x, t = inputs()
     whole = torch.full_like(t, 7.0)
     torch.testing.assert_close(call(loaded, x, whole.long()), call(loaded, x, whole))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fits", "rounds"),
+    [(torch.bfloat16, 996, 997), (torch.float16, 2046, 2049), (torch.float32, 16_777_215, None)],
+)
+def test_whole_timesteps_are_not_rounded(dtype: torch.dtype, fits: int, rounds: int | None) -> None:
+    made = floating_timestep("t", torch.tensor([fits, 0]), dtype)
+    assert made.dtype == dtype and made.tolist() == [fits, 0]
+    if rounds is not None:
+        with pytest.raises(SignatureError, match=rf"t holds whole numbers that {dtype} rounds"):
+            floating_timestep("t", torch.tensor([fits, rounds]), dtype)
 
 
 def test_inputs_that_require_gradients_are_refused(loaded: deltapass.LoadedModel) -> None:

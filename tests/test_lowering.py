@@ -15,7 +15,14 @@ from torch import Tensor, fx, nn
 from deltapass.compiler import analyse, trace
 from deltapass.errors import LoweringError, MissingLibraryError, UnknownLoweringError
 from deltapass.graphs import Body, Call, Literal, Program, TensorSpec
-from deltapass.lowering import LOWERINGS, Executable, Lowered, LoweredBodies, load_lowering
+from deltapass.lowering import (
+    LOWERINGS,
+    Executable,
+    Lowered,
+    LoweredBodies,
+    load_lowering,
+    on_device,
+)
 from deltapass.options import LOWERING_NAMES
 from deltapass.outline import Outline
 
@@ -261,3 +268,18 @@ def test_body_that_gives_too_little_is_an_error() -> None:
     run = Executable(chain, lambda body: lambda x: ())
     with pytest.raises(ValueError, match="zip"):
         run([torch.ones(3)])
+
+
+def test_on_device_moves_what_goes_in_and_comes_out() -> None:
+    seen: list[torch.device] = []
+
+    def run(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        seen.extend(tensor.device for tensor in given)
+        return given[0] + given[1], given[1]
+
+    moved = on_device({"run": run}, torch.device("meta"))["run"]
+    made = moved(torch.ones(2, device="meta"), torch.ones(2))
+    assert [place.type for place in seen] == ["meta", "meta"]
+    assert [tensor.device.type for tensor in made] == ["meta", "meta"]
+    here = on_device({"run": run}, torch.device("cpu"))["run"](torch.ones(2), torch.ones(2))
+    assert here[0].tolist() == [2.0, 2.0]

@@ -251,7 +251,7 @@ class PatchDenoiser(AdaLNDenoiser):
 def test_a_segment_is_handed_the_input_that_tells_it_a_size() -> None:
     model = PatchDenoiser()
     randomise(model)
-    sides = {2: Dim.AUTO, 3: Dim.AUTO}
+    sides = {2: 2 * Dim("height", min=1, max=8), 3: 2 * Dim("width", min=1, max=8)}
     exported, found = outlined(model, {"hidden_states": sides})
     program = segmented(found, [Span(2, 4)], exported.shapes)
     assert "hidden_states" in program.calls[-1].inputs

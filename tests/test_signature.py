@@ -254,3 +254,15 @@ def test_what_a_file_cannot_hold_is_named_by_type() -> None:
     for value in (object(), {1, 2}, torch.float32, b"text", 1 + 2j):
         with pytest.raises(ExportError, match=f"of type {type(value).__name__} cannot be part"):
             template_of({"option": [value]}, {})
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+def test_a_number_that_json_lacks_is_refused(value: float) -> None:
+    with pytest.raises(ExportError, match="which no JSON holds"):
+        template_of({"scale": [1.0, value]}, {})
+
+
+def test_names_are_those_of_all_tensors_inside() -> None:
+    template = {"x": {"$tensor": "x"}, "more": {"a": [{"$tensor": "y"}, 3], "b": None}}
+    made = Signature(parameters=(), template=template, defaults={}, tuple_result=False)
+    assert made.names == ("x", "y")

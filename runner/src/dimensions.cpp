@@ -1,6 +1,7 @@
 #include "dimensions.hpp"
 
 #include <cctype>
+#include <utility>
 
 namespace {
 
@@ -12,6 +13,17 @@ bool is_name(const std::string& text) {
     for (char letter : text)
         if (!std::isalnum(letter & 0xff) && letter != '_') return false;
     return starts;
+}
+
+// "name" -> (1, name), "2 * name" -> (2, name); (0, "") for any other formula.
+std::pair<std::int64_t, std::string> multiple(const std::string& formula) {
+    const std::size_t at = formula.find(" * ");
+    if (at == std::string::npos) return {1, formula};
+    std::string times = formula.substr(0, at), name = formula.substr(at + 3);
+    if (is_name(times)) std::swap(times, name);
+    const bool digits = times.find_first_not_of("0123456789") == std::string::npos;
+    if (!digits || times.empty() || times.size() > kDigits) return {0, ""};
+    return {std::stoll(times), name};
 }
 
 std::int64_t floor_divide(std::int64_t a, std::int64_t b) {
@@ -126,6 +138,8 @@ void bind(const std::string& tensor, const Formulas& formulas, const Shape& shap
         throw Refusal(tensor + " has shape " + text(shape) + ", the bundle takes " +
                           std::to_string(formulas.size()) + " dimensions",
                       "Give it in the exported form");
-    for (std::size_t i = 0; i < shape.size(); ++i)
-        if (is_name(formulas[i])) sizes.emplace(formulas[i], shape[i]);
+    for (std::size_t i = 0; i < shape.size(); ++i) {
+        const auto [times, name] = multiple(formulas[i]);
+        if (times > 0 && is_name(name)) sizes.emplace(name, shape[i] / times);
+    }
 }

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from driving import in_session
-from models import make
+from models import Denoiser, make
 
 pytest.importorskip("onnxruntime")  # the extra that bundles need
+
+from deltapass.backends.aoti import AotiFormat
 
 import deltapass
 from deltapass.errors import OptionError
 
-TOY = make("adaln")  # made once: what of its weights is not seeded stays
+
+def toy() -> Denoiser:
+    """With a weight that is not dense, as the file of weights will have it."""
+    model = make("adaln")
+    weight = model.get_parameter("blocks.1.mlp.0.weight")
+    weight.data = weight.t().contiguous().t()
+    return model
+
+
+TOY = toy()  # made once: what of its weights is not seeded stays
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +82,14 @@ def test_packages_hold_no_weights(bundle: tuple[Path, deltapass.BundlePlan]) -> 
 def test_device_of_another_kind_is_refused(bundle: tuple[Path, deltapass.BundlePlan]) -> None:
     with pytest.raises(OptionError, match="compiled for it"):
         deltapass.load(bundle[0], device="cuda:0")
+
+
+def test_a_gpu_without_a_number_is_the_present_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    plan: Any = SimpleNamespace(build={"device": "cuda"})
+    places = [AotiFormat().device(plan, given) for given in ({}, {"device": "cuda:0"})]
+    assert places == [torch.device("cuda", 1), torch.device("cuda", 0)]
 
 
 def test_unknown_option_is_refused_before_anything_is_compiled(tmp_path: Path) -> None:

@@ -111,6 +111,8 @@ class Stage:
     needed: int = 100
     context: Context = field(default_factory=Context)
     allocated: list[tuple[tuple[int, ...], torch.dtype]] = field(default_factory=list)
+    stream: int = 17
+    followed: list[tuple[int, int, Tensor | None]] = field(default_factory=list)
 
     @property
     def library(self) -> Library:
@@ -124,7 +126,12 @@ class Stage:
 
     @property
     def device(self) -> Device:
-        return Device(place=torch.device("cpu"), stream=lambda: 17, allocate=self.allocate)
+        return Device(
+            place=torch.device("cpu"),
+            stream=lambda: self.stream,
+            allocate=self.allocate,
+            follow=lambda other, memory: self.followed.append((self.stream, other, memory)),
+        )
 
     def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         self.allocated.append((shape, dtype))
@@ -219,6 +226,17 @@ def test_segments_share_a_workspace_that_grows() -> None:
     assert small.context.memory[1] == large.context.memory[0]
     assert workspace.size == 300
     assert [shape for shape, dtype in small.allocated if dtype == torch.uint8] == [(100,), (300,)]
+
+
+def test_another_stream_waits_for_the_last_one_that_used_the_memory() -> None:
+    stage = Stage(needed=100)
+    workspace = Workspace(stage.device)
+    run = stage.segment(workspace=workspace)
+    for stream in (0, 0, 5, 5, 0):  # 0 is the default stream
+        stage.stream = stream
+        run(X, T)
+    assert [pair[:2] for pair in stage.followed] == [(5, 0), (0, 5)]
+    assert all(memory is not None and memory.numel() == 100 for *_, memory in stage.followed)
 
 
 MISFITS: dict[str, tuple[tuple[Tensor, ...], str]] = {

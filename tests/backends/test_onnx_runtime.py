@@ -7,13 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from deltapass.backends.onnx_files import OPEN_OPTIONS
-from deltapass.backends.onnx_runtime import open_session
+from deltapass.backends.onnx_runtime import OrtSegment, open_session
 from onnx import TensorProto, helper, numpy_helper
+
+from deltapass.bundle import ValueSpec
+from deltapass.errors import BundleError
 
 SIZE = 512
 
@@ -43,6 +47,21 @@ def seconds_of_work_after_a_run(**options: Any) -> float:
         time.sleep(0.05)
         taken.append(time.process_time() - started)
     return min(taken)
+
+
+def test_a_tensor_elsewhere_is_refused() -> None:
+    spec = ValueSpec(dtype="float32", shape=(SIZE, SIZE))
+    segment = OrtSegment(
+        open_session(product(), OPEN_OPTIONS),
+        inputs=["x"],
+        outputs=[("y", spec)],
+        shapes=[spec.shape],
+        device=torch.device("cpu"),
+    )
+    x = torch.ones(SIZE, SIZE)
+    assert float(segment(x)[0][0, 0]) == SIZE
+    with pytest.raises(BundleError, match="x lies on meta, the ONNX Runtime session on cpu"):
+        segment(x.to("meta"))
 
 
 @pytest.mark.parametrize(("optimize", "level"), [(True, "ENABLE_ALL"), (False, "DISABLE_ALL")])
