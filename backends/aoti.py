@@ -18,7 +18,7 @@ import torch
 from deltapass.bundle import BundlePlan
 from deltapass.errors import BundleError, LoweringError, MissingDeviceError, OptionError
 from deltapass.formats import Job, Written, WrittenSegment, known_options
-from deltapass.lowering import Lowered
+from deltapass.lowering import Lowered, on_device
 from deltapass.programs import SegmentProgram
 from deltapass.tensorfile import WEIGHTS_FILE, read_tensors
 
@@ -68,7 +68,8 @@ class AotiFormat:
 
     def open_to_verify(self, folder: Path, plan: BundlePlan) -> tuple[Mapping[str, Lowered], str]:
         """The runners, on the device they were compiled for."""
-        return self.open(folder, plan, {}), f"AOTInductor, {plan.build['device']}"
+        segments = on_device(self.open(folder, plan, {}), self.device(plan, {}))
+        return segments, f"AOTInductor, {plan.build['device']}"
 
     def device(self, plan: BundlePlan, options: Mapping[str, Any]) -> torch.device:
         """The device it was compiled for, or another of its kind.
@@ -139,7 +140,7 @@ def _compress(path: Path) -> None:
 
 
 def open_segment(path: Path, weights: Mapping[str, torch.Tensor], device: torch.device) -> Lowered:
-    """A package as a callable on dense tensors, bound to weights that stay ours.
+    """A package as a callable on dense tensors, bound to weights.
 
     Raises:
         BundleError: If torch does not take the package, or it wants other weights.

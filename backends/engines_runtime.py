@@ -74,8 +74,9 @@ def cuda_device(library: Library, index: int = 0) -> Device:
 
 def _follow(place: torch.device, other: int, memory: torch.Tensor | None) -> None:
     current = torch.cuda.current_stream(place)
-    before: Any = torch.cuda.ExternalStream(other, device=place)  # type: ignore[no-untyped-call]
-    current.wait_stream(before)
+    # Of handle 0, the default stream, ExternalStream makes another stream without a word.
+    wrap: Any = torch.cuda.ExternalStream
+    current.wait_stream(wrap(other, device=place) if other else torch.cuda.default_stream(place))
     if memory is not None:
         memory.record_stream(current)  # else the allocator gives it away too early
 

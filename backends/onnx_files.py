@@ -232,6 +232,7 @@ def legal(program: ExportedProgram) -> ExportedProgram:
         value, wanted = node.args[0], node.args[1]
         sizes = value.meta["val"].shape
         axes = [wanted] if isinstance(wanted, int) else wanted
+        axes = axes if sizes else []  # of a single number, which torch lets pass
         ones = [axis for axis in axes if isinstance(sizes[axis], int) and sizes[axis] == 1]
         if not ones:
             node.replace_all_uses_with(value)

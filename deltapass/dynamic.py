@@ -35,13 +35,15 @@ def free_dimensions(
     asked = list(_asked(call, {} if dynamic is None else dynamic))
     leaves = pytree.tree_leaves(dict(call))
     batched = [{} for _ in leaves] if batch is None else _batched(leaves, batch)
-    return tuple({**free, **given} for free, given in zip(batched, asked, strict=True))
+    # What is asked to be fixed (None, a number, Dim.STATIC) is no part of the batch either.
+    joined = ({**free, **given} for free, given in zip(batched, asked, strict=True))
+    return tuple({at: dim for at, dim in dims.items() if isinstance(dim, Dim)} for dims in joined)
 
 
 def _asked(call: Mapping[str, Any], dynamic: DynamicShapes) -> Iterator[Dimensions]:
     if not isinstance(dynamic, Mapping):
         raise DynamicShapeError(f"dynamic_shapes is {dynamic!r}", FORM)
-    unknown = sorted(set(dynamic) - set(call))
+    unknown = sorted(map(str, set(dynamic) - set(call)))
     if unknown:
         raise DynamicShapeError(
             f"dynamic dimensions of {', '.join(unknown)}, which the example call does not have",
@@ -54,23 +56,32 @@ def _asked(call: Mapping[str, Any], dynamic: DynamicShapes) -> Iterator[Dimensio
             found = [None] * len(leaves) if given is None else structure.flatten_up_to(given)
         except ValueError as error:
             raise DynamicShapeError(f"dynamic_shapes of {name}: {error}", FORM) from error
-        yield from (_dimensions(name, dims) for dims in found)
+        yield from (_dimensions(name, *pair) for pair in zip(leaves, found, strict=True))
 
 
-def _dimensions(name: str, given: Any) -> Dimensions:
-    """Dimension -> Dim, of one tensor."""
+def _dimensions(name: str, leaf: Any, given: Any) -> Dimensions:
+    """Dimension, counted from the front -> what is asked for it, of one tensor."""
     if given is not None and not isinstance(given, Mapping | list | tuple):
         raise DynamicShapeError(f"dynamic_shapes of {name} is {given!r}", FORM)
     pairs = given.items() if isinstance(given, Mapping) else enumerate(given or ())
-    found = {at: dim for at, dim in pairs if dim is not None and dim is not Dim.STATIC}
-    hints = [at for at, dim in found.items() if isinstance(dim, type(Dim.AUTO))]
-    if hints:
+    count = leaf.ndim if torch.is_tensor(leaf) else 0
+    found = {at + count if -count <= at < 0 else at: dim for at, dim in pairs}
+    for at, dim in found.items():
+        _check(name, at, dim)
+    return found
+
+
+def _check(name: str, at: int, dim: Any) -> None:
+    if isinstance(dim, type(Dim.AUTO)) and dim is not Dim.STATIC:
         # For a hint torch keeps conditions on sizes as guards, which no bundle can check.
         raise DynamicShapeError(
-            f"dimension {hints[0]} of {name} is {found[hints[0]]}",
-            "Give torch.export.Dim(name, min=..., max=...)",
+            f"dimension {at} of {name} is {dim}", "Give torch.export.Dim(name, min=..., max=...)"
         )
-    return found
+    formula = getattr(dim, "fn", None)
+    if formula is not None and formula(0) != 0:
+        raise DynamicShapeError(
+            f"dimension {at} of {name} is {dim.__name__}", "Give a Dim, or a multiple of one"
+        )
 
 
 def _batched(leaves: Sequence[Any], bounds: tuple[int, int]) -> list[dict[int, Any]]:

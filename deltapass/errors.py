@@ -262,11 +262,18 @@ class DynamicShapeError(ExportError):
 class VerificationError(ExportError):
     """A segment or variant that was written differs from the model; the bundle was not kept."""
 
-    def __init__(self, what: str, error: float, tolerance: float, /) -> None:
+    def __init__(
+        self,
+        what: str,
+        error: float,
+        tolerance: float,
+        remedy: str = "Please report it with the model; verify=False keeps the bundle as it is",
+        /,
+    ) -> None:
         super().__init__(
             f"{what} differs from the model by {error:.3g} of its largest value, "
             f"more than the tolerance of {tolerance:.3g}",
-            "Please report it with the model; verify=False keeps the bundle as it is",
+            remedy,
         )
 
 

@@ -267,7 +267,8 @@ def _bounds(
         if str(symbol) in symbols:
             top = interval.upper
             finite = top.is_Integer
-            bounds[symbols[str(symbol)]] = (int(interval.lower), int(top) if finite else None)
+            least = max(1, int(interval.lower))  # torch allows none at all, no engine does
+            bounds[symbols[str(symbol)]] = (least, int(top) if finite else None)
     return bounds
 
 

@@ -129,7 +129,8 @@ class _Builder:
         self.example.update(self.exported.example)
         tensors = self._tensors
         self.example.update({name: tensors[path] for name, path in self._weights.items()})
-        place = next(iter(self.exported.example.values())).device
+        given = [value for value in self.exported.example.values() if value.ndim]
+        place = given[0].device if given else None  # single numbers may lie elsewhere
         self.example[WEIGHT_OF_TREND] = torch.tensor(TREND_EXAMPLE, device=place)
         for (kind, _), program in programs.items():
             made = dict(self.example)

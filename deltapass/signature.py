@@ -113,7 +113,7 @@ def example_call(
     defaults = {
         name: _listed(known[name].default)
         for name in names
-        if isinstance(_listed(known[name].default), (*PLAIN, list))
+        if isinstance(_listed(known[name].default), (*PLAIN, list)) and _finite(known[name].default)
     }
     return {name: given[name] for name in names if name in given}, defaults, names
 
@@ -130,7 +130,7 @@ def template_of(value: Any, names: Mapping[int, str]) -> Any:
         return {str(key): template_of(item, names) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [template_of(item, names) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and not _finite(value):
         raise ExportError(f"an argument is {value}, which no JSON holds", "Use a finite number")
     if isinstance(value, PLAIN):
         return value
@@ -138,6 +138,13 @@ def template_of(value: Any, names: Mapping[int, str]) -> Any:
         f"an argument of type {type(value).__name__} cannot be part of an exported call",
         "Use tensors, numbers, texts, None, and lists and dictionaries of them",
     )
+
+
+def _finite(value: Any) -> bool:
+    """Whether JSON holds all numbers inside."""
+    if isinstance(value, list | tuple):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _named(template: Any) -> Iterator[str]:

@@ -7,6 +7,7 @@ vary: the loaded model against the model itself, at the ends of their ranges.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ from deltapass.sizes import evaluate, multiple_of
 
 # Largest error over largest value that an engine's own rounding may cause, by type of the weights.
 TOLERANCES: Final[Mapping[str, float]] = {"float32": 2e-5, "float16": 2e-2, "bfloat16": 1e-1}
+OF_ONE: Final = (
+    "torch.export takes for granted that no size that varies is 1: give that one a least size of 2"
+)
 FARTHEST: Final = 2  # how many times the example's size an unbounded or large dimension is tried
 
 
@@ -66,7 +70,9 @@ def verify_bundle(folder: Path, plan: BundlePlan, reference: Reference) -> dict[
     for kind in ("segments", "variants", "sizes"):
         for name, error in found.get(kind, {}).items():
             if not error <= tolerance:  # NaN too
-                raise VerificationError(f"{kind.removesuffix('s')} {name!r}", error, tolerance)
+                what = f"{kind.removesuffix('s')} {name!r}"
+                single = kind == "sizes" and re.search(r"=1\b", name)
+                raise VerificationError(what, error, tolerance, *([OF_ONE] if single else []))
     return found
 
 
@@ -86,8 +92,9 @@ def _error(given: torch.Tensor, wanted: torch.Tensor) -> float:
     ours, theirs = given.to("cpu", torch.float64), wanted.to("cpu", torch.float64)
     finite = theirs[theirs.isfinite()].abs()
     scale = finite.max() if finite.numel() else torch.tensor(1.0)
-    # Masks hold infinities, which are equal and have no difference.
-    difference = (ours - theirs).abs().masked_fill(ours == theirs, 0.0).max()
+    # Masks hold infinities, which are equal and have no difference; nor has NaN where there is one.
+    same = (ours == theirs) | (ours.isnan() & theirs.isnan())
+    difference = (ours - theirs).abs().masked_fill(same, 0.0).max()
     return float(difference / scale.clamp_min(torch.finfo(torch.float32).tiny))
 
 
@@ -201,6 +208,6 @@ def _results(reference: Reference, inputs: Mapping[str, torch.Tensor], sizes: st
     except Exception as error:
         raise ExportError(
             f"the model itself fails for {sizes}: {type(error).__name__}: {error}",
-            "Give the dimensions narrower ranges, or leave them fixed",
+            "Give the dimensions a least and a greatest size (Dim's min and max) that it takes",
         ) from error
     return list(wanted) if isinstance(wanted, tuple | list) else [wanted]

@@ -55,10 +55,34 @@ def test_what_is_asked_for_a_dimension_comes_before_the_batch() -> None:
     assert free_dimensions(call(), {"sample": {0: other}}, (1, 4))[0] == {0: other}
 
 
+@pytest.mark.parametrize("fixed", [None, 2, Dim.STATIC])
+@pytest.mark.parametrize("at", [0, -3])
+def test_a_tensor_may_be_left_out_of_the_batch(fixed: Any, at: int) -> None:
+    found = free_dimensions(call(), {"sample": {at: fixed}}, (1, 4))
+    assert [list(dims) for dims in found] == [[], [], [0], [], [0], [], []]
+
+
+def test_dimensions_may_be_counted_from_the_end() -> None:
+    assert free_dimensions(call(), {"sample": {-2: TOKENS}}, None)[0] == {1: TOKENS}
+
+
+@pytest.mark.parametrize("dim", [Dim.AUTO, Dim.DYNAMIC])
+def test_hints_are_refused(dim: Any) -> None:
+    with pytest.raises(DynamicShapeError, match="dimension 1 of sample is DimHint"):
+        free_dimensions(call(), {"sample": {1: dim}}, None)
+
+
+def test_multiples_are_taken_and_sums_refused() -> None:
+    assert list(free_dimensions(call(), {"sample": {1: 2 * TOKENS}}, None)[0]) == [1]
+    with pytest.raises(DynamicShapeError, match="or a multiple of one"):
+        free_dimensions(call(), {"sample": {1: TOKENS + 1}}, None)
+
+
 @pytest.mark.parametrize(
     ("dynamic", "text"),
     [
         ([], "dynamic_shapes is []. Give {parameter"),
+        ({5: {}}, "dynamic dimensions of 5, which"),
         ({"other": {}}, "dynamic dimensions of other, which the example call does not have"),
         ({"residuals": [None]}, "dynamic_shapes of residuals: Node arity mismatch"),
         ({"residuals": {0: TOKENS}}, "dynamic_shapes of residuals: Node type mismatch"),

@@ -266,3 +266,14 @@ def test_names_are_those_of_all_tensors_inside() -> None:
     template = {"x": {"$tensor": "x"}, "more": {"a": [{"$tensor": "y"}, 3], "b": None}}
     made = Signature(parameters=(), template=template, defaults={}, tuple_result=False)
     assert made.names == ("x", "y")
+
+
+def test_a_default_that_json_lacks_is_none_in_the_file() -> None:
+    class Limited(torch.nn.Module):
+        def forward(
+            self, x: torch.Tensor, top: float = float("inf"), ends: Any = (0.0, float("nan"))
+        ) -> torch.Tensor:
+            return x
+
+    _, defaults, names = example_call(Limited(), (X,), {})
+    assert names == ("x", "top", "ends") and defaults == {}

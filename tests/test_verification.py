@@ -69,6 +69,12 @@ def test_what_is_no_number_is_never_right(bad: float, place: int) -> None:
     assert not error <= max(TOLERANCES.values())
 
 
+def test_what_is_no_number_in_the_model_either_is_no_difference() -> None:
+    both = torch.tensor([1.0, NAN])
+    assert relative_error([both], [both.clone()]) == 0.0
+    assert not relative_error([both], [both.flip(0)]) <= 1.0
+
+
 def test_all_zeros_are_compared_too() -> None:
     assert relative_error([torch.zeros(3)], [torch.zeros(3)]) == 0.0
     assert relative_error([torch.full((3,), 1e-6)], [torch.zeros(3)]) > 1.0

@@ -239,6 +239,20 @@ def test_another_stream_waits_for_the_last_one_that_used_the_memory() -> None:
     assert all(memory is not None and memory.numel() == 100 for *_, memory in stage.followed)
 
 
+def test_the_default_stream_is_waited_for_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[Any] = []
+    current = SimpleNamespace(cuda_stream=5, wait_stream=waited.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: current)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda _: "default")
+    monkeypatch.setattr(torch.cuda, "ExternalStream", lambda handle, device: handle)
+    device = cuda_device(Stage().library)
+    for other in (0, 9):
+        device.follow(other, None)
+    assert waited == ["default", 9] and device.stream() == 5
+
+
 MISFITS: dict[str, tuple[tuple[Tensor, ...], str]] = {
     "too few": ((X,), "it takes 2 tensors and got 1"),
     "type": ((X.half(), T), "input 'x' is torch.float16 on cpu, not torch.float32 on cpu"),
