@@ -26,7 +26,7 @@ from deltapass.integrity import check_files
 from deltapass.repertoire import LoadedVariants
 from deltapass.runtime import Selector
 from deltapass.schedule_files import schedule_from
-from deltapass.sizes import Dimension, evaluate, multiple_of
+from deltapass.sizes import evaluate, read_sizes
 from deltapass.tensorfile import fingerprint
 
 MANY_SELECTORS: Final = 64  # for one bundle of dynamic shapes
@@ -154,7 +154,8 @@ class LoadedModel(torch.nn.Module):
 
     def _check_shapes(self, shapes: tuple[tuple[int, ...], ...]) -> None:
         plan = self.plan
-        sizes = read_sizes(plan, shapes)
+        taken = (entry.shape for entry in plan.inputs)
+        sizes = read_sizes(zip(taken, shapes, strict=True))
         for name, size in sizes.items():
             least, most = plan.dimensions.get(name, (1, None))
             if size < least or (most is not None and size > most):
@@ -205,20 +206,6 @@ def floating_timestep(name: str, timestep: torch.Tensor, wanted: torch.dtype) ->
             "Export the model with such a timestep, or round it yourself",
         )
     return made
-
-
-def read_sizes(plan: BundlePlan, shapes: tuple[tuple[int, ...], ...]) -> dict[str, int]:
-    """The size of every named dimension, as these inputs have it."""
-    sizes: dict[str, int] = {}
-    for entry, shape in zip(plan.inputs, shapes, strict=True):
-        pairs: Iterator[tuple[Dimension, int]] = zip(entry.shape, shape, strict=True)
-        for dimension, size in pairs:
-            part = multiple_of(dimension)
-            if isinstance(dimension, str) and dimension.isidentifier():
-                sizes.setdefault(dimension, size)
-            elif part is not None:
-                sizes.setdefault(part[1], size // part[0])
-    return sizes
 
 
 def load(

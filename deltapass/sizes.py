@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, final
 
 import torch
@@ -140,6 +140,23 @@ class _WholeQuotients(ast.NodeTransformer):
         rest = ast.BinOp(left=node.left, op=ast.Mod(), right=node.right)
         whole = ast.BinOp(left=node.left, op=ast.Sub(), right=rest)
         return ast.BinOp(left=whole, op=ast.FloorDiv(), right=node.right)
+
+
+def read_sizes(shapes: Iterable[tuple[Sequence[Dimension], Sequence[int]]]) -> dict[str, int]:
+    """The size of every named dimension that shapes tell: as it is, or by a multiple of it.
+
+    Args:
+        shapes: Pairs of a shape's dimensions and the numbers found for them.
+    """
+    sizes: dict[str, int] = {}
+    for dimensions, found in shapes:
+        for dimension, size in zip(dimensions, found, strict=True):
+            part = multiple_of(dimension)
+            if isinstance(dimension, str) and dimension.isidentifier():
+                sizes.setdefault(dimension, size)
+            elif part is not None:
+                sizes.setdefault(part[1], size // part[0])
+    return sizes
 
 
 def write_out(graph: fx.Graph, formula: str, sizes: Mapping[str, Any]) -> Any:

@@ -23,7 +23,7 @@ from deltapass.formats import load_format
 from deltapass.glue import Chains
 from deltapass.lowering import Executable, Lowered
 from deltapass.repertoire import LoadedVariants
-from deltapass.sizes import evaluate, multiple_of
+from deltapass.sizes import evaluate, read_sizes
 
 # Largest error over largest value that an engine's own rounding may cause, by type of the weights.
 TOLERANCES: Final[Mapping[str, float]] = {"float32": 2e-5, "float16": 2e-2, "bfloat16": 1e-1}
@@ -157,14 +157,7 @@ def _cached_with_own_deltas(
 
 def _corners(plan: BundlePlan, example: Mapping[str, torch.Tensor]) -> Iterator[dict[str, int]]:
     """The example's sizes, all least, all greatest, uneven, single, mixed; within reason."""
-    shown: dict[str, int] = {}
-    for entry in plan.inputs:
-        for size, dimension in zip(example[entry.name].shape, entry.shape, strict=True):
-            part = multiple_of(dimension)
-            if isinstance(dimension, str) and dimension.isidentifier():
-                shown.setdefault(dimension, size)
-            elif part is not None:
-                shown.setdefault(part[1], size // part[0])
+    shown = read_sizes((entry.shape, example[entry.name].shape) for entry in plan.inputs)
     least = {n: max(plan.dimensions[n][0], -(-size // FARTHEST)) for n, size in shown.items()}
     far = {n: size * FARTHEST for n, size in shown.items()}
     most = {n: min(plan.dimensions[n][1] or far[n], far[n]) for n in shown}

@@ -13,7 +13,15 @@ from torch import fx
 from torch.export import Dim
 
 from deltapass.errors import DynamicShapeError
-from deltapass.sizes import Size, check_formula, evaluate, formula_of, symbols_of, write_out
+from deltapass.sizes import (
+    Size,
+    check_formula,
+    evaluate,
+    formula_of,
+    read_sizes,
+    symbols_of,
+    write_out,
+)
 
 FORMULAS = (
     "batch",
@@ -159,3 +167,12 @@ def test_an_unnamed_symbol_keeps_torchs_name(
 ) -> None:
     lengths, names = exported
     assert symbols_of(str(formula_of(lengths[0], {}))) == set(names)
+
+
+def test_shapes_tell_named_dimensions_and_those_they_are_multiples_of() -> None:
+    shapes = [
+        (("batch", 4, "2 * half"), (3, 4, 10)),
+        (("batch", "width * 3", "half + 1", "half"), (7, 9, 6, 8)),  # the first to tell counts
+    ]
+    assert read_sizes(shapes) == {"batch": 3, "half": 5, "width": 3}
+    assert read_sizes([]) == {}
