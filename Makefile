@@ -65,7 +65,7 @@ runner: $(STAMP)
 # The real torch-tensorrt (of TensorRT-RTX), without a GPU: every body of tiny models as an engine.
 converters: $(STAMP)
 	$(BIN)/python $(PIP_INSTALL) --no-deps --upgrade --target $(CONVERTERS) torch-tensorrt-rtx dllist
-	PYTHONPATH=$(CONVERTERS) $(MAKE) test ARGS="-m slow tests/backends/test_tensorrt_lowering.py"
+	PYTHONPATH=$(CONVERTERS) $(MAKE) test ARGS="-m slow tests/backends/tensorrt/test_lowering.py"
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)

@@ -15,12 +15,12 @@ from typing import Any, Final, final
 
 import torch
 
-from deltapass.bundle import BundlePlan
+from deltapass.bundles.formats import Job, SegmentProgram, Written, WrittenSegment, known_options
+from deltapass.bundles.manifest import BundlePlan
+from deltapass.bundles.weights_file import WEIGHTS_FILE, read_tensors
+from deltapass.compiler.lowering import on_device
 from deltapass.errors import BundleError, LoweringError, MissingDeviceError, OptionError
-from deltapass.formats import Job, Written, WrittenSegment, known_options
-from deltapass.lowering import Lowered, on_device
-from deltapass.programs import SegmentProgram
-from deltapass.tensorfile import WEIGHTS_FILE, read_tensors
+from deltapass.graph.executable import Lowered
 
 WRITE_OPTIONS: Final = MappingProxyType({"inductor": None})
 OPEN_OPTIONS: Final = MappingProxyType({"device": None})

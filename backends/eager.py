@@ -7,8 +7,8 @@ from typing import Any, final
 
 import torch
 
-from deltapass.graphs import Body
-from deltapass.lowering import Lowered
+from deltapass.graph.executable import Lowered
+from deltapass.graph.program import Body
 
 
 @final

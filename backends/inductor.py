@@ -11,8 +11,8 @@ from torch._guards import tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from deltapass.graphs import Body, TensorSpec
-from deltapass.lowering import Lowered
+from deltapass.graph.executable import Lowered
+from deltapass.graph.program import Body, TensorSpec
 
 SIMPLE: Final = frozenset({torch.add, torch.sub, torch.mul, torch.empty_strided, "copy_"})
 

@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import fx
 
-from deltapass.graphs import TensorSpec
+from deltapass.graph.program import TensorSpec
 
 
 @final

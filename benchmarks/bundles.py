@@ -19,22 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deltapass.backends.engines import Range, Settings, build
-from deltapass.backends.onnx_files import write_segments
+from deltapass.backends.onnx.format import write_segments
+from deltapass.backends.tensorrt.build import Range, Settings, build
 from denoisers import DENOISERS
 from measure import record
 
 import deltapass
-from deltapass.demo import Settings as DemoSettings
-from deltapass.demo import example_call
-from deltapass.exported import export_graph
-from deltapass.formats import Job
+from deltapass.bundles.formats import Job, SegmentProgram
+from deltapass.bundles.weights_file import TensorStore
+from deltapass.demo.compare import Settings as DemoSettings
+from deltapass.demo.compare import example_call
+from deltapass.demo.embedded import load_embedded
+from deltapass.exporting.prepare import prepare
+from deltapass.exporting.segment_program import Values, segment_program
+from deltapass.exporting.segments import as_one_segment
+from deltapass.exporting.trace import export_graph
 from deltapass.options import parse_options
-from deltapass.pipelines import load_embedded
-from deltapass.prepared import prepare
-from deltapass.programs import SegmentProgram, Values, segment_program
-from deltapass.segments import as_one_segment
-from deltapass.tensorfile import TensorStore
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from tiny import make_tiny

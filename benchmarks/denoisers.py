@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel
 
-from deltapass.pipelines import load_embedded
+from deltapass.demo.embedded import load_embedded
 
 CallInputs = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -17,9 +17,9 @@ from denoisers import DENOISERS, Denoiser
 from measure import arguments, record, seconds, trajectory_timesteps
 
 import deltapass
-from deltapass.compiler import compile_graph, trace
-from deltapass.graphs import Macs
-from deltapass.lowering import load_lowering
+from deltapass.backend import compile_graph, trace
+from deltapass.compiler.lowering import load_lowering
+from deltapass.graph.program import Macs
 from deltapass.options import parse_options
 
 EAGER = load_lowering("eager")

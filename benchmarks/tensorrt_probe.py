@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deltapass.backends.engines import Range, Settings, build
-from deltapass.backends.engines_library import Library, load_library
-from deltapass.backends.engines_runtime import Workspace, cuda_device, load_segment
+from deltapass.backends.tensorrt.build import Range, Settings, build
+from deltapass.backends.tensorrt.library import Library, load_library
+from deltapass.backends.tensorrt.run import Workspace, cuda_device, load_segment
 from torch.nn import functional as F
 
 from deltapass.errors import DeltapassError

@@ -19,9 +19,9 @@ from deltapass.errors import (
     UnknownOptionError,
     UnsupportedModeError,
 )
-from deltapass.presets import SCHEDULES, named_schedule
-from deltapass.schedule import AnySchedule, ExplicitSchedule, Schedule
-from deltapass.schedule_files import load_schedule
+from deltapass.schedule.files import load_schedule
+from deltapass.schedule.presets import SCHEDULES, named_schedule
+from deltapass.schedule.rules import AnySchedule, ExplicitSchedule, Schedule
 
 OPTION_NAMES: Final = (
     "lowering",

@@ -24,7 +24,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 import deltapass
-from deltapass.pipelines import load_embedded
+from deltapass.demo.embedded import load_embedded
 
 LOWERING: Final = "DELTAPASS_LOWERING"  # environment variable; "eager" needs no C++ compiler
 MOST_RUNNING: Final = 64  # each holds a few deltas: this bounds the memory

@@ -9,7 +9,7 @@ import torch
 from reference import Call, DeltaCacheReference
 
 import deltapass
-from deltapass.schedule import Table
+from deltapass.schedule.rules import Table
 
 
 def compiled(model: torch.nn.Module, **options: Any) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from deltapass.backends.eager import EagerLowering
 
-from deltapass.graphs import Body
+from deltapass.graph.program import Body
 
 
 @dataclass

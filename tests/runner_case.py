@@ -11,7 +11,7 @@ import torch
 from models import B, D, S, make, noise
 
 import deltapass
-from deltapass.trajectory_file import LinearSampler, linear_sampler
+from deltapass.exporting.trajectory_file import LinearSampler, linear_sampler
 
 STEPS = 8
 

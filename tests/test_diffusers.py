@@ -11,7 +11,7 @@ from driving import compiled, follow, oracle, tensors
 from tiny import TINY_NAMES, make_tiny
 
 import deltapass
-from deltapass.schedule import Span
+from deltapass.schedule.rules import Span
 
 STEPS = 8
 

@@ -20,7 +20,7 @@ from models import B, C, D, S, T, make, noise, randomise
 
 from deltapass import errors
 from deltapass.options import OPTION_NAMES, parse_options
-from deltapass.report import Cause
+from deltapass.sessions.report import Cause
 
 ROOT = Path(__file__).parent.parent
 FILES = [
@@ -186,7 +186,7 @@ def small_pipe() -> Any:
     """A pipeline as of diffusers, with a denoiser of 8 narrow blocks and random weights."""
     diffusers = pytest.importorskip("diffusers")
     pytest.importorskip("matplotlib")  # for pictures of its reports
-    from deltapass.pipelines import ClassConditionalPipeline
+    from deltapass.demo.embedded import ClassConditionalPipeline
 
     model = diffusers.DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=1, out_channels=1, num_layers=8,

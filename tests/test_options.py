@@ -1,4 +1,4 @@
-"""deltapass/options.py: the frozen list, each value's check, and what excludes what."""
+"""options.py: the frozen list, each value's check, and what excludes what."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from deltapass.errors import (
     UnsupportedModeError,
 )
 from deltapass.options import LOWERING_NAMES, MODES, OPTION_NAMES, Options, parse_options
-from deltapass.presets import delta_cache, never, reversed_phases
-from deltapass.schedule import ExplicitSchedule, Schedule, Span
-from deltapass.schedule_files import save_schedule
+from deltapass.schedule.files import save_schedule
+from deltapass.schedule.presets import delta_cache, never, reversed_phases
+from deltapass.schedule.rules import ExplicitSchedule, Schedule, Span
 
 
 def test_the_list_of_options_is_frozen() -> None:

@@ -18,7 +18,7 @@ from models import noise
 from pipeline_oracle import PipelineOracle
 from zoo import NUMPY_WARNINGS, ZOO_NAMES, Zoo, make_pipe
 
-from deltapass.schedule import Span
+from deltapass.schedule.rules import Span
 
 pytestmark = pytest.mark.filterwarnings(NUMPY_WARNINGS)
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from deltapass.capture import capture
+from deltapass.compiler.capture import capture
+from deltapass.compiler.lowering import LOWERINGS, LoweredBodies, Lowering, load_lowering
+from deltapass.compiler.outline import Outline, outline
+from deltapass.compiler.plan import plan_span
+from deltapass.compiler.rewrite import cached_program, inline, refresh_program
 from deltapass.errors import MissingLibraryError
-from deltapass.graphs import Block, Body, Stack, TensorSpec
-from deltapass.lowering import LOWERINGS, LoweredBodies, Lowering, load_lowering
-from deltapass.outline import Outline, outline
-from deltapass.plan import plan_span
-from deltapass.rewrite import cached_program, inline, refresh_program
-from deltapass.schedule import Span
+from deltapass.graph.program import Block, Body, Stack, TensorSpec
+from deltapass.schedule.rules import Span
 
 D, T, S = 16, 6, 3
 # Allowed difference from the eager body, relative and absolute: sums run in another order.

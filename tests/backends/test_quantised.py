@@ -20,10 +20,10 @@ pytest.importorskip("onnxruntime")
 import onnx
 import onnx_ir as ir
 import onnxruntime
-from deltapass.backends.engines import Settings, architectures_of
-from deltapass.backends.engines_library import Library
-from deltapass.backends.onnx_files import _torch_tensor
-from deltapass.backends.onnx_float8 import quantise_casts
+from deltapass.backends.onnx.float8 import quantise_casts
+from deltapass.backends.onnx.format import _torch_tensor
+from deltapass.backends.tensorrt.build import Settings, architectures_of
+from deltapass.backends.tensorrt.library import Library
 from models import make
 from quantised import FLOAT8, Float8Linear, Int8Linear, quantise
 from torch import Tensor, nn

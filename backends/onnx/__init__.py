@@ -1,0 +1,1 @@
+"""ONNX: the lowering in the process, and the format of bundles."""

@@ -1,0 +1,1 @@
+"""TensorRT: the lowering in the process, the format of bundles, and its engines."""

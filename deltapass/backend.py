@@ -1,0 +1,313 @@
+"""The backend: `torch.compile(model, backend="deltadit", options={...})`.
+
+Puts the seven stages in order, and decides what happens when one of them refuses: the plain
+graph runs under the same lowering, and a warning says why (`strict=True` raises instead).
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import types
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+import torch
+from torch import fx
+
+from deltapass.compiler.blocks import find_blocks
+from deltapass.compiler.capture import (
+    capture,
+    detached_from_dynamo,
+    refuse_fragment,
+    refuse_number_timesteps,
+)
+from deltapass.compiler.conditioning import conditioning_of
+from deltapass.compiler.float_inputs import float_inputs, with_floats
+from deltapass.compiler.lowering import LoweredBodies, Lowering, load_lowering
+from deltapass.compiler.outline import Outline, outline
+from deltapass.compiler.plan import Plan, make_plan
+from deltapass.compiler.variants import Variants
+from deltapass.errors import (
+    GradientsEnabledError,
+    GraphBreakError,
+    RefusalWarning,
+    ScheduleError,
+    UnsupportedGraphError,
+)
+from deltapass.options import Options, parse_options
+from deltapass.selector.model import Facts
+from deltapass.selector.selector import Selector
+from deltapass.sessions.changes import fingerprint
+from deltapass.sessions.session import active_session
+
+Compiled = Callable[..., Any]
+MANY_SELECTORS: Final = 64  # for one graph of dynamic shapes or floats
+
+
+def deltadit(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, object] | None = None,
+    mode: str | None = None,
+) -> Compiled:
+    """Compile one graph of Dynamo's into variants and a selector.
+
+    Args:
+        gm: Dynamo's graph.
+        example_inputs: Real tensors; symbolic sizes where shapes are dynamic.
+        options: See `deltapass.options.OPTION_NAMES`.
+        mode: "default" or "max-autotune-no-cudagraphs".
+
+    Returns:
+        The callable that replaces the graph.
+
+    Raises:
+        UnknownOptionError, OptionError, ContradictoryOptionsError, UnsupportedModeError,
+        UnknownLoweringError, ScheduleError: For options that cannot be used.
+        UnsupportedGraphError: For a graph that cannot be cached, with strict=True only.
+        All of them reach the user as `torch._dynamo.exc.BackendCompilerFailed`.
+    """
+    chosen = parse_options(options, mode)
+    lowering = load_lowering(chosen.lowering, chosen.mode)
+    try:
+        _refuse_gradients(example_inputs)
+        refuse_fragment(gm)
+        refuse_number_timesteps(gm, example_inputs)
+        floats = float_inputs(gm, example_inputs)
+        symbolic = any(isinstance(v, torch.SymInt | torch.SymFloat) for v in example_inputs)
+        if symbolic or floats:
+            return PerShape(gm, chosen, lowering, floats)
+        return compile_graph(gm, example_inputs, chosen, lowering)
+    except UnsupportedGraphError as error:
+        return _plain(gm, example_inputs, lowering, refusal=error, strict=chosen.strict)
+
+
+def analyse(gm: fx.GraphModule, arguments: Sequence[Any]) -> Outline:
+    """Stages 1 to 3: from a graph and its inputs to the outline."""
+    captured = capture(gm, arguments)
+    return outline(captured, find_blocks(captured))
+
+
+def compile_graph(
+    gm: fx.GraphModule, arguments: Sequence[Any], options: Options, lowering: Lowering
+) -> Selector:
+    """All seven stages, for one set of static shapes.
+
+    Raises:
+        UnsupportedGraphError: If the graph cannot be cached.
+        ScheduleError: If the schedule does not fit the model.
+        LoweringError: If a body cannot be lowered.
+    """
+    with _collector_paused():
+        return _compile(gm, arguments, options, lowering)
+
+
+def _compile(
+    gm: fx.GraphModule, arguments: Sequence[Any], options: Options, lowering: Lowering
+) -> Selector:
+    outlined = analyse(gm, arguments)
+    plan = make_plan(outlined, options.schedule, order=options.order, steps=options.steps)
+    variants = Variants(
+        outline=outlined,
+        order=options.order,
+        bodies=LoweredBodies(options.lowering, lowering),
+        whole=options.fuse == "whole",
+        compiling=as_dynamo_compiles,
+    )
+    variants.warm_up(plan)
+    constants = tuple(outlined.captured.constants.values())
+    facts = facts_of(plan, options.per_step, variants.key)
+    return Selector(facts, variants, constants=constants, strict=options.strict)
+
+
+def facts_of(plan: Plan, per_step: Sequence[str], lowered: tuple[object, ...]) -> Facts:
+    """What the run time must know of a planned model.
+
+    Args:
+        plan: The plan.
+        per_step: Parts of the names of inputs that change with the step by their nature.
+        lowered: What besides the program decides what a delta is and how it lies in memory.
+
+    Raises:
+        OptionError: If one of `per_step` is part of no data input's name.
+    """
+    outlined = plan.outline
+    held = outlined.captured.constants.values()
+    constants = tuple(tuple(fingerprint(constant).tolist()) for constant in held)
+    return Facts(
+        inputs=outlined.captured.inputs,
+        conditioning=conditioning_of(outlined, per_step),
+        structure=hash((lowered, outlined.program.key, constants)),
+        macs=outlined.program.macs,
+        blocks=plan.blocks,
+        schedule=plan.schedule,
+        order=plan.order,
+        steps=plan.steps,
+        caches=bool(plan.spans),
+    )
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause Python's cycle collector: compiling makes many objects and hardly any garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def as_dynamo_compiles() -> Iterator[None]:
+    """What Dynamo holds while it compiles, for what is compiled later, in the middle of a run.
+
+    Tracers replace parts of torch for the whole process: there may be one at a time, and calls
+    of compiled models in other threads must know that there is one.
+    """
+    session = getattr(torch.compiler, "_compile_session_context", nullcontext)
+    with torch._dynamo.convert_frame.compile_lock, session():
+        yield
+
+
+@final
+@dataclass
+class PerShape:
+    """A graph of dynamic shapes or Python floats: one selector for every set of them met.
+
+    Each is made on first use. `floats` are the positions of inputs that stand for a float.
+    """
+
+    gm: fx.GraphModule
+    options: Options
+    lowering: Lowering
+    floats: tuple[int, ...] = ()
+    _selectors: dict[tuple[object, ...], Compiled] = field(default_factory=dict)
+    _lock: Any = field(default_factory=threading.RLock)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run with the selector of these shapes and floats."""
+        shapes = tuple((*a.shape, *a.stride()) if torch.is_tensor(a) else a for a in arguments)
+        key = (shapes, tuple(float(arguments[at]) for at in self.floats))
+        if key not in self._selectors:
+            with self._lock:  # two threads with the same new shapes must get the same selector
+                if key not in self._selectors:
+                    made = self._compile(arguments)
+                    # Any number of shapes and scales may come: the oldest makes room.
+                    kept = list(self._selectors.items())[-(MANY_SELECTORS - 1) :]
+                    self._selectors = {**dict(kept), key: made}
+        return self._selectors[key](*arguments)
+
+    def _compile(self, arguments: Sequence[Any]) -> Compiled:
+        gm = with_floats(self.gm, arguments, self.floats) if self.floats else self.gm
+        try:
+            with as_dynamo_compiles():
+                return compile_graph(gm, arguments, self.options, self.lowering)
+        except (UnsupportedGraphError, ScheduleError) as error:
+            if self.options.strict or isinstance(error, ScheduleError):
+                raise
+            _warn(f"nothing cached, full graph: {error}")
+            with detached_from_dynamo():
+                return Uncached(self.lowering.plain(gm, arguments), str(error))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Uncached:
+    """A graph that runs in full. The session in which it is called takes note, with the reason."""
+
+    run: Compiled
+    reason: str
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run the graph."""
+        results = self.run(*arguments)
+        session = active_session()
+        if session is not None:
+            session.note_uncached(self.reason)
+        return results
+
+
+def trace(
+    model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[fx.GraphModule, tuple[Any, ...]]:
+    """The graph Dynamo would hand to the backend, and its inputs; the model is not run.
+
+    Raises:
+        GraphBreakError: If the model does not trace as one graph.
+    """
+    caught: list[tuple[fx.GraphModule, tuple[Any, ...]]] = []
+
+    def catch(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
+        caught.append((gm, tuple(example_inputs)))
+        return _stop
+
+    try:
+        with torch.no_grad():
+            once = torch.compile(_fresh(model), backend=catch, fullgraph=True, dynamic=False)
+            once(*args, **kwargs)
+    except _TracedError:
+        return caught[0]
+    except torch._dynamo.exc.Unsupported as error:
+        raise GraphBreakError(str(error).split("\n")[0]) from error
+    raise GraphBreakError("Dynamo gave no graph for it")
+
+
+def _fresh(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function under a code object of its own.
+
+    Dynamo keeps what it compiles by code object: tracing the model's own would count against its
+    recompile limit, and keep weights and inputs alive.
+    """
+    bound = model.forward if isinstance(model, torch.nn.Module) else model
+    function = getattr(bound, "__func__", bound)
+    if not isinstance(function, types.FunctionType):
+        return model
+    code = function.__code__.replace()
+    copy = types.FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    owner = getattr(bound, "__self__", None)
+    return copy if owner is None else types.MethodType(copy, owner)
+
+
+@final
+class _TracedError(Exception):
+    """Stops a traced model before it runs."""
+
+
+def _stop(*_: Any) -> Any:
+    raise _TracedError
+
+
+def _refuse_gradients(arguments: Sequence[Any]) -> None:
+    if torch.is_grad_enabled() and any(
+        value.requires_grad for value in arguments if torch.is_tensor(value)
+    ):
+        raise GradientsEnabledError
+
+
+def _plain(
+    gm: fx.GraphModule,
+    arguments: Sequence[Any],
+    lowering: Lowering,
+    *,
+    refusal: UnsupportedGraphError,
+    strict: bool,
+) -> Compiled:
+    """The unchanged graph, with the reason said once; or the reason raised."""
+    if strict:
+        raise refusal
+    _warn(f"nothing cached, full graph: {refusal}")
+    return Uncached(lowering.plain(gm, arguments), str(refusal))
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, RefusalWarning, stacklevel=2)

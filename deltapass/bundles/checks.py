@@ -1,0 +1,141 @@
+"""Does a plan.json that has the right form also make sense? What a schema cannot say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import torch
+
+from deltapass.bundles.manifest import (
+    BundlePlan,
+    InputSpec,
+    SegmentSpec,
+    ValueSpec,
+    VariantSpec,
+    read_plan,
+)
+from deltapass.errors import BundleError, DeltapassError
+from deltapass.graph.sizes import check_formula, symbols_of
+from deltapass.schedule.files import schedule_from
+
+# What Python says of numbers, names and formulas that make no sense.
+BROKEN: Final = (
+    *(KeyError, TypeError, ValueError, AttributeError),
+    *(SyntaxError, RecursionError, MemoryError),
+)
+LONGEST: Final = 500  # characters of a formula
+
+
+def read_checked(folder: Path) -> BundlePlan:
+    """Read plan.json of a bundle, and check that its parts fit together.
+
+    Raises:
+        BundleError: If it is missing, of another version, not as the schema says, or contradicts
+            itself.
+    """
+    try:
+        plan = read_plan(folder)
+        problem = next(_problems(plan), None)
+    except BundleError:
+        raise
+    except (DeltapassError, *BROKEN) as error:
+        problem = f"{type(error).__name__}: {error}"
+    if problem is not None:
+        raise BundleError(
+            f"plan.json of {folder} contradicts itself: {problem}", "Export the model again"
+        )
+    return plan
+
+
+def _problems(plan: BundlePlan) -> Iterator[str]:
+    yield from _of_files(plan)
+    yield from _of_values(plan)
+    yield from _of_variants(plan)
+    named = sorted(plan.signature.names)
+    if named != sorted(entry.name for entry in plan.inputs):
+        yield f"a signature with the tensors {', '.join(named) or '(none)'}"
+    schedule_from(plan.schedule)
+    for spanned in plan.spans:
+        if not 0 <= spanned.span.start < spanned.span.stop <= plan.blocks:
+            yield f"span {spanned.span} of {plan.blocks} blocks"
+    missing = {"paper", "full"} - set(plan.macs)
+    if missing:
+        yield f"macs without {sorted(missing)}"
+    if "names" not in plan.weights:
+        yield "weights without names"
+    needed = {"aoti": ("device",), "tensorrt": ("flavour", "keep_onnx")}.get(plan.format, ())
+    if not set(needed) <= set(plan.build):
+        yield f"format {plan.format!r} without {', '.join(needed)} of its making"
+    if not isinstance(plan.attributes.get("config", {}), dict):
+        yield "a config that is no mapping"
+
+
+def _of_files(plan: BundlePlan) -> Iterator[str]:
+    for name in plan.files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name:
+            yield f"file {name!r} lies outside the bundle"
+    for segment in plan.segments:
+        if segment.file not in plan.files:
+            yield f"segment {segment.name!r} is in {segment.file!r}, which is not among the files"
+
+
+def _of_values(plan: BundlePlan) -> Iterator[str]:
+    inner = (value for segment in plan.segments for value in segment.values.values())
+    specs: list[InputSpec | ValueSpec] = [*plan.inputs, *plan.values.values(), *inner]
+    types = {spec.dtype for spec in specs} | {str(plan.attributes.get("dtype"))}
+    for name in sorted(types):
+        if not isinstance(getattr(torch, name, None), torch.dtype):
+            yield f"type {name!r} is none of torch's"
+    formulas = {size for spec in specs for size in spec.shape if isinstance(size, str)}
+    for formula in sorted(formulas):
+        if len(formula) > LONGEST:
+            yield f"a dimension's formula has {len(formula)} characters"
+            return
+        unknown = symbols_of(check_formula(formula)) - set(plan.dimensions)
+        if unknown:
+            yield f"dimension {formula!r} names {', '.join(sorted(unknown))}"
+    if any(isinstance(size, float) for spec in specs for size in spec.shape):
+        yield "a dimension is no whole number"
+
+
+def _of_variants(plan: BundlePlan) -> Iterator[str]:
+    segments = {segment.name: segment for segment in plan.segments}
+    for variant in plan.variants:
+        yield from _of_calls(variant, segments)
+    for spanned in plan.spans:
+        alone = (v for v in plan.variants if v.kind == "refresh" and v.spans == (spanned.span,))
+        for variant in alone:
+            if len(variant.deltas) != spanned.streams:
+                yield f"{spanned.streams} streams of {spanned.span}, {len(variant.deltas)} deltas"
+    kinds = {(variant.kind, variant.spans) for variant in plan.variants}
+    wanted = {("cached", (spanned.span,)) for spanned in plan.spans}
+    if ("refresh", ()) not in kinds or not wanted <= kinds:
+        yield "a variant is missing"
+    yield from _of_table(plan)
+
+
+def _of_calls(variant: VariantSpec, segments: Mapping[str, SegmentSpec]) -> Iterator[str]:
+    """Whether everything is made before it is used."""
+    made = set(variant.inputs)
+    for call in variant.calls:
+        segment = segments.get(call.segment)
+        counts = len(call.inputs), len(call.outputs)
+        if segment is None or counts != (len(segment.inputs), len(segment.outputs)):
+            yield f"variant {variant.name!r} calls {call.segment!r} wrongly"
+        elif not made.issuperset(call.inputs):
+            yield f"variant {variant.name!r} reads what was not made before {call.segment!r}"
+        made.update(call.outputs)
+    given = {result for result in variant.results if isinstance(result, str)}
+    if not made.issuperset(given.union(variant.deltas)):
+        yield f"variant {variant.name!r} does not make its results"
+
+
+def _of_table(plan: BundlePlan) -> Iterator[str]:
+    names = {variant.name for variant in plan.variants}
+    if len(plan.table) != plan.steps:
+        yield f"a table of {len(plan.table)} rows for {plan.steps} steps"
+    if not names.issuperset(row.variant for row in plan.table):
+        yield "the table names a variant that does not exist"

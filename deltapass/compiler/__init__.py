@@ -1,0 +1,1 @@
+"""The stages of the compiler: a traced graph in, static variants out."""

@@ -1,0 +1,90 @@
+"""Which inputs stay the same along a trajectory, so that a change of them makes deltas worthless.
+
+These are all data inputs, except those that are added to a residual stream between blocks, such as
+those of a control network. Such inputs are made anew for every step, from the noisy sample: they
+belong to the step and say nothing about whose trajectory it is, unlike prompts and labels. What is
+added before the first block, or to something other than a stream, may be a prompt and is looked at.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Final, final
+
+import torch
+from torch import fx
+
+from deltapass.compiler.addends import ADDITIONS, CARRIERS, PARTS, Sums, same_shape
+from deltapass.compiler.outline import Outline
+from deltapass.errors import OptionError
+from deltapass.graph.program import Block, Captured, Role, Stack, shown
+
+aten = torch.ops.aten
+
+SCALED: Final = frozenset({operator.mul, torch.mul, "mul", aten.mul.Tensor, aten.mul.Scalar})
+
+
+def conditioning_of(outline: Outline, per_step: Sequence[str]) -> dict[int, str]:
+    """Position -> name of the inputs that stay the same along a trajectory.
+
+    Args:
+        outline: The model.
+        per_step: Parts of the names of inputs that change with the step by their nature.
+
+    Raises:
+        OptionError: If one of `per_step` is part of no data input's name.
+    """
+    inputs = outline.captured.inputs
+    data = {at: given.name for at, given in enumerate(inputs) if given.role is Role.DATA}
+    for part in per_step:
+        if not any(part in name for name in data.values()):
+            known = ", ".join(map(shown, data.values())) or "(there is none)"
+            raise OptionError("per_step", part, f"part of the name of a data input: {known}")
+    passing = residual_inputs(outline.captured, outline.stack)
+    return {
+        at: name
+        for at, name in data.items()
+        if name not in passing and not any(part in name for part in per_step)
+    }
+
+
+def residual_inputs(captured: Captured, stack: Stack) -> frozenset[str]:
+    """Names of the data inputs that are only ever added, perhaps scaled, to a stream."""
+    data = {given.name for given in captured.inputs if given.role is Role.DATA}
+    nodes = [node for node in captured.module.graph.nodes if node.op == "placeholder"]
+    finder = _Finder(captured, stack)
+    return frozenset(
+        node.name for node in nodes if node.name in data and finder.is_only_added(node)
+    )
+
+
+@final
+class _Finder:
+    def __init__(self, captured: Captured, stack: Stack) -> None:
+        self._place = {node: at for at, node in enumerate(captured.module.graph.nodes)}
+        self._captured, self._blocks, self._sums = captured, stack.blocks, Sums(captured)
+
+    def is_only_added(self, value: fx.Node) -> bool:
+        """Whether all that is done with a value is adding it to a stream."""
+        return bool(value.users) and all(self._is_added(user, value) for user in value.users)
+
+    def _is_added(self, user: fx.Node, value: fx.Node) -> bool:
+        if user.target in ADDITIONS:
+            return self._is_stream_sum(user, value)
+        scaled = user.target in SCALED and len(user.all_input_nodes) == 1
+        handed_on = scaled or user.target in CARRIERS or user.target in PARTS
+        return handed_on and self.is_only_added(user)
+
+    def _is_stream_sum(self, addition: fx.Node, value: fx.Node) -> bool:
+        """Whether the sum lies in the stack and continues something that entered its block."""
+        stream = self._sums.continued(addition)
+        at = self._place[addition]
+        whole = same_shape(self._captured, value, addition)  # not broadcast onto it
+        if not whole or stream is None or stream is value or at < self._blocks[0].first:
+            return False
+        block = self._block_at(at)
+        return block is None or self._place[self._sums.beginning(stream)] < block.first
+
+    def _block_at(self, at: int) -> Block | None:
+        return next((block for block in self._blocks if block.first <= at < block.stop), None)

@@ -1,0 +1,123 @@
+"""Stage 6: the interface every lowering implements, the table of lowerings, and body reuse.
+
+A lowering turns one body into a callable. It is loaded by dotted name, so that nothing of an
+unused library is imported. A new one is a file in backends/ and a line in `LOWERINGS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final, Protocol, final
+
+import torch
+
+from deltapass.errors import LoweringError, UnknownLoweringError
+from deltapass.graph.executable import Lowered
+from deltapass.graph.program import Body
+
+
+def on_device(lowered: Mapping[str, Lowered], place: torch.device) -> dict[str, Lowered]:
+    """The same, for tensors of any device: moved to `place`, and what comes out moved back."""
+
+    def moving(run: Lowered) -> Lowered:
+        def call(*arguments: torch.Tensor) -> Sequence[torch.Tensor]:
+            back = arguments[0].device if arguments else place
+            return tuple(made.to(back) for made in run(*(given.to(place) for given in arguments)))
+
+        return call
+
+    return {name: moving(run) for name, run in lowered.items()}
+
+
+LOWERINGS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "eager": "deltapass.backends.eager:EagerLowering",
+        "inductor": "deltapass.backends.inductor:InductorLowering",
+        "onnx": "deltapass.backends.onnx.lowering:OnnxLowering",
+        "tensorrt": "deltapass.backends.tensorrt.lowering:TensorRTLowering",
+    }
+)
+
+
+class Lowering(Protocol):
+    """What a lowering must offer; tests/backends/test_contract.py holds every one to it.
+
+    `exact` promises results equal to the eager operators' bit for bit; then every body keeps the
+    layouts it was traced with.
+    """
+
+    exact: bool
+
+    def can_lower(self, body: Body) -> str | None:
+        """Why a body cannot be lowered, or None. Must not change the body."""
+
+    def lower(self, body: Body) -> Lowered:
+        """A callable on real tensors laid out as `body.inputs`, giving one tensor an output.
+
+        It must not write to its arguments.
+        """
+
+    def plain(self, module: torch.fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
+        """The whole, unchanged graph, as torch.compile without deltapass would run it."""
+
+    def fingerprint(self) -> str:
+        """Text that changes whenever the lowered code may change: versions and settings."""
+
+
+def load_lowering(name: str, mode: str | None = None) -> Lowering:
+    """Load a lowering from the table.
+
+    Args:
+        name: A key of `LOWERINGS`.
+        mode: The `mode` of torch.compile, for lowerings that know it.
+
+    Raises:
+        UnknownLoweringError: If there is no such lowering; names the near match.
+    """
+    if name not in LOWERINGS:
+        raise UnknownLoweringError(name, tuple(LOWERINGS))
+    module, _, attribute = LOWERINGS[name].partition(":")
+    lowering: Lowering = getattr(importlib.import_module(module), attribute)(mode)
+    return lowering
+
+
+@final
+@dataclass
+class LoweredBodies:
+    """Bodies lowered so far. Equal bodies are lowered once, whichever variant uses them."""
+
+    name: str
+    lowering: Lowering
+    seconds: float = 0.0
+    _lowered: dict[tuple[object, ...], Lowered] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Distinct bodies lowered."""
+        return len(self._lowered)
+
+    def get(self, body: Body) -> Lowered:
+        """The callable of a body, lowered on first request.
+
+        Raises:
+            LoweringError: If the lowering cannot take the body, or fails on it.
+        """
+        if body.key not in self._lowered:
+            self._lowered[body.key] = self._lower(body)
+        return self._lowered[body.key]
+
+    def _lower(self, body: Body) -> Lowered:
+        reason = self.lowering.can_lower(body)
+        if reason is not None:
+            raise LoweringError(self.name, body.name, reason)
+        started = time.perf_counter()
+        try:
+            return self.lowering.lower(body)
+        except Exception as error:
+            raise LoweringError(self.name, body.name, f"{type(error).__name__}: {error}") from error
+        finally:
+            self.seconds += time.perf_counter() - started

@@ -1,0 +1,153 @@
+"""Stage 4: outline + schedule -> which values each span's deltas are made of, and when.
+
+Takes the outline and the spans of a schedule; gives, for each span, its residual streams and the
+bytes its deltas take, and for each step of a trajectory the deltas a refresh must emit.
+Source: Delta-Cache, Eq. 3; looking ahead over the boundary, docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+from deltapass.compiler.outline import Outline
+from deltapass.compiler.streams import pair_streams
+from deltapass.errors import NoBlocksError, StreamError
+from deltapass.graph.program import TensorSpec
+from deltapass.schedule.emissions import held_deltas
+from deltapass.schedule.rules import AnySchedule, Span, Table
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stream:
+    """One residual stream over a span; `spec` is that of the live-out and of its delta."""
+
+    live_in: str
+    live_out: str
+    spec: TensorSpec
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpanPlan:
+    """A span that can be cached: what was wanted, what is possible, and its streams.
+
+    `reason` says why `span` is smaller than `wanted`, and is empty where it is not.
+    """
+
+    wanted: Span
+    span: Span
+    streams: tuple[Stream, ...]
+    reason: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes (not KiB) of one delta of every stream."""
+        return sum(stream.spec.nbytes for stream in self.streams)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How one outline is run under one schedule.
+
+    Attributes:
+        outline: The program and its blocks.
+        schedule: Which span at which step.
+        order: Order of the delta prediction (0: the last delta; 1: linear extrapolation).
+        steps: Steps of a trajectory, where they are known.
+        spans: Wanted span -> its plan.
+    """
+
+    outline: Outline
+    schedule: AnySchedule
+    order: int
+    steps: int | None
+    spans: Mapping[Span, SpanPlan]
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks in the stack."""
+        return len(self.outline.stack)
+
+    def buffer_bytes(self, table: Table | None = None) -> int:
+        """Peak bytes the delta buffers of one branch hold, over a table or over all spans."""
+        if table is None:
+            return sum(plan.nbytes for plan in self.spans.values()) * (self.order + 1)
+        sizes = (
+            sum(self.spans[span].nbytes * count for span, count in held.items())
+            for held in held_deltas(table, self.order)
+        )
+        return max(sizes, default=0)
+
+
+def make_plan(
+    outline: Outline, schedule: AnySchedule, *, order: int = 0, steps: int | None = None
+) -> Plan:
+    """Plan the spans of a schedule on the blocks that were found.
+
+    Args:
+        outline: The outlined model.
+        schedule: Which span at which step.
+        order: Order of the delta prediction.
+        steps: Steps of a trajectory, if known.
+
+    Returns:
+        The plan; `spans` is empty for a schedule that never caches.
+
+    Raises:
+        TooManyCachedBlocksError: If the schedule asks for more blocks than there are.
+        StreamError: If not even one block of a wanted span can be cached.
+    """
+    wanted = schedule.spans(len(outline.stack), steps)
+    spans = {span: plan_span(outline, span) for span in wanted}
+    return Plan(outline=outline, schedule=schedule, order=order, steps=steps, spans=spans)
+
+
+def plan_span(outline: Outline, wanted: Span) -> SpanPlan:
+    """Find the residual streams of a span, or of the largest smaller span that has them.
+
+    Raises:
+        StreamError: If no block of the span can be cached; the error is that of the whole span.
+        NoBlocksError: If the span lies outside the stack.
+    """
+    blocks = len(outline.stack)
+    if wanted.stop > blocks:
+        raise NoBlocksError(outline.captured.operations, f"{wanted} of a stack of {blocks}")
+    span: Span | None = wanted
+    first: StreamError | None = None
+    while span is not None:
+        try:
+            streams = _streams(outline, span)
+        except StreamError as error:
+            first = first or error
+            span = _shrink(span, blocks)
+        else:
+            reason = first.fact if first else ""
+            return SpanPlan(wanted=wanted, span=span, streams=streams, reason=reason)
+    raise first or NoBlocksError(outline.captured.operations, f"{wanted} is empty")
+
+
+def _streams(outline: Outline, span: Span) -> tuple[Stream, ...]:
+    blocks = outline.stack.blocks[span.start : span.stop]
+    pairs = pair_streams(outline.captured, blocks, str(span))
+    specs = outline.program.specs
+    for pair in pairs:
+        # An expanded view has no memory of its own to lay a sum out in.
+        if 0 in specs[pair.live_out].stride:
+            raise StreamError(str(span), pair.live_out, "is an expanded view")
+    return tuple(
+        Stream(live_in=pair.live_in, live_out=pair.live_out, spec=specs[pair.live_out])
+        for pair in pairs
+    )
+
+
+def _shrink(span: Span, blocks: int) -> Span | None:
+    """One block less, taken from the side that lies inside the stack."""
+    if len(span) == 1:
+        return None
+    if span.start == 0 and span.stop < blocks:
+        return Span(span.start, span.stop - 1)
+    return Span(span.start + 1, span.stop)

@@ -1,0 +1,102 @@
+"""Stage 2 without metadata: find blocks as the longest repeating sequence of operations.
+
+Takes a captured graph; gives blocks, or none. Layout (strides) is left out of the comparison,
+because a first block often differs from the rest in that alone. A last block that computes
+something else than the others is not found this way.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import fx
+
+from deltapass.graph.program import Block, Captured
+
+
+def find_repeats(captured: Captured) -> tuple[Block, ...]:
+    """Blocks as full periods of the longest repeating run of operations.
+
+    Args:
+        captured: The graph.
+
+    Returns:
+        Two or more blocks of equal length in program order, or nothing.
+    """
+    nodes = [node for node in captured.module.graph.nodes if node.op.startswith("call")]
+    period, start, length = _longest_run(_signatures(captured, nodes))
+    if length < 2 * period or not period:
+        return ()
+    offset = _best_cut(nodes, period, start, length)
+    positions = {node: at for at, node in enumerate(captured.module.graph.nodes)}
+    count = (length - (offset - start)) // period
+    return tuple(
+        Block(
+            name=f"repeat.{index}",
+            first=positions[nodes[offset + index * period]],
+            stop=positions[nodes[offset + (index + 1) * period - 1]] + 1,
+        )
+        for index in range(count)
+    )
+
+
+def _signatures(captured: Captured, nodes: list[fx.Node]) -> np.ndarray:
+    """One number an operation: equal numbers, equal operator, literals and input shapes."""
+    numbers: dict[object, int] = {}
+    rows = []
+    for node in nodes:
+        literals: list[object] = []
+        _collect((node.args, node.kwargs), literals)
+        shapes = tuple(_shape(captured, value) for value in node.all_input_nodes)
+        signature = (str(node.target), repr(literals), shapes)
+        rows.append(numbers.setdefault(signature, len(numbers)))
+    return np.array(rows)
+
+
+def _shape(captured: Captured, value: fx.Node) -> object:
+    spec = captured.spec(value)
+    return (spec.shape, spec.dtype) if spec else None
+
+
+def _collect(value: object, found: list[object]) -> None:
+    if isinstance(value, dict):
+        value = list(value.items())
+    if isinstance(value, tuple | list):
+        for item in value:
+            _collect(item, found)
+    elif not isinstance(value, fx.Node):
+        found.append(value)
+
+
+def _longest_run(signatures: np.ndarray) -> tuple[int, int, int]:
+    """(period, start, length) of the run of s[i] == s[i + period] that covers most; short first."""
+    best = (0, 0, 0)
+    for period in range(1, len(signatures) // 2 + 1):
+        equal = np.concatenate(([0], signatures[:-period] == signatures[period:], [0]))
+        edges = np.flatnonzero(np.diff(equal.astype(np.int8)))
+        for start, stop in zip(edges[::2], edges[1::2], strict=True):
+            length = int(stop - start) + period
+            if length // period >= 2 and (length // period) * period > best[2] * 1.02:
+                best = (period, int(start), length)
+    return best
+
+
+def _best_cut(nodes: list[fx.Node], period: int, start: int, length: int) -> int:
+    """Where in the first period to cut: most full blocks, then fewest values alive, then first."""
+    places = range(start, start + period)
+    return min(
+        places,
+        key=lambda at: (
+            -((length - (at - start)) // period),
+            _alive(nodes, at + period, at),
+            at,
+        ),
+    )
+
+
+def _alive(nodes: list[fx.Node], cut: int, block_start: int) -> int:
+    """Values made since `block_start` that are read at or after position `cut`."""
+    place = {node: at for at, node in enumerate(nodes)}
+    return sum(
+        any(place.get(user, len(nodes)) >= cut for user in node.users)
+        for node in nodes[block_start:cut]
+    )

@@ -1,0 +1,143 @@
+"""Stages 5 and 6 on demand: the variants of one model, each rewritten and lowered once.
+
+The variants a plan needs are made when the model is compiled; a session with another schedule
+may ask for more. Bodies are shared, so a further variant costs a new list of calls, not a compile
+(with fuse="whole" it costs a compile of the whole graph).
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+from deltapass.compiler.layouts import representatives, share_layouts
+from deltapass.compiler.lowering import LoweredBodies
+from deltapass.compiler.outline import Outline
+from deltapass.compiler.plan import Plan, SpanPlan, plan_span
+from deltapass.compiler.rewrite import cached_program, inline, refresh_program
+from deltapass.errors import RefusalWarning
+from deltapass.graph.executable import Executable
+from deltapass.graph.program import Call, Program
+from deltapass.schedule.emissions import emissions
+from deltapass.schedule.rules import Span, Table
+
+Key = tuple[str, tuple[Span, ...]]
+
+
+@final
+@dataclass
+class Variants:
+    """Makes and keeps the executable variants of one outline.
+
+    `compiling` is entered while one is made, which may be in the middle of a run.
+    """
+
+    outline: Outline
+    order: int
+    bodies: LoweredBodies
+    whole: bool = False
+    _spans: dict[Span, SpanPlan] = field(default_factory=dict)
+    _made: dict[Key, Executable] = field(default_factory=dict)
+    compiling: Callable[[], AbstractContextManager[object]] = nullcontext
+    _lock: Any = field(default_factory=threading.RLock)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What besides the program decides what a delta is and how it lies in memory."""
+        return self.bodies.name, self.order, self.whole
+
+    def span(self, wanted: Span) -> SpanPlan:
+        """The plan of a span, which may be smaller than wanted.
+
+        Raises:
+            StreamError: If no block of it can be cached.
+        """
+        if wanted not in self._spans:
+            plan = plan_span(self.outline, wanted)
+            self._spans[wanted] = self._spans[plan.span] = plan
+            if plan.reason:
+                text = f"caching {plan.span} instead of {plan.wanted}: {plan.reason}"
+                warnings.warn(text, RefusalWarning, stacklevel=2)
+        return self._spans[wanted]
+
+    def actual(self, wanted: Span | None) -> Span | None:
+        """The span that is really skipped where a schedule wants one skipped."""
+        return self.span(wanted).span if wanted is not None else None
+
+    def realised(self, table: Table) -> Table:
+        """A table with every span replaced by the one that is really skipped."""
+        return tuple(self.actual(span) for span in table)
+
+    def streams(self, span: Span) -> int:
+        """Number of residual streams over a span: its deltas."""
+        return len(self.span(span).streams)
+
+    def refresh(self, spans: Sequence[Span]) -> Executable:
+        """The full model that also gives the deltas of `spans`."""
+        key = ("refresh", tuple(spans))
+        return self._made.get(key) or self._make(key)
+
+    def cached(self, span: Span) -> Executable:
+        """The model without the blocks of `span`."""
+        key = ("cached", (span,))
+        return self._made.get(key) or self._make(key)
+
+    def warm_up(self, plan: Plan) -> None:
+        """Make the variants the plan can ask for, so that no request waits for a compile.
+
+        Stitched variants are free, so all are made. Whole ones each cost a compile: those of the
+        known number of steps, or of noise levels where it is not known.
+        """
+        spans = [self.span(span).span for span in plan.spans]
+        emitted = {frozenset(some) for n in range(3) for some in itertools.combinations(spans, n)}
+        if self.whole and plan.steps is not None:
+            self.prepare(self.realised(plan.schedule.table(plan.steps, plan.blocks)))
+            return
+        if self.whole:
+            # Before the boundary either delta may be read next, after it only the last one's.
+            emitted = {frozenset(spans), frozenset(spans[-1:])}
+        for some in emitted:
+            self.refresh(tuple(sorted(some)))
+        for span in spans:
+            self.cached(span)
+
+    def prepare(self, table: Table) -> None:
+        """Make the variants that a table of realised spans needs."""
+        for span, emitted in zip(table, emissions(table, self.order), strict=True):
+            if span is None:
+                self.refresh(tuple(sorted(emitted)))
+            else:
+                self.cached(span)
+
+    def program(self, key: Key) -> Program:
+        """The rewritten program of a variant."""
+        kind, spans = key
+        plans = [self.span(span) for span in spans]
+        if kind == "cached":
+            made = cached_program(self.outline.program, plans[0], self.order)
+        else:
+            made = refresh_program(self.outline.program, plans)
+        if self.bodies.lowering.exact or self.whole:
+            return made
+        return share_layouts(made, representatives(self.outline.program))
+
+    def _make(self, key: Key) -> Executable:
+        with self._lock, self.compiling():
+            if key not in self._made:
+                program = self.program(key)
+                program = fused(program) if self.whole else program
+                self._made[key] = Executable(program, self.bodies.get)
+            return self._made[key]
+
+
+def fused(program: Program) -> Program:
+    """The program as one call of one body."""
+    body = inline(program)
+    names = (*program.value_results, *program.deltas)
+    call = Call(label="whole", body=body, inputs=program.inputs, outputs=names)
+    return replace(program, calls=(call,))

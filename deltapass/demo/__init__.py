@@ -1,0 +1,1 @@
+"""The embedded model, and the comparison that `deltapass demo` shows."""

@@ -1,0 +1,119 @@
+"""The demo's outcome for people: a table in the terminal, a picture, and the numbers as JSON."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from rich.box import SIMPLE_HEAVY
+from rich.table import Table as RichTable
+
+from deltapass.demo.compare import DemoResult, Outcome
+from deltapass.demo.machine import processor
+from deltapass.errors import MissingLibraryError
+
+try:
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise MissingLibraryError("matplotlib", "demo") from error
+
+COLUMNS: Final = 5
+CAPTION: Final = (
+    "GMACs: paper count / with attention. PSNR in dB against the plain images of the same seeds. "
+    "compile: first call less a warm one; later rows reuse what earlier ones left in the cache "
+    "({cache} before); the compiler's own start, {start:.1f} s, is apart. Threads: {threads}."
+)
+
+
+def outcome_table(result: DemoResult) -> RichTable:
+    """One row a method."""
+    title = f"{result.settings.count} images, medians of {result.settings.rounds} rounds"
+    table = RichTable(title=title, box=SIMPLE_HEAVY, collapse_padding=True, show_edge=False)
+    table.caption = CAPTION.format(
+        cache=result.compile_cache, start=result.compiler_seconds, threads=result.threads
+    )
+    table.add_column("method", no_wrap=True)
+    for heading in ("ms/image", "speed-up", "expected", "GMACs/image", "PSNR", "compile"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in result.outcomes:
+        table.add_row(
+            row.name,
+            f"{row.seconds_per_image * 1e3:.1f}",
+            f"{row.speedup:.2f}x",
+            f"{row.expected_speedup:.2f}x",
+            f"{row.gmacs_paper:.2f} / {row.gmacs_full:.2f}",
+            _decibels(row),
+            f"{row.compile_seconds:.1f} s" if row.compile_seconds is not None else "shared",
+        )
+    return table
+
+
+def write_json(result: DemoResult, path: Path) -> None:
+    """The numbers, as JSON that any reader takes: no infinities."""
+    path.write_text(json.dumps(numbers(result), indent=2, allow_nan=False) + "\n")
+
+
+def numbers(result: DemoResult) -> dict[str, Any]:
+    """Numbers and what they depend on, without the images."""
+    settings, report = result.settings, result.report
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **{name: metadata.version(name) for name in ("deltapass", "torch", "diffusers")},
+        "python": platform.python_version(),
+        "hardware": f"{processor()}, {result.threads} threads",
+        "device": "cpu",
+        "count": settings.count,
+        "seeds": list(range(settings.seed, settings.seed + settings.count)),
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "rounds": settings.rounds,
+        "lowering": settings.lowering,
+        "options": {name: str(value) for name, value in settings.options.items()},
+        "refusal": report.refusal,
+        "schedule": [str(span) if span else "refresh" for span in report.schedule_table],
+        "buffer_bytes": report.buffer_bytes,
+        "compile_cache": result.compile_cache,
+        "compiler_seconds": result.compiler_seconds,
+        "methods": [_row(outcome) for outcome in result.outcomes],
+    }
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    """One method; `psnr` is null for the reference and for images equal to it."""
+    row = {name: getattr(outcome, name) for name in Outcome.__slots__ if name != "images"}
+    infinite = outcome.psnr is not None and math.isinf(outcome.psnr)
+    return {**row, "psnr": None if infinite else outcome.psnr, "equal": infinite}
+
+
+def write_picture(result: DemoResult, path: Path) -> None:
+    """Every method's images of the same seeds, side by side."""
+    figure = Figure(figsize=(3.1 * len(result.outcomes), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(result.outcomes))
+    for axes, row in zip(panels, result.outcomes, strict=True):
+        axes.imshow(grid(row.images), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        psnr = f"\nPSNR {_decibels(row)} dB" if row.psnr is not None else "\n(the reference)"
+        axes.set_title(f"{row.name}\n{row.speedup:.2f}x{psnr}", fontsize=10)
+        axes.set_axis_off()
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+def grid(images: torch.Tensor, columns: int = COLUMNS) -> torch.Tensor:
+    """Images (B, 1, H, W) as one picture of `columns` columns; missing ones are black."""
+    count, _, height, width = images.shape
+    rows = math.ceil(count / columns)
+    padded = torch.zeros(rows * columns, height, width)
+    padded[:count] = images[:, 0]
+    cells = padded.view(rows, columns, height, width)
+    return cells.permute(0, 2, 1, 3).reshape(rows * height, columns * width)
+
+
+def _decibels(row: Outcome) -> str:
+    if row.psnr is None:
+        return "-"
+    return "equal" if math.isinf(row.psnr) else f"{row.psnr:.1f}"

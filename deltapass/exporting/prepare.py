@@ -1,0 +1,231 @@
+"""Everything of a bundle but its files: the plan of an exported model, and plan.json made of it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import torch
+
+from deltapass.bundles.formats import Job, SegmentProgram, Written
+from deltapass.bundles.manifest import (
+    BundlePlan,
+    InputSpec,
+    Row,
+    SegmentSpec,
+    SpanSpec,
+    ValueSpec,
+)
+from deltapass.bundles.weights_file import TensorStore, fingerprint
+from deltapass.compiler.blocks import find_blocks
+from deltapass.compiler.conditioning import conditioning_of
+from deltapass.compiler.outline import outline
+from deltapass.compiler.plan import Plan, make_plan
+from deltapass.errors import ExportError
+from deltapass.exporting.chains import Chains, chains_of
+from deltapass.exporting.trace import Exported
+from deltapass.graph.program import Macs, Role
+from deltapass.graph.sizes import Dimension
+from deltapass.options import Options
+from deltapass.schedule.emissions import emissions
+from deltapass.schedule.files import schedule_content
+from deltapass.schedule.rules import Span, Table
+
+DEFAULT_STEPS: Final = 20  # as in the paper's tables
+
+
+def prepare(exported: Exported, options: Options) -> Prepared:
+    """Everything of a bundle but its files."""
+    captured = exported.captured
+    outlined = outline(captured, find_blocks(captured))
+    held = outlined.program.weights.intersection(outlined.program.value_results)
+    if held:
+        raise ExportError(
+            f"the model returns its own {', '.join(sorted(held))}",
+            "Return only what it computes; a bundle's weights are inside its engines",
+        )
+    plan = make_plan(outlined, options.schedule, order=options.order, steps=options.steps)
+    steps = options.steps or DEFAULT_STEPS
+    rows = plan.schedule.table(steps, plan.blocks)
+    table = tuple(plan.spans[span].span if span else None for span in rows)
+    return Prepared(
+        exported=exported,
+        planned=plan,
+        options=options,
+        table=table,
+        conditioning=_conditioning(plan, exported, options),
+        chains=chains_of(plan, exported, _subsets(plan, table)),
+    )
+
+
+def _conditioning(plan: Plan, exported: Exported, options: Options) -> tuple[str, ...]:
+    names = conditioning_of(plan.outline, options.per_step).values()
+    return tuple(name for name in names if name in exported.example)
+
+
+def _subsets(plan: Plan, table: Table) -> list[tuple[Span, ...]]:
+    """The sets of spans whose deltas some refresh may have to emit."""
+    spans = sorted({spanned.span for spanned in plan.spans.values()})
+    some = {frozenset(few) for n in range(3) for few in itertools.combinations(spans, n)}
+    wanted = some | set(emissions(table, plan.order)) | {frozenset(spans)}
+    return sorted((tuple(sorted(few)) for few in wanted), key=lambda few: (len(few), few))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Everything that is known before the first file is written."""
+
+    exported: Exported
+    planned: Plan
+    options: Options
+    table: Table
+    conditioning: tuple[str, ...]
+    chains: Chains
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The weights the graph uses, by their names in the model."""
+        held = self.exported.held
+        return {name: self.exported.tensors[name] for name in sorted(held)}
+
+    def job(self, folder: Path, options: Mapping[str, Any] | None) -> Job:
+        """What a format is to write."""
+        return Job(
+            segments=self.chains.segments,
+            folder=folder,
+            store=TensorStore(),
+            dimensions=self.exported.dimensions,
+            options=options or {},
+        )
+
+    def plan(self, format: str, written: Written, attributes: Mapping[str, Any]) -> BundlePlan:
+        """plan.json, but for the checksums of files."""
+        steps = len(self.table)
+        weights = self.weights
+        return BundlePlan(
+            format=format,
+            producer={**_producer(), **written.producer},
+            files={},
+            weights={
+                "fingerprint": fingerprint(weights),
+                "count": len(weights),
+                "bytes": sum({t.data_ptr(): t.nbytes for t in weights.values()}.values()),
+                "names": list(weights),
+            },
+            dimensions=self.exported.dimensions,
+            signature=self.exported.signature,
+            inputs=self._inputs(),
+            values=self._values(),
+            segments=tuple(_segment(s, written) for s in self.chains.segments),
+            variants=self.chains.variants,
+            blocks=self.planned.blocks,
+            spans=self._spans(),
+            conditioning=self.conditioning,
+            order=self.planned.order,
+            steps=steps,
+            fixed_steps=self.options.steps is not None,
+            schedule=schedule_content(self.planned.schedule),
+            table=self.rows,
+            macs=self._macs(),
+            attributes=attributes,
+            build=written.build,
+        )
+
+    def _inputs(self) -> tuple[InputSpec, ...]:
+        captured, shapes = self.exported.captured, self.exported.shapes
+        return tuple(
+            InputSpec(
+                name=given.name,
+                role=given.role.value,
+                dtype=_dtype(given.spec.dtype),
+                shape=shapes.get(given.name, given.spec.shape),
+            )
+            for given in captured.inputs
+            if given.spec is not None and given.role is not Role.WEIGHT
+        )
+
+    def _values(self) -> dict[str, ValueSpec]:
+        return values_of(self.chains.example, self.chains.shapes)
+
+    def _spans(self) -> tuple[SpanSpec, ...]:
+        return tuple(
+            SpanSpec(
+                wanted=spanned.wanted,
+                span=spanned.span,
+                streams=len(spanned.streams),
+                bytes=spanned.nbytes,
+            )
+            for spanned in self.planned.spans.values()
+        )
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The planned trajectory, step by step."""
+        emitted = emissions(self.table, self.planned.order)
+        rows = []
+        for step, span in enumerate(self.table):
+            if span is None:
+                rows.append(Row(variant=self.chains.name("refresh", sorted(emitted[step]))))
+            else:
+                name = self.chains.name("cached", [span])
+                rows.append(Row(variant=name, trend=self._trend(step, span)))
+        return tuple(rows)
+
+    def _trend(self, step: int, span: Span) -> float | None:
+        """W of the linear extrapolation, from the last two refreshes that emit the span."""
+        if not self.planned.order:
+            return None
+        emitted = emissions(self.table, self.planned.order)
+        made = [at for at in range(step) if span in emitted[at]]
+        newest, before = made[-1], made[-2:][0]
+        return (step - newest) / (newest - before) if newest != before else 0.0
+
+    def _macs(self) -> dict[str, float]:
+        full = self.planned.outline.program.macs
+        costs = {variant.name: variant.macs for variant in self.chains.variants}
+        ours = sum((costs[row.variant] for row in self.rows), Macs())
+        plain = full * len(self.table)
+        return {
+            "paper": full.paper,
+            "full": full.full,
+            "plain_trajectory": plain.full,
+            "trajectory": ours.full,
+            "expected_speedup": plain.full / ours.full if ours.full else 1.0,
+        }
+
+
+def _segment(segment: SegmentProgram, written: Written) -> SegmentSpec:
+    made = written.segments[segment.name]
+    return SegmentSpec(
+        name=segment.name,
+        file=made.file,
+        inputs=segment.inputs,
+        outputs=segment.outputs,
+        values=values_of(segment.values, segment.shapes),
+        weights=dict(made.weights),
+        macs=segment.macs,
+    )
+
+
+def values_of(
+    example: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[Dimension, ...]]
+) -> dict[str, ValueSpec]:
+    """Type and dimensions of values."""
+    return {
+        name: ValueSpec(dtype=_dtype(value.dtype), shape=shapes.get(name, tuple(value.shape)))
+        for name, value in example.items()
+    }
+
+
+def _producer() -> dict[str, str]:
+    import deltapass
+
+    return {"deltapass": deltapass.__version__, "torch": str(torch.__version__)}
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

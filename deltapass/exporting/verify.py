@@ -1,0 +1,206 @@
+"""Is what was written what was meant? Every segment and variant is run and compared with eager.
+
+On the example call: each segment on its own inputs, each variant as a whole. Where dimensions may
+vary: the loaded model against the model itself, at the ends of their ranges.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import torch
+from torch.utils import _pytree as pytree
+
+from deltapass.bundles.formats import load_format
+from deltapass.bundles.manifest import BundlePlan, SpanSpec
+from deltapass.bundles.variants import LoadedVariants
+from deltapass.errors import ExportError, VerificationError
+from deltapass.exporting.chains import Chains
+from deltapass.exporting.trace import Exported
+from deltapass.graph.executable import Executable, Lowered
+from deltapass.graph.sizes import evaluate, read_sizes
+
+# Largest error over largest value that an engine's own rounding may cause, by type of the weights.
+TOLERANCES: Final[Mapping[str, float]] = {"float32": 2e-5, "float16": 2e-2, "bfloat16": 1e-1}
+OF_ONE: Final = (
+    "torch.export takes for granted that no size that varies is 1: give that one a least size of 2"
+)
+FARTHEST: Final = 2  # how many times the example's size an unbounded or large dimension is tried
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What the bundle is compared with."""
+
+    model: torch.nn.Module
+    exported: Exported
+    chains: Chains
+
+
+def verify_bundle(folder: Path, plan: BundlePlan, reference: Reference) -> dict[str, Any]:
+    """Run a written bundle and compare it with the model.
+
+    Args:
+        folder: Where it lies.
+        plan: What it says of itself.
+        reference: What it was made of.
+
+    Returns:
+        The largest error of every segment and variant, over the largest value; as plain data.
+
+    Raises:
+        VerificationError: If one lies above the tolerance.
+        ExportError: If the model itself fails at sizes that the bundle is to take.
+    """
+    segments, runner = load_format(plan.format).open_to_verify(folder, plan)
+    tolerance = TOLERANCES.get(str(plan.attributes["dtype"]), TOLERANCES["float32"])
+    found: dict[str, Any] = {
+        "by": runner,
+        "tolerance": tolerance,
+        "segments": dict(_segment_errors(segments, reference.chains)),
+        "variants": dict(_variant_errors(LoadedVariants(plan, segments), reference)),
+    }
+    found["sizes"] = dict(_size_errors(LoadedVariants(plan, segments), plan, reference))
+    for kind in ("segments", "variants", "sizes"):
+        for name, error in found.get(kind, {}).items():
+            if not error <= tolerance:  # NaN too
+                what = f"{kind.removesuffix('s')} {name!r}"
+                single = kind == "sizes" and re.search(r"=1\b", name)
+                raise VerificationError(what, error, tolerance, *([OF_ONE] if single else []))
+    return found
+
+
+def relative_error(given: Sequence[Any], wanted: Sequence[Any]) -> float:
+    """Largest difference over largest value, over all tensors of two results."""
+    pairs = zip(given, wanted, strict=True)
+    errors = [0.0, *(_error(one, two) for one, two in pairs if isinstance(two, torch.Tensor))]
+    # max() of Python drops a NaN unless it comes first
+    return float("nan") if any(map(math.isnan, errors)) else max(errors)
+
+
+def _error(given: torch.Tensor, wanted: torch.Tensor) -> float:
+    if given.shape != wanted.shape:
+        return math.inf
+    if not wanted.numel():
+        return 0.0
+    ours, theirs = given.to("cpu", torch.float64), wanted.to("cpu", torch.float64)
+    finite = theirs[theirs.isfinite()].abs()
+    scale = finite.max() if finite.numel() else torch.tensor(1.0)
+    # Masks hold infinities, which are equal and have no difference; nor has NaN where there is one.
+    same = (ours == theirs) | (ours.isnan() & theirs.isnan())
+    difference = (ours - theirs).abs().masked_fill(same, 0.0).max()
+    return float(difference / scale.clamp_min(torch.finfo(torch.float32).tiny))
+
+
+def _segment_errors(segments: Mapping[str, Lowered], chains: Chains) -> Iterator[tuple[str, float]]:
+    for segment in chains.segments:
+        with torch.no_grad():
+            wanted = segment.program.module()(*(value.clone() for value in segment.example))
+        yield segment.name, relative_error(segments[segment.name](*segment.example), wanted)
+
+
+def _variant_errors(variants: LoadedVariants, reference: Reference) -> Iterator[tuple[str, float]]:
+    chains, exported = reference.chains, reference.exported
+    held = {name: exported.tensors[path] for name, path in exported.weights.items()}
+    known = {**held, **exported.captured.constants, **chains.example}
+    for spec in variants.plan.variants:
+        program = chains.programs[spec.name]
+        eager = Executable(program, lambda body: body.module.forward)
+        ours = Executable(spec, variants.segments.__getitem__)
+        with torch.no_grad():
+            results, deltas = eager([known.get(name) for name in program.inputs])
+        given, new = ours([known[name] for name in spec.inputs])
+        yield spec.name, relative_error([*given, *new], [*results, *deltas])
+
+
+# ---- other sizes ------------------------------------------------------------------------------
+
+
+def _size_errors(
+    variants: LoadedVariants, plan: BundlePlan, reference: Reference
+) -> Iterator[tuple[str, float]]:
+    """The bundle against the model itself: on the example, and at other sizes."""
+    example = reference.exported.example
+    for sizes in _corners(plan, example):
+        inputs = {
+            entry.name: resized(
+                example[entry.name], [evaluate(size, sizes) for size in entry.shape]
+            )
+            for entry in plan.inputs
+        }
+        name = ", ".join(f"{name}={size}" for name, size in sizes.items()) or "the example"
+        results = _results(reference, inputs, name)
+        given, _ = variants.refresh(())(list(inputs.values()))
+        yield name, relative_error(given, results)
+        for span in plan.spans:
+            cached = _cached_with_own_deltas(variants, span, plan.order, list(inputs.values()))
+            yield f"{name}, without {span.span}", relative_error(cached, results)
+
+
+def _cached_with_own_deltas(
+    variants: LoadedVariants, spanned: SpanSpec, order: int, inputs: list[torch.Tensor]
+) -> Sequence[Any]:
+    """A cached variant on the deltas of the same call, which make it the full model."""
+    _, deltas = variants.refresh([spanned.span])(inputs)
+    given = [*inputs, *deltas]
+    if order:
+        given += [*deltas, torch.zeros((), dtype=torch.float32, device=deltas[0].device)]
+    results, _ = variants.cached(spanned.span)(given)
+    return results
+
+
+def _corners(plan: BundlePlan, example: Mapping[str, torch.Tensor]) -> Iterator[dict[str, int]]:
+    """The example's sizes, all least, all greatest, uneven, single, mixed; within reason."""
+    shown = read_sizes((entry.shape, example[entry.name].shape) for entry in plan.inputs)
+    least = {n: max(plan.dimensions[n][0], -(-size // FARTHEST)) for n, size in shown.items()}
+    far = {n: size * FARTHEST for n, size in shown.items()}
+    most = {n: min(plan.dimensions[n][1] or far[n], far[n]) for n in shown}
+    # Halves of sizes round otherwise for odd ones.
+    uneven = {n: size + 1 if size < most[n] else size - 1 for n, size in shown.items()}
+    uneven = {n: max(size, least[n]) for n, size in uneven.items()}
+    # torch takes for granted that nothing that varies is 1, and says so nowhere.
+    single = [{**shown, n: 1} for n in shown if plan.dimensions[n][0] <= 1]
+    # Dimensions that are equal in the example must not be taken for one another: each in turn is
+    # the only small one.
+    apart = [{**most, n: least[n]} for n in shown] if len(shown) > 1 else []
+    seen: list[dict[str, int]] = []
+    for sizes in (shown, least, most, uneven, *single, *apart):
+        if sizes not in seen:
+            seen.append(sizes)
+    yield from seen
+
+
+def resized(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """A tensor repeated or cut to a shape."""
+    for axis, size in enumerate(shape):
+        at = torch.arange(size, device=tensor.device) % tensor.shape[axis]
+        tensor = tensor.index_select(axis, at)
+    return tensor.contiguous()
+
+
+def _results(reference: Reference, inputs: Mapping[str, torch.Tensor], sizes: str) -> Sequence[Any]:
+    """What the model itself gives, called as in the example.
+
+    Raises:
+        ExportError: If it fails: the bundle would give something.
+    """
+    exported = reference.exported
+    names = {id(tensor): name for name, tensor in exported.example.items()}
+    call = pytree.tree_map_only(
+        torch.Tensor, lambda tensor: inputs.get(names[id(tensor)], tensor), dict(exported.call)
+    )
+    try:
+        with torch.no_grad():
+            wanted = reference.model(**call)
+    except Exception as error:
+        raise ExportError(
+            f"the model itself fails for {sizes}: {type(error).__name__}: {error}",
+            "Give the dimensions a least and a greatest size (Dim's min and max) that it takes",
+        ) from error
+    return list(wanted) if isinstance(wanted, tuple | list) else [wanted]

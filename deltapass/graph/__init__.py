@@ -1,0 +1,1 @@
+"""The data that flows between the stages: programs of calls, sizes, and how a program runs."""

@@ -1,0 +1,243 @@
+"""The data that flows between the stages: captured graph, stack, bodies, calls, programs.
+
+Everything here is frozen. A `Program` is what the rest of the compiler reads and rewrites: a
+list of some thirty calls of a few bodies, on named values, that a person can read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, final
+
+import torch
+from torch import fx
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSpec:
+    """Shape, layout, type and place of a tensor, without its data."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @staticmethod
+    def of(tensor: torch.Tensor) -> TensorSpec:
+        """The spec of a real or fake tensor."""
+        return TensorSpec(
+            shape=tuple(tensor.shape),
+            stride=tuple(tensor.stride()),
+            dtype=tensor.dtype,
+            device=tensor.device,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes (not KiB) of a dense tensor of this spec."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"{kind}[{', '.join(map(str, self.shape))}]"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Macs:
+    """Multiply-accumulate operations, in both counting conventions.
+
+    `paper` counts linear and convolution layers only, as the MACs columns of the paper do;
+    `full` also counts the two matrix products of attention.
+    """
+
+    paper: float = 0.0
+    full: float = 0.0
+
+    def __add__(self, other: Macs) -> Macs:
+        return Macs(self.paper + other.paper, self.full + other.full)
+
+    def __mul__(self, times: float) -> Macs:
+        return Macs(self.paper * times, self.full * times)
+
+
+class Role(Enum):
+    """What an input of the model is to the pass."""
+
+    WEIGHT = "weight"
+    TIMESTEP = "timestep"
+    SAMPLE = "sample"
+    DATA = "data"
+    SIZE = "size"
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Input:
+    """One input of the captured graph, in calling order. `spec` is None for a plain number."""
+
+    name: str
+    role: Role
+    spec: TensorSpec | None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Captured:
+    """A functional graph of static shapes, and what was learned by running it on fake tensors.
+
+    Attributes:
+        module: The graph; its placeholders are `inputs`, then the constants.
+        inputs: The model's inputs, in calling order.
+        constants: Tensors the graph holds itself, by placeholder name.
+        values: Node name -> spec (a tuple of specs where a node gives several tensors).
+        macs: Node name -> multiply-accumulates, for nodes that have any.
+    """
+
+    module: fx.GraphModule
+    inputs: tuple[Input, ...]
+    constants: Mapping[str, torch.Tensor]
+    values: Mapping[str, Any]
+    macs: Mapping[str, Macs]
+
+    @property
+    def operations(self) -> int:
+        """Number of operations, placeholders and output left out."""
+        return sum(node.op.startswith("call") for node in self.module.graph.nodes)
+
+    def spec(self, node: fx.Node) -> TensorSpec | None:
+        """The spec of a node that gives one tensor, else None."""
+        value = self.values.get(node.name)
+        return value if isinstance(value, TensorSpec) else None
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """One block of the stack: the half-open range of node positions it covers."""
+
+    name: str
+    first: int
+    stop: int
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stack:
+    """The ordered blocks on the residual stream, and how they were found."""
+
+    blocks: tuple[Block, ...]
+    found_by: str
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __str__(self) -> str:
+        names = f"{self.blocks[0].name} .. {self.blocks[-1].name}"
+        return f"{len(self)} blocks ({names}), found by {self.found_by}"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Body:
+    """One distinct outlined graph. Weights are arguments, so equal blocks share one body.
+
+    `key` holds operations, edges, literals and input layouts: equal keys, equal code.
+    """
+
+    name: str
+    module: fx.GraphModule
+    key: tuple[object, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    macs: Macs = field(default_factory=Macs)
+
+    @property
+    def operations(self) -> int:
+        """Number of operations in the body."""
+        return sum(node.op.startswith("call") for node in self.module.graph.nodes)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """One call of a body on named values."""
+
+    label: str
+    body: Body
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A variant as a list of calls.
+
+    Attributes:
+        inputs: Names of the values handed in: the model's inputs, constants, then deltas.
+        calls: In execution order.
+        results: The model's outputs: value names, or literals wrapped in `Literal`.
+        deltas: Value names of the deltas this variant gives besides the results.
+        specs: Value name -> spec.
+        weights: Names of inputs that are weights or constants (left out when printing).
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    calls: tuple[Call, ...]
+    results: tuple[str | Literal, ...]
+    deltas: tuple[str, ...] = ()
+    specs: Mapping[str, TensorSpec]
+    weights: frozenset[str]
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal keys, equal programs: operations, edges, literals, layouts and names."""
+        calls = tuple((call.body.key, call.inputs, call.outputs) for call in self.calls)
+        return self.inputs, calls, tuple(map(str, self.results)), self.deltas
+
+    @property
+    def macs(self) -> Macs:
+        """Multiply-accumulates of one run."""
+        return sum((call.body.macs for call in self.calls), Macs())
+
+    @property
+    def operations(self) -> int:
+        """Operations of one run, counted in the captured graph's own operators."""
+        return sum(call.body.operations for call in self.calls)
+
+    @property
+    def value_results(self) -> tuple[str, ...]:
+        """Names of the results that are values rather than literals."""
+        return tuple(result for result in self.results if isinstance(result, str))
+
+    def __str__(self) -> str:
+        """The program as a person reads it: data only, weights left out."""
+        data = [name for name in self.inputs if name not in self.weights]
+        lines = [f"{self.name}({', '.join(data)}):"]
+        for call in self.calls:
+            taken = ", ".join(name for name in call.inputs if name not in self.weights)
+            lines.append(f"    {', '.join(call.outputs)} = {call.body.name}({taken})")
+        given = [*map(str, self.results), *self.deltas]
+        return "\n".join([*lines, f"    return {', '.join(given)}"])
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """A model output that is a plain value, such as None or a number."""
+
+    value: object
+
+    def __str__(self) -> str:
+        return repr(self.value)
+
+
+def shown(name: str) -> str:
+    """An input's name as its user knows it: without Dynamo's prefixes and trailing underscores."""
+    return re.sub(r"^l_(kwargs_|args_)?", "", name, flags=re.IGNORECASE).strip("_")

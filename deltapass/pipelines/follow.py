@@ -1,0 +1,226 @@
+"""Following one call of a pipeline: its scheduler tells the step, its cache contexts the branch.
+
+Everything is read on the host: the length of `scheduler.timesteps`, and which of its entries
+`scheduler.step` was given, by the place of that entry in memory. Nothing waits for a device.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import Any, Final, final
+
+import torch
+from torch import nn
+
+from deltapass.errors import AttachError
+from deltapass.sessions import context as active
+from deltapass.sessions.session import Session
+
+_RUN: Final[ContextVar[Run | None]] = ContextVar("deltapass_run", default=None)
+
+
+@final
+class Run:
+    """One call of an attached pipeline: drives a session by what the scheduler does."""
+
+    def __init__(self, session: Session, scheduler: Any) -> None:
+        self.session, self.scheduler = session, scheduler
+        self._index = 0
+        self._stepped = False
+
+    def open(self) -> None:
+        """The pipeline was called, and has not set its timesteps yet."""
+        known = self.scheduler.timesteps  # some have none before they are set
+        steps = 1 if known is None else max(1, len(known))
+        self._start(self.session.steps if self.session.fixed else steps, 0)
+
+    def begin(self, start: int = 0) -> None:
+        """The scheduler has set its timesteps: a new trajectory, from step `start` on."""
+        self._start(len(self.scheduler.timesteps), start)
+
+    def _start(self, steps: int | None, start: int) -> None:
+        self.session.follow(steps)
+        self._index, self._stepped = start, False
+        self.session.step(start)
+
+    @property
+    def stepped_once(self) -> bool:
+        """Whether the scheduler has taken a step since it set its timesteps."""
+        return self._stepped
+
+    def stepped(self, arguments: tuple[Any, ...]) -> None:
+        """The scheduler has taken a step; the next calls belong to the one after it."""
+        timesteps = self.scheduler.timesteps
+        found = (_entry_of(timesteps, given) for given in arguments)
+        done = next((at for at in found if at is not None), self._index)
+        self._index, self._stepped = done + 1, True
+        if self._index < (self.session.steps or 0):
+            self.session.step(self._index)
+
+    @contextmanager
+    def branch(self, name: str, step_index: int | None) -> Iterator[None]:
+        """The calls inside belong to a named branch of the present step.
+
+        `step_index` counts when the pipeline says it but never steps its scheduler.
+        """
+        told = self._index if self._stepped or step_index is None else step_index
+        last = (self.session.steps or 1) - 1
+        with self.session.at(min(max(told, self._index), last), branch=name, again=True):
+            yield
+
+
+@contextmanager
+def following(session: Session, scheduler: Any) -> Iterator[Run]:
+    """Let a session follow a scheduler, for the calls inside.
+
+    Raises:
+        AttachError: If another run follows the same scheduler object.
+    """
+    run = Run(session, scheduler)
+    token = _RUN.set(run)
+    try:
+        with watched_scheduler(scheduler):
+            yield run
+    finally:
+        _RUN.reset(token)
+
+
+@contextmanager
+def outside() -> Iterator[None]:
+    """Leave the run, and every session, for the calls inside."""
+    token, stay = _RUN.set(None), active.enter(None)
+    try:
+        yield
+    finally:
+        active.leave(stay)
+        _RUN.reset(token)
+
+
+def current_run() -> Run | None:
+    """The run of this thread or task."""
+    return _RUN.get()
+
+
+# ---- the scheduler ----------------------------------------------------------------------------
+
+
+@contextmanager
+def watched_scheduler(scheduler: Any) -> Iterator[None]:
+    """Tell the run what a scheduler does. Its class is exchanged, so copies of it stay right."""
+    kind = type(scheduler)
+    watched = getattr(kind, "_deltapass_watched", None)
+    if watched is not None:
+        if watched() is scheduler:
+            raise AttachError(
+                "another call of an attached pipeline is using this scheduler",
+                "Give each thread a pipeline and a scheduler of its own: other = copy.copy(pipe); "
+                "other.scheduler = copy.deepcopy(pipe.scheduler)",
+            )
+        kind = kind.__mro__[1]  # a copy, made during a run, of a scheduler that was watched
+    scheduler.__class__ = _watching(kind, weakref.ref(scheduler))
+    try:
+        yield
+    finally:
+        scheduler.__class__ = kind
+
+
+def _watching(kind: type[Any], watched: weakref.ref[Any]) -> type[Any]:
+    """A subclass of a scheduler's class that tells the run that follows it what it does."""
+
+    @functools.wraps(kind.set_timesteps)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = kind.set_timesteps(self, *args, **kwargs)
+        _tell(self, lambda run: run.begin())
+        return result
+
+    @functools.wraps(kind.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = kind.step(self, *args, **kwargs)
+        _tell(self, lambda run: run.stepped((kwargs.get("timestep"), *args)))
+        return result
+
+    members = {"set_timesteps": set_timesteps, "step": step, "_deltapass_watched": watched}
+    if hasattr(kind, "set_begin_index"):
+
+        @functools.wraps(kind.set_begin_index)
+        def set_begin_index(self: Any, begin_index: int = 0) -> None:
+            kind.set_begin_index(self, begin_index)
+            _tell(self, lambda run: run.begin(begin_index))
+
+        members["set_begin_index"] = set_begin_index
+    return subclass(kind, members)
+
+
+def _tell(scheduler: Any, what: Callable[[Run], None]) -> None:
+    run = _RUN.get()
+    if run is not None and run.scheduler is scheduler:
+        what(run)
+
+
+def _entry_of(timesteps: torch.Tensor, given: Any) -> int | None:
+    """Which entry of `timesteps` a tensor is a view of; None if it is none."""
+    if not torch.is_tensor(given) or given.numel() != 1 or given.dtype != timesteps.dtype:
+        return None
+    if given.untyped_storage().data_ptr() != timesteps.untyped_storage().data_ptr():
+        return None
+    distance = given.storage_offset() - timesteps.storage_offset()
+    at, rest = divmod(int(distance), max(1, timesteps.stride(0)))
+    return at if rest == 0 and 0 <= at < len(timesteps) else None
+
+
+# ---- the denoisers ----------------------------------------------------------------------------
+
+
+@final
+class WatchedContext:
+    """Stands in for a denoiser's `cache_context`: tells the run the branch, then does the same.
+
+    `users` counts the attached pipelines that share the denoiser.
+    """
+
+    def __init__(self, original: Callable[..., AbstractContextManager[Any]]) -> None:
+        self.original = original
+        self.users = 0
+
+    @contextmanager
+    def __call__(self, name: str, **known: Any) -> Iterator[Any]:
+        """As the denoiser's own `cache_context`."""
+        run = current_run()
+        with self.original(name, **known) as given:
+            if run is None:
+                yield given
+                return
+            with run.branch(name, known.get("step_index")):
+                yield given
+
+
+def watch_denoiser(module: nn.Module) -> None:
+    """Put a `WatchedContext` on this module object; nothing if it has no cache contexts."""
+    original = getattr(module, "cache_context", None)
+    if original is None:
+        return
+    if not isinstance(original, WatchedContext):
+        original = WatchedContext(original)
+        module.cache_context = original  # type: ignore[assignment]
+    original.users += 1
+
+
+def unwatch_denoiser(module: nn.Module) -> None:
+    """Take it away again, once no attached pipeline uses the module."""
+    watched = module.__dict__.get("cache_context")
+    if isinstance(watched, WatchedContext):
+        watched.users -= 1
+        if not watched.users:
+            del module.__dict__["cache_context"]
+
+
+def subclass(kind: type[Any], members: dict[str, Any]) -> type[Any]:
+    """A subclass that goes by the same name: for one object, so that no class is patched."""
+    names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    meta: Any = type(kind)
+    made: type[Any] = meta(kind.__name__, (kind,), {**names, **members})
+    return made

@@ -1,0 +1,1 @@
+"""What every step of a trajectory does, as pure data: rules, presets, budgets, files."""

@@ -1,0 +1,147 @@
+"""Schedules as text and as files: what a person writes down and reads back."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from deltapass.errors import ScheduleError, ScheduleFileError
+from deltapass.schedule.presets import FIELD_NAMES, named_schedule
+from deltapass.schedule.rules import (
+    REGIONS,
+    AnySchedule,
+    ExplicitSchedule,
+    Schedule,
+    Span,
+    Table,
+    check_count,
+    check_fits,
+    region_span,
+    unknown_name,
+)
+
+ROW_FORM: Final = "Write 'refresh', 'start:stop' such as '7:28', or 'region:count' as 'deep:21'"
+
+
+def table_rows(table: Table) -> list[str]:
+    """One text a step, as in a schedule file: 'refresh' or 'start:stop'."""
+    return ["refresh" if row is None else f"{row.start}:{row.stop}" for row in table]
+
+
+def table_text(table: Table, blocks: int) -> str:
+    """One line for the whole table.
+
+    R refreshes; d21, s21 skip the 21 deepest or shallowest blocks; 4:25 any other span.
+
+    Example:
+        >>> table_text(Schedule(boundary=2).table(6, 28), 28)
+        'R d4 R s4 R s4'
+    """
+
+    def word(row: Span | None) -> str:
+        if row is None:
+            return "R"
+        if row.stop == blocks:
+            return f"d{len(row)}"
+        return f"s{len(row)}" if row.start == 0 else f"{row.start}:{row.stop}"
+
+    return " ".join(word(row) for row in table)
+
+
+def load_schedule(path: str | os.PathLike[str]) -> AnySchedule:
+    """Read a schedule from a .json or .toml file.
+
+    The file holds either the fields of `Schedule` and perhaps a name, {"schedule": "reversed",
+    "interval": 3}, or a table, {"table": ["refresh", "deep:21", "0:21"], "blocks": 28}, where
+    "blocks" is needed for regions only.
+
+    Raises:
+        ScheduleFileError: If the file cannot be read, or a key or row in it has no meaning.
+    """
+    try:
+        return schedule_from(_read(Path(path)))
+    except ScheduleError as error:
+        raise ScheduleFileError(os.fspath(path), f"{error.fact}. {error.remedy}") from error
+    except (OSError, ValueError) as error:
+        raise ScheduleFileError(os.fspath(path), f"cannot be read: {error}") from error
+
+
+def save_schedule(schedule: AnySchedule | Table, path: str | os.PathLike[str]) -> None:
+    """Write a schedule, or a table, to a .json file that `load_schedule` reads back equal.
+
+    Raises:
+        ScheduleFileError: If the name does not end in .json or the file cannot be written.
+    """
+    if Path(path).suffix != ".json":
+        raise ScheduleFileError(os.fspath(path), "schedules are written as .json only")
+    try:
+        content = schedule_content(schedule)
+        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ScheduleFileError(os.fspath(path), f"cannot be written: {error}") from error
+
+
+def schedule_content(schedule: AnySchedule | Table) -> dict[str, Any]:
+    """A schedule, or a table, as plain data that `schedule_from` reads back equal."""
+    if isinstance(schedule, Schedule):
+        values = {name: getattr(schedule, name) for name in FIELD_NAMES}
+        return {name: value for name, value in values.items() if value is not None}
+    rows = schedule.rows if isinstance(schedule, ExplicitSchedule) else schedule
+    return {"table": table_rows(ExplicitSchedule(rows).rows)}
+
+
+def schedule_from(content: Mapping[str, Any]) -> AnySchedule:
+    """The schedule that plain data describes; see `load_schedule`.
+
+    Raises:
+        ScheduleError: If a key or row in it has no meaning.
+    """
+    if "table" in content:
+        return _explicit(content)
+    fields = dict(content)
+    return named_schedule(fields.pop("schedule", "delta-dit"), **fields)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix not in (".json", ".toml"):
+        raise ScheduleError(f"its name ends in {path.suffix!r}", "Use .json or .toml")
+    text = path.read_text(encoding="utf-8")
+    content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    if not isinstance(content, dict):
+        raise ScheduleError(f"it holds a {type(content).__name__}", "Give an object with keys")
+    return content
+
+
+def _explicit(content: Mapping[str, Any]) -> ExplicitSchedule:
+    for key in content:
+        if key not in ("table", "blocks"):
+            raise unknown_name("key", key, ("table", "blocks"))
+    table, blocks = content["table"], content.get("blocks")
+    if not isinstance(table, list):
+        raise ScheduleError(f"table is {table!r}", "Give a list with one row a step")
+    if blocks is not None:
+        check_count("blocks", blocks, 1)
+    return ExplicitSchedule(tuple(_row(step, text, blocks) for step, text in enumerate(table)))
+
+
+def _row(step: int, text: object, blocks: int | None) -> Span | None:
+    if text == "refresh":
+        return None
+    match = re.fullmatch(r"(deep|shallow|middle|\d+):(\d+)", str(text), re.ASCII)
+    if match is None:
+        raise ScheduleError(f"row {step} is {text!r}", ROW_FORM)
+    head, count = match[1], int(match[2])
+    region = next((region for region in REGIONS if region == head), None)
+    if region is not None and blocks is None:
+        raise ScheduleError(f"row {step} is {text!r} but there is no 'blocks'", "Add that key")
+    try:
+        span = Span(int(head), count) if region is None else region_span(region, count, blocks or 0)
+        check_fits((span,), span.stop if blocks is None else blocks)
+    except ScheduleError as error:
+        raise ScheduleError(f"row {step} is {text!r}: {error.fact}", error.remedy) from error
+    return span

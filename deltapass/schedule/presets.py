@@ -1,0 +1,64 @@
+"""Schedules by name: the paper's method, its baselines and its ablation."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from deltapass.errors import ScheduleError
+from deltapass.schedule.rules import Region, Schedule, unknown_name
+
+
+def delta_dit(**fields: Any) -> Schedule:
+    """Delta-DiT: the deep blocks are cached first, the shallow ones after the boundary."""
+    return Schedule(**fields)
+
+
+def delta_cache(region: Region, /, **fields: Any) -> Schedule:
+    """Delta-Cache (Eq. 3): one region is cached along the whole trajectory."""
+    return Schedule(outline=region, detail=region, **fields)
+
+
+def reversed_phases(**fields: Any) -> Schedule:
+    """The ablation of Table 5: shallow blocks first, deep ones after the boundary."""
+    return Schedule(outline="shallow", detail="deep", **fields)
+
+
+def never() -> Schedule:
+    """Every step refreshes: the plain model."""
+    return Schedule(interval=1, cached_blocks=0)
+
+
+SCHEDULES: Final[Mapping[str, Callable[..., Schedule]]] = MappingProxyType(
+    {
+        "delta-dit": delta_dit,
+        "delta-cache-deep": functools.partial(delta_cache, "deep"),
+        "delta-cache-middle": functools.partial(delta_cache, "middle"),
+        "delta-cache-shallow": functools.partial(delta_cache, "shallow"),
+        "reversed": reversed_phases,
+        "none": never,
+    }
+)
+FIELD_NAMES: Final = tuple(field.name for field in dataclasses.fields(Schedule))
+
+
+def named_schedule(name: str, /, **fields: Any) -> Schedule:
+    """The schedule of that name in SCHEDULES, with other fields than the defaults.
+
+    Raises:
+        ScheduleError: If the name or a field is unknown, or the name already fixes a field.
+    """
+    if not isinstance(name, str) or name not in SCHEDULES:  # files hold any value
+        raise unknown_name("schedule", name, tuple(SCHEDULES))
+    for field in fields:
+        if field not in FIELD_NAMES:
+            raise unknown_name("field", field, FIELD_NAMES)
+    try:
+        return SCHEDULES[name](**fields)
+    except TypeError as error:  # the constructor itself sets one of these fields
+        given = ", ".join(fields)
+        remedy = "Drop that field, or use 'delta-dit', which takes all of them"
+        raise ScheduleError(f"schedule {name!r} does not take all of: {given}", remedy) from error

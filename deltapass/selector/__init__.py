@@ -1,0 +1,1 @@
+"""The run time: which step a call belongs to, and which variant may run."""

@@ -1,0 +1,83 @@
+"""What the run time must know of a model: the same for one compiled here and one loaded from disk.
+
+Takes nothing of graphs: a plan bundle has none. `Facts` says what a call's inputs mean and what is
+planned; a `Repertoire` gives the variants that can be run.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, final
+
+import torch
+
+from deltapass.graph.program import Input, Macs
+from deltapass.schedule.rules import AnySchedule, Span, Table
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """How one model is run under one schedule.
+
+    Attributes:
+        inputs: The model's inputs, in calling order.
+        conditioning: Position -> name of the inputs that stay the same along a trajectory.
+        structure: Equal for graphs that compute the same.
+        macs: Multiply-accumulates of one full call.
+        blocks: Number of blocks in the stack.
+        schedule: Which span at which step.
+        order: Order of the delta prediction.
+        steps: Steps of a trajectory, where they are known.
+        caches: Whether the schedule ever skips a span.
+        owner: What stands for the model, weakly; None: its first weight, which all its graphs
+            share.
+    """
+
+    inputs: tuple[Input, ...]
+    conditioning: Mapping[int, str]
+    structure: int
+    macs: Macs
+    blocks: int
+    schedule: AnySchedule
+    order: int
+    steps: int | None
+    caches: bool
+    owner: weakref.ref[Any] | None = None
+
+
+class Variant(Protocol):
+    """One variant that can be run: inputs (then deltas) -> the model's outputs, new deltas."""
+
+    @property
+    def macs(self) -> Macs:
+        """Multiply-accumulates of one run."""
+
+    def __call__(
+        self, arguments: Sequence[Any], /
+    ) -> tuple[tuple[Any, ...], tuple[torch.Tensor, ...]]:
+        """Run it."""
+
+
+class Repertoire(Protocol):
+    """The variants of a model, by what they skip or emit."""
+
+    def actual(self, wanted: Span | None) -> Span | None:
+        """The span that is really skipped where a schedule wants one skipped."""
+
+    def realised(self, table: Table) -> Table:
+        """A table with every span replaced by the one that is really skipped."""
+
+    def prepare(self, table: Table) -> None:
+        """Make ready what a table of realised spans needs."""
+
+    def streams(self, span: Span) -> int:
+        """Number of residual streams over a span: its deltas."""
+
+    def refresh(self, spans: Sequence[Span]) -> Variant:
+        """The full model that also gives the deltas of `spans`."""
+
+    def cached(self, span: Span) -> Variant:
+        """The model without the blocks of `span`."""

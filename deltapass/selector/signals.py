@@ -1,0 +1,83 @@
+"""The few numbers the implicit mode reads from a call's inputs: one read of the device a call.
+
+Takes the model's inputs; gives the timestep and a fingerprint of the noisy sample. Explicit
+sessions need none of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import torch
+
+from deltapass.errors import StepUnknownError
+from deltapass.graph.program import Input, Role
+
+PROBES: Final = 8  # numbers read at each end of the noisy sample
+MANY: Final = 64  # timesteps up to this many are read as they are
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What one call shows of itself."""
+
+    timestep: float
+    sample: tuple[float, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SignalReader:
+    """Reads the signals of a model whose inputs are known."""
+
+    timestep: int
+    sample: int | None
+
+    def read(self, arguments: Sequence[Any]) -> Signals:
+        """Read timestep and sample together, in one read.
+
+        Raises:
+            StepUnknownError: If the timesteps of the samples in one batch differ.
+        """
+        times = _times(arguments[self.timestep])
+        sample = _ends(arguments[self.sample]) if self.sample is not None else []
+        numbers = _read([times, *sample])
+        moments = numbers[: len(times)]
+        if arguments[self.timestep].ndim == 1 and min(moments) != max(moments):
+            raise StepUnknownError("the samples of one batch are at different timesteps")
+        return Signals(max(moments), numbers[len(times) :])
+
+
+def signal_reader(inputs: Sequence[Input]) -> SignalReader | None:
+    """A reader for a model's inputs, or None if no timestep is among them."""
+    roles = [given.role for given in inputs]
+    if roles.count(Role.TIMESTEP) != 1:
+        return None
+    sample = roles.index(Role.SAMPLE) if Role.SAMPLE in roles else None
+    return SignalReader(roles.index(Role.TIMESTEP), sample)
+
+
+def _times(timestep: torch.Tensor) -> torch.Tensor:
+    """The timesteps of a call, or the least and greatest where there are many (one a token)."""
+    flat = timestep.reshape(-1)
+    return flat if len(flat) <= MANY else torch.stack(torch.aminmax(flat))
+
+
+def _read(parts: Sequence[torch.Tensor]) -> tuple[float, ...]:
+    """Numbers of several tensors: at once from a device, where each read would wait for it."""
+    if all(part.device.type == "cpu" for part in parts):
+        return tuple(float(number) for part in parts for number in part.tolist())
+    device = next(part.device for part in parts if part.device.type != "cpu")
+    together: list[float] = torch.cat([p.to(device, torch.float32) for p in parts]).tolist()
+    return tuple(together)
+
+
+def _ends(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The first and last few numbers of a tensor, without copying the rest."""
+    if not tensor.ndim or not tensor.numel():
+        return [tensor.reshape(-1)]
+    first, last = (0,) * (tensor.ndim - 1), (-1,) * (tensor.ndim - 1)
+    return [tensor[first][:PROBES], tensor[last][-PROBES:]]

@@ -1,0 +1,1 @@
+"""The state of requests: trajectories, their deltas, and what was done with them."""

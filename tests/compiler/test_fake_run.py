@@ -1,0 +1,154 @@
+"""compiler/fake_run.py: one run on fake tensors tells values, costs and in-place writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional as F
+
+from deltapass.compiler.fake_run import Seen, observe, spec_of, to_fake
+from deltapass.graph.program import Macs, TensorSpec
+
+
+def attention(query: Tensor, key: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, key)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(x, weight)
+
+
+def seen(model: Callable[..., Any], *arguments: Any) -> Seen:
+    with torch.no_grad():
+        return observe(fx.symbolic_trace(model), to_fake(arguments))
+
+
+def cost(model: Callable[..., Any], *arguments: Any) -> Macs:
+    return sum(seen(model, *arguments).macs.values(), Macs())
+
+
+# ---- multiply-accumulates, by hand -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_costs_rows_times_weights(bias: bool) -> None:
+    macs = cost(nn.Linear(4, 5, bias=bias), torch.ones(2, 3, 4))
+    assert macs == Macs(2 * 3 * 4 * 5, 2 * 3 * 4 * 5)
+
+
+def test_convolution_costs_places_times_weights() -> None:
+    macs = cost(nn.Conv2d(3, 4, 3, padding=1), torch.ones(2, 3, 8, 8))
+    assert macs == Macs(2 * 64 * 4 * 3 * 9, 2 * 64 * 4 * 3 * 9)
+
+
+def test_patch_embedding_costs_patches_times_weights() -> None:
+    macs = cost(nn.Conv2d(4, 32, 2, stride=2), torch.ones(1, 4, 8, 8))
+    assert macs == Macs(16 * 4 * 32 * 4, 16 * 4 * 32 * 4)
+
+
+def test_grouped_convolution_costs_its_own_channels_only() -> None:
+    macs = cost(nn.Conv1d(8, 8, 3, padding=1, groups=4), torch.ones(1, 8, 10))
+    assert macs == Macs(10 * 8 * 2 * 3, 10 * 8 * 2 * 3)
+
+
+def test_attention_is_counted_in_full_but_not_in_the_papers_way() -> None:
+    query, key = torch.ones(2, 3, 7, 4), torch.ones(2, 3, 5, 4)
+    macs = cost(attention, query, key)
+    assert macs == Macs(0.0, 2 * 3 * (7 * 5 * 4 + 7 * 5 * 4))
+
+
+def test_masked_attention_costs_the_same() -> None:
+    value = torch.ones(2, 3, 7, 4)
+
+    def model(q: Tensor, mask: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, q, q, attn_mask=mask)
+
+    assert cost(model, value, torch.zeros(7, 7)) == Macs(0.0, 2 * 3 * 2 * 7 * 7 * 4)
+
+
+def test_attention_written_as_products_costs_the_same() -> None:
+    def model(q: Tensor, k: Tensor) -> Tensor:
+        return torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ k
+
+    query, key = torch.ones(2, 3, 7, 4), torch.ones(2, 3, 5, 4)
+    assert cost(model, query, key) == cost(attention, query, key)
+
+
+def test_costs_belong_to_their_node() -> None:
+    def model(x: Tensor, w: Tensor) -> Tensor:
+        y = F.linear(x, w)
+        return F.linear(F.gelu(y), w) + y
+
+    macs = seen(model, torch.ones(2, 4), torch.ones(4, 4)).macs
+    assert macs == {"linear": Macs(32, 32), "linear_1": Macs(32, 32)}
+
+
+def test_half_precision_costs_the_same() -> None:
+    x, w = torch.ones(2, 4, dtype=torch.bfloat16), torch.ones(5, 4, dtype=torch.bfloat16)
+    assert cost(linear, x, w) == Macs(40, 40)
+
+
+# ---- writes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "writes"),
+    [
+        (lambda x: x.add_(1.0), ["add_"]),
+        (lambda x: (x * 2.0).relu_(), ["relu_"]),
+        (lambda x: (x * 2.0)[0].zero_(), ["zero_"]),
+        (lambda x: F.silu(x * 2.0, inplace=True), ["silu"]),
+        (lambda x: torch.sin(x, out=x * 2.0), ["sin"]),
+        (lambda x: torch.sin(x).add_(x).mul_(x), ["add_", "mul_"]),
+    ],
+    ids=["input", "fresh", "view", "flag", "out", "twice"],
+)
+def test_writes_are_found(model: Callable[..., Any], writes: list[str]) -> None:
+    assert seen(model, torch.ones(3, 2)).writes == writes
+
+
+def test_write_through_a_call_of_setitem_is_found() -> None:
+    graph = fx.Graph()
+    doubled = graph.call_function(torch.mul, (graph.placeholder("x"), 2.0))
+    graph.call_method("__setitem__", (doubled, 0, 0.0))
+    graph.output(doubled)
+    module = fx.GraphModule(nn.Module(), graph)
+    assert observe(module, to_fake([torch.ones(3, 2)])).writes == ["setitem"]
+
+
+def test_functional_graph_has_no_writes() -> None:
+    def model(x: Tensor) -> Tensor:
+        return F.layer_norm(F.dropout(x, 0.5, training=False).clone(), (4,)).contiguous()
+
+    assert seen(model, torch.ones(2, 4)).writes == []
+
+
+def test_scratch_inside_one_operator_is_no_write() -> None:
+    # Filling a tensor that the operator itself made changes nothing that the graph holds.
+    assert seen(lambda x: x + torch.full((3,), 2.0), torch.ones(3)).writes == []
+
+
+# ---- values ------------------------------------------------------------------------------------
+
+
+def test_values_are_fake_and_of_static_shape() -> None:
+    values = seen(lambda x: torch.sin(x).sum(0), torch.ones(3, 2)).values
+    assert list(values) == ["x", "sin", "sum_1", "output"]
+    assert all(isinstance(value, FakeTensor) for value in values.values())
+    assert [type(size) for size in values["sum_1"].shape] == [int]
+
+
+def test_numbers_are_kept_as_they_are() -> None:
+    assert to_fake([3, None, 1.5]) == [3, None, 1.5]
+
+
+def test_spec_of_several_tensors_keeps_their_order() -> None:
+    pair = (torch.ones(2), [torch.ones(3, dtype=torch.int64), 4])
+    first, (second, number) = spec_of(pair)
+    assert (str(first), str(second), number) == ("float32[2]", "int64[3]", 4)
+    assert isinstance(first, TensorSpec)

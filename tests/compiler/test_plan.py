@@ -1,0 +1,243 @@
+"""compiler/plan.py: which deltas a refresh emits, what they take, and which spans shrink."""
+
+from __future__ import annotations
+
+import functools
+
+import models
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltapass.backend import analyse, trace
+from deltapass.compiler.outline import Outline
+from deltapass.compiler.plan import Plan, make_plan, plan_span
+from deltapass.errors import NoBlocksError, StreamError, TooManyCachedBlocksError
+from deltapass.schedule.emissions import emissions, held_deltas
+from deltapass.schedule.presets import delta_dit, never
+from deltapass.schedule.rules import ExplicitSchedule, Schedule, Span, Table
+
+DEEP, SHALLOW = Span(2, 6), Span(0, 4)
+STREAM = models.B * models.T * models.D * 4  # bytes of an image stream in float32
+TEXT = models.B * models.S * models.D * 4
+
+BOTH = frozenset({DEEP, SHALLOW})
+ONLY_DEEP, ONLY_SHALLOW, NOTHING = frozenset({DEEP}), frozenset({SHALLOW}), frozenset()
+
+tables = st.lists(st.sampled_from([None, None, DEEP, SHALLOW, Span(1, 3)]), max_size=24).map(
+    lambda rows: (None, *rows)
+)
+orders = st.integers(0, 2)
+
+
+@functools.cache
+def outlined(name: str) -> Outline:
+    model = models.make(name)
+    args, kwargs = model.inputs(500.0)
+    return analyse(*trace(model, args, kwargs))
+
+
+def table_of(marks: str) -> Table:
+    """R refreshes, d skips the deep blocks, s the shallow ones."""
+    return tuple({"R": None, "d": DEEP, "s": SHALLOW}[mark] for mark in marks)
+
+
+# ---- emissions ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("marks", "order", "emitted"),
+    [
+        ("RdRd", 0, [ONLY_DEEP, NOTHING, ONLY_DEEP, NOTHING]),
+        ("RdRs", 0, [ONLY_DEEP, NOTHING, ONLY_SHALLOW, NOTHING]),
+        ("Rds", 0, [BOTH, NOTHING, NOTHING]),  # the boundary lies within an interval
+        ("RRRd", 0, [NOTHING, NOTHING, ONLY_DEEP, NOTHING]),
+        ("RdR", 0, [ONLY_DEEP, NOTHING, NOTHING]),
+        ("RRd", 1, [ONLY_DEEP, ONLY_DEEP, NOTHING]),
+        ("RdRs", 1, [BOTH, NOTHING, ONLY_SHALLOW, NOTHING]),
+        ("RRRRd", 1, [NOTHING, NOTHING, ONLY_DEEP, ONLY_DEEP, NOTHING]),
+        ("RRR", 1, [NOTHING] * 3),
+    ],
+)
+def test_refresh_emits_what_later_steps_read(
+    marks: str, order: int, emitted: list[frozenset[Span]]
+) -> None:
+    assert list(emissions(table_of(marks), order)) == emitted
+
+
+def last_refreshes(table: Table, step: int, order: int) -> list[int]:
+    return [at for at in range(step) if table[at] is None][-(order + 1) :]
+
+
+@given(table=tables, order=orders)
+def test_every_cached_step_finds_the_deltas_it_reads(table: Table, order: int) -> None:
+    emitted = emissions(table, order)
+    for step, span in enumerate(table):
+        if span is not None:
+            assert all(span in emitted[at] for at in last_refreshes(table, step, order))
+
+
+@given(table=tables, order=orders)
+def test_nothing_is_emitted_that_nobody_reads(table: Table, order: int) -> None:
+    for at, spans in enumerate(emissions(table, order)):
+        for span in spans:
+            readers = [step for step, row in enumerate(table) if row == span]
+            assert any(at in last_refreshes(table, step, order) for step in readers)
+
+
+@given(table=tables, order=orders)
+def test_cached_steps_emit_nothing(table: Table, order: int) -> None:
+    emitted = emissions(table, order)
+    assert len(emitted) == len(table)
+    assert not any(emitted[step] for step, span in enumerate(table) if span is not None)
+
+
+@given(table=tables, order=orders)
+def test_longer_memory_never_emits_less(table: Table, order: int) -> None:
+    less, more = emissions(table, order), emissions(table, order + 1)
+    assert all(one <= two for one, two in zip(less, more, strict=True))
+
+
+def test_look_ahead_reaches_over_the_boundary_of_delta_dit() -> None:
+    table = delta_dit(interval=3, boundary=5, cached_blocks=4).table(9, 6)
+    assert table == table_of("RddRdsRss")
+    assert emissions(table, 0)[3] == BOTH
+    assert emissions(table, 0)[6] == ONLY_SHALLOW
+
+
+# ---- held deltas and their bytes ---------------------------------------------------------------
+
+
+def test_delta_is_held_until_it_is_last_read() -> None:
+    held = held_deltas(table_of("RdRdsRsR"), 0)
+    assert [len(spans) for spans in held] == [1, 1, 2, 1, 1, 1, 0, 0]
+
+
+def test_order_one_holds_two_deltas_from_the_second_refresh_on() -> None:
+    assert held_deltas(table_of("RdRdRd"), 1)[:5] == tuple({DEEP: n} for n in (1, 1, 2, 2, 2))
+
+
+@given(table=tables, order=orders)
+def test_every_cached_step_holds_its_delta_before_it_runs(table: Table, order: int) -> None:
+    held = held_deltas(table, order)
+    for step, span in enumerate(table):
+        if span is not None:
+            assert held[step - 1].get(span, 0) >= 1
+
+
+@given(table=tables, order=orders)
+def test_never_more_is_held_than_is_read(table: Table, order: int) -> None:
+    for step, spans in enumerate(held_deltas(table, order)):
+        assert all(1 <= count <= order + 1 for count in spans.values())
+        assert set(spans) <= set(table[step + 1 :])
+
+
+@given(table=tables, order=orders)
+def test_nothing_is_held_in_the_end(table: Table, order: int) -> None:
+    assert held_deltas(table, order)[-1] == {}
+
+
+def plan(name: str, schedule: Schedule | ExplicitSchedule, order: int = 0) -> Plan:
+    return make_plan(outlined(name), schedule, order=order)
+
+
+@pytest.mark.parametrize(
+    ("marks", "order", "deltas"),
+    [("RdRd", 0, 1), ("Rds", 0, 2), ("RdRs", 0, 1), ("RdRd", 1, 2), ("RdRds", 1, 4), ("RR", 0, 0)],
+)
+def test_peak_bytes_on_a_table(marks: str, order: int, deltas: int) -> None:
+    made = plan("adaln", delta_dit(cached_blocks=4), order)
+    assert made.buffer_bytes(table_of(marks)) == deltas * STREAM
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_bytes_without_a_table_are_those_of_all_spans(order: int) -> None:
+    made = plan("adaln", delta_dit(cached_blocks=4), order)
+    assert made.buffer_bytes() == 2 * STREAM * (order + 1)
+
+
+def test_two_streams_take_the_bytes_of_both() -> None:
+    spans = plan("two_stream", delta_dit(cached_blocks=4)).spans
+    assert spans[SHALLOW].nbytes == STREAM + TEXT
+    assert spans[DEEP].nbytes == STREAM  # the last block drops the text
+
+
+def test_schedule_that_never_caches_has_no_spans_and_no_bytes() -> None:
+    made = plan("adaln", never())
+    assert dict(made.spans) == {}
+    assert made.buffer_bytes() == made.buffer_bytes(table_of("RRR")) == 0
+
+
+# ---- spans -------------------------------------------------------------------------------------
+
+
+def test_span_of_one_stream_goes_from_live_in_to_live_out() -> None:
+    found = plan_span(outlined("adaln"), DEEP)
+    (stream,) = found.streams
+    calls = [outlined("adaln").program.calls[at] for at in outlined("adaln").block_calls]
+    assert stream.live_in in calls[2].inputs
+    assert (stream.live_out,) == calls[5].outputs
+    assert stream.spec == outlined("adaln").program.specs[stream.live_out]
+    assert (found.span, found.wanted, found.reason) == (DEEP, DEEP, "")
+
+
+@pytest.mark.parametrize("span", [SHALLOW, Span(1, 5), Span(3, 4)])
+def test_two_streams_have_two_deltas_inside_the_stack(span: Span) -> None:
+    shapes = [stream.spec.shape[1] for stream in plan_span(outlined("two_stream"), span).streams]
+    assert sorted(shapes) == [models.S, models.T]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "possible"),
+    [(DEEP, Span(3, 6)), (SHALLOW, Span(0, 2)), (Span(1, 5), Span(3, 5)), (Span(3, 6), Span(3, 6))],
+)
+def test_span_shrinks_until_the_side_value_is_outside(wanted: Span, possible: Span) -> None:
+    found = plan_span(outlined("side_value"), wanted)
+    assert (found.wanted, found.span) == (wanted, possible)
+    assert bool(found.reason) == (wanted != possible)
+
+
+def test_reason_names_the_value_and_the_wanted_span() -> None:
+    reason = plan_span(outlined("side_value"), DEEP).reason
+    assert reason.startswith("value 'value_5' leaves blocks 2..5 and")
+
+
+def test_span_shrinks_round_a_long_skip() -> None:
+    found = plan_span(outlined("long_skip"), DEEP)
+    assert found.span == Span(3, 6)
+    assert found.reason
+
+
+def test_long_skips_out_of_a_span_are_deltas_of_their_own() -> None:
+    # Blocks 0 and 1 hand their outputs to blocks 5 and 4; they lie on the residual stream.
+    found = plan_span(outlined("long_skip"), Span(0, 3))
+    assert (found.span, len(found.streams)) == (Span(0, 3), 3)
+    assert len({stream.live_in for stream in found.streams}) == 1
+    assert found.nbytes == 3 * STREAM
+
+
+def test_span_that_cannot_shrink_is_refused_whole() -> None:
+    with pytest.raises(StreamError, match=r"leaves blocks 2\.\.2 and"):
+        plan_span(outlined("side_value"), Span(2, 3))
+
+
+def test_plan_is_refused_if_one_span_is() -> None:
+    rows = ExplicitSchedule((None, Span(2, 3), None, SHALLOW))
+    with pytest.raises(StreamError, match=r"leaves blocks 2\.\.2 and"):
+        plan("side_value", rows)
+
+
+def test_span_outside_the_stack_is_refused() -> None:
+    with pytest.raises(NoBlocksError, match=r"blocks 4\.\.6 of a stack of 6"):
+        plan_span(outlined("adaln"), Span(4, 7))
+
+
+def test_more_blocks_than_the_model_has_are_refused() -> None:
+    with pytest.raises(TooManyCachedBlocksError, match="cached_blocks is 7 but the model has 6"):
+        plan("adaln", delta_dit(cached_blocks=7))
+
+
+def test_plan_holds_the_spans_of_its_schedule() -> None:
+    made = plan("adaln", delta_dit(cached_blocks=4))
+    assert list(made.spans) == [DEEP, SHALLOW]
+    assert made.blocks == 6

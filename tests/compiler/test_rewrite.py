@@ -1,0 +1,375 @@
+"""compiler/rewrite.py: variants as lists of calls, and what they compute."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import models
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from deltapass.backend import analyse, trace
+from deltapass.compiler.capture import capture
+from deltapass.compiler.outline import Outline, outline, verify
+from deltapass.compiler.plan import SpanPlan, plan_span
+from deltapass.compiler.rewrite import (
+    cached_program,
+    delta_name,
+    delta_spec,
+    drop_dead_calls,
+    inline,
+    refresh_program,
+)
+from deltapass.errors import StreamError
+from deltapass.graph.executable import Executable
+from deltapass.graph.program import Block, Program, Role, Stack, TensorSpec
+from deltapass.schedule.rules import Span
+
+Golden = Callable[[str, str], None]
+Traced = tuple[fx.GraphModule, tuple[Any, ...]]
+DEEP, SHALLOW = Span(1, 4), Span(0, 3)
+
+
+@functools.cache
+def traced(name: str) -> Traced:
+    model = models.make(name, depth=4)
+    args, kwargs = model.inputs(500.0)
+    return trace(model, args, kwargs)
+
+
+@functools.cache
+def outlined(name: str) -> Outline:
+    return analyse(*traced(name))
+
+
+def span(name: str, wanted: Span) -> SpanPlan:
+    return plan_span(outlined(name), wanted)
+
+
+def refresh(name: str, *spans: Span) -> Program:
+    return refresh_program(outlined(name).program, [span(name, wanted) for wanted in spans])
+
+
+def cached(name: str, wanted: Span, order: int = 0) -> Program:
+    return cached_program(outlined(name).program, span(name, wanted), order)
+
+
+def run(program: Program, *arguments: Any) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
+    """Results and deltas, with every body run eagerly."""
+    return Executable(program, lambda body: body.module.forward)(arguments)
+
+
+def values_of(name: str) -> dict[str, Tensor]:
+    """Every value between the calls of the full program."""
+    found = outlined(name).program
+    names = dict.fromkeys(value for call in found.calls for value in call.outputs)
+    everything = replace(found, results=tuple(names))
+    return dict(zip(names, run(everything, *traced(name)[1])[0], strict=True))
+
+
+def labels(program: Program) -> list[str]:
+    return [call.label for call in program.calls]
+
+
+def text(program: Program) -> str:
+    """The program, and the code of the bodies that the rewrite made."""
+    small = {c.body.name: c.body for c in program.calls if c.label.startswith(("delta", "predict"))}
+    code = [f"{name}:\n{body.module.code.strip()}" for name, body in small.items()]
+    return "\n\n".join([str(program), *code])
+
+
+# ---- golden texts ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adaln", "two_stream"])
+def test_refresh_reads_as_its_golden_text(name: str, golden: Golden) -> None:
+    golden(f"refresh_{name}", text(refresh(name, DEEP, SHALLOW)))
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("name", ["adaln", "two_stream"])
+def test_cached_program_reads_as_its_golden_text(name: str, order: int, golden: Golden) -> None:
+    golden(f"cached_{name}_order_{order}", text(cached(name, SHALLOW, order)))
+
+
+# ---- refresh -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adaln", "two_stream", "cross_attention"])
+def test_refresh_equals_the_graph_bit_for_bit(name: str) -> None:
+    module, inputs = traced(name)
+    (result,), _ = run(refresh(name, SHALLOW, DEEP), *inputs)
+    assert torch.equal(result, module(*inputs)[0])
+
+
+@pytest.mark.parametrize("name", ["adaln", "two_stream", "cross_attention"])
+@pytest.mark.parametrize("wanted", [SHALLOW, DEEP])
+def test_deltas_are_live_out_minus_live_in(name: str, wanted: Span) -> None:
+    _, deltas = run(refresh(name, wanted), *traced(name)[1])
+    values, streams = values_of(name), span(name, wanted).streams
+    assert len(deltas) == len(streams)
+    for delta, stream in zip(deltas, streams, strict=True):
+        assert torch.equal(delta, values[stream.live_out] - values[stream.live_in])
+
+
+def test_refresh_without_spans_is_the_full_program() -> None:
+    program = refresh("adaln")
+    assert program.calls == outlined("adaln").program.calls
+    assert program.deltas == ()
+
+
+def test_refresh_adds_one_call_a_stream() -> None:
+    program = refresh("two_stream", SHALLOW, DEEP)
+    assert labels(program).count("delta") == 3  # the last block drops the text
+    assert program.deltas == ("delta_0_3_0", "delta_0_3_1", "delta_1_4_0")
+
+
+def test_delta_is_taken_right_after_its_live_out() -> None:
+    # Otherwise the live-in would stay in memory until the end.
+    assert labels(refresh("adaln", SHALLOW)) == [
+        *("prologue", "block", "block", "block", "delta", "block", "epilogue")
+    ]
+
+
+def test_refresh_leaves_the_given_program_as_it_was() -> None:
+    before = str(outlined("adaln").program)
+    refresh("adaln", SHALLOW, DEEP)
+    cached("adaln", DEEP)
+    assert str(outlined("adaln").program) == before
+
+
+# ---- cached ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("wanted", [Span(0, 4), DEEP, SHALLOW, Span(1, 3), Span(2, 3)])
+def test_cached_program_lacks_exactly_the_blocks_of_its_span(wanted: Span, order: int) -> None:
+    full, program = outlined("adaln").program, cached("adaln", wanted, order)
+    expected = labels(full)
+    expected[1 + wanted.start : 1 + wanted.stop] = [f"predict_{order}"]
+    assert labels(program) == expected
+
+
+@pytest.mark.parametrize("wanted", [DEEP, SHALLOW])
+def test_cached_two_stream_program_predicts_every_stream(wanted: Span) -> None:
+    program = cached("two_stream", wanted)
+    assert labels(program).count("block") == 1
+    assert labels(program).count("predict_0") == len(span("two_stream", wanted).streams)
+
+
+def test_weights_of_skipped_blocks_are_read_by_nobody() -> None:
+    found = outlined("adaln")
+    program = cached("adaln", DEEP)
+    read = {name for call in program.calls for name in call.inputs}
+    for index, at in enumerate(found.block_calls):
+        own = found.program.weights & set(found.program.calls[at].inputs)
+        assert len(own) == 12
+        assert own & read == (set() if DEEP.start <= index < DEEP.stop else own)
+
+
+def test_cached_program_costs_less_by_the_skipped_blocks() -> None:
+    full, skipped = outlined("adaln").program.macs, outlined("adaln").block_macs[1:4]
+    assert cached("adaln", DEEP).macs.full == full.full - sum(macs.full for macs in skipped)
+
+
+def test_order_zero_takes_one_buffer_a_stream() -> None:
+    added = cached("two_stream", SHALLOW).inputs[len(outlined("two_stream").program.inputs) :]
+    assert added == ("delta_0_3_0", "delta_0_3_1")
+
+
+def test_order_one_takes_the_last_two_deltas_and_a_weight() -> None:
+    program = cached("two_stream", SHALLOW, order=1)
+    added = program.inputs[len(outlined("two_stream").program.inputs) :]
+    newest, before = ("delta_0_3_0", "delta_0_3_1"), ("delta_0_3_0_before", "delta_0_3_1_before")
+    assert added == (*newest, *before, "trend")
+    assert (program.specs["trend"].shape, program.specs["trend"].dtype) == ((), torch.float32)
+
+
+@pytest.mark.parametrize("name", ["adaln", "two_stream", "cross_attention"])
+def test_cached_program_on_fresh_deltas_is_nearly_the_model(name: str) -> None:
+    inputs = traced(name)[1]
+    (expected,), deltas = run(refresh(name, SHALLOW), *inputs)
+    (actual,), _ = run(cached(name, SHALLOW), *inputs, *deltas)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_cached_program_adds_the_delta_it_is_given() -> None:
+    inputs = traced("adaln")[1]
+    stream = span("adaln", DEEP).streams[0]
+    watched = replace(cached("adaln", DEEP), results=(stream.live_in, stream.live_out))
+    delta = torch.randn(stream.spec.shape)
+    (live_in, live_out), _ = run(watched, *inputs, delta)
+    assert torch.equal(live_in, values_of("adaln")[stream.live_in])
+    assert torch.equal(live_out, live_in + delta)
+
+
+@pytest.mark.parametrize("trend", [0.0, 0.5, 1.0])
+def test_order_one_extrapolates_linearly(trend: float) -> None:
+    inputs = traced("adaln")[1]
+    stream = span("adaln", DEEP).streams[0]
+    watched = replace(cached("adaln", DEEP, 1), results=(stream.live_in, stream.live_out))
+    newest, before = torch.randn(stream.spec.shape), torch.randn(stream.spec.shape)
+    (live_in, live_out), _ = run(watched, *inputs, newest, before, torch.tensor(trend))
+    assert torch.equal(live_out, newest + trend * (newest - before) + live_in)
+
+
+def test_order_one_keeps_half_precision() -> None:
+    model = models.make("adaln", depth=2).bfloat16()
+    (sample, timestep), _ = model.inputs(500.0)
+    # The sinusoidal features are float32; the toy has no cast, so autocast stands in for it.
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = analyse(*trace(model, (sample.bfloat16(), timestep), {}))
+    program = cached_program(found.program, plan_span(found, Span(1, 2)), 1)
+    (predict,) = [call.body for call in program.calls if call.label == "predict_1"]
+    assert {spec.dtype for spec in (*predict.inputs[:2], *predict.outputs)} == {torch.bfloat16}
+
+
+# ---- layouts -----------------------------------------------------------------------------------
+
+
+def joined_block(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Hands on slices of one joined tensor: they have gaps."""
+    both = torch.cat([y, x], dim=1)
+    both = both + torch.tanh(both)
+    return both[:, 3:], both[:, :3]
+
+
+def built(before: Callable[..., Any], block: Callable[..., Any], *given: Tensor) -> Outline:
+    """The outline of three hand-made blocks on the values that `before` gives."""
+    graph = fx.Graph()
+    tracer = fx.proxy.GraphAppendingTracer(graph)
+    names = [graph.placeholder(f"in_{at}") for at in range(len(given))]
+    values: Any = before(*[fx.Proxy(name, tracer) for name in names])
+    blocks = []
+    for index in range(3):
+        first = len(graph.nodes)
+        values = block(*values)
+        blocks.append(Block(name=f"block.{index}", first=first, stop=len(graph.nodes)))
+    graph.output(tuple(value.cos().node for value in values))
+    captured = capture(fx.GraphModule(nn.Module(), graph), given)
+    return outline(captured, Stack(blocks=tuple(blocks), found_by="hand"))
+
+
+def joined() -> Outline:
+    image, text = torch.randn(2, 5, 4), torch.randn(2, 3, 4)
+    return built(lambda x, y: (x.sin(), y.sin()), joined_block, image, text)
+
+
+def test_live_out_with_gaps_gets_its_own_strides_back() -> None:
+    found = joined()
+    plan = plan_span(found, Span(0, 2))
+    assert [stream.spec.stride for stream in plan.streams] == [(32, 4, 1), (32, 4, 1)]
+    program = cached_program(found.program, plan, 0)
+    watched = replace(program, results=tuple(stream.live_out for stream in plan.streams))
+    deltas = [torch.randn(stream.spec.shape) for stream in plan.streams]
+    given, _ = run(watched, torch.randn(2, 5, 4), torch.randn(2, 3, 4), *deltas)
+    assert [TensorSpec.of(value) for value in given] == [stream.spec for stream in plan.streams]
+
+
+def test_delta_of_a_live_out_with_gaps_has_none() -> None:
+    found = joined()
+    plan = plan_span(found, Span(0, 2))
+    specs = [delta_spec(found.program, stream) for stream in plan.streams]
+    assert [spec.stride for spec in specs] == [(20, 4, 1), (12, 4, 1)]
+    _, deltas = run(
+        refresh_program(found.program, [plan]), torch.ones(2, 5, 4), torch.ones(2, 3, 4)
+    )
+    assert [TensorSpec.of(delta) for delta in deltas] == specs
+    assert sum(delta.untyped_storage().nbytes() for delta in deltas) == plan.nbytes
+
+
+def test_live_in_of_other_strides_does_not_change_the_live_outs() -> None:
+    # The first live-in is a transposed view, as of a patch embedding.
+    found = built(
+        lambda x: (x.sin().transpose(1, 2),),
+        lambda x: ((x + torch.tanh(x)).contiguous(),),
+        torch.randn(2, 4, 5),
+    )
+    plan = plan_span(found, Span(0, 2))
+    (stream,) = plan.streams
+    assert found.program.specs[stream.live_in].stride == (20, 1, 5)
+    watched = replace(cached_program(found.program, plan, 0), results=(stream.live_out,))
+    delta = torch.empty_strided((2, 5, 4), delta_spec(found.program, stream).stride).normal_()
+    (live_out,), _ = run(watched, torch.randn(2, 4, 5), delta)
+    assert live_out.stride() == (20, 4, 1)
+
+
+def test_expanded_live_out_is_refused() -> None:
+    # It has no memory of its own into which a sum could be laid.
+    found = built(
+        lambda x: (x.sin().expand(2, 5, 4),),
+        lambda x: (torch.tanh(x[:1]).expand(2, 5, 4),),
+        torch.randn(1, 5, 4),
+    )
+    with pytest.raises(StreamError, match="is an expanded view"):
+        plan_span(found, Span(0, 2))
+
+
+# ---- names, dead calls, inlining ---------------------------------------------------------------
+
+
+def test_delta_is_named_by_its_span_and_stream() -> None:
+    assert delta_name(span("two_stream", SHALLOW), 1) == "delta_0_3_1"
+
+
+def test_calls_that_no_result_needs_are_dropped() -> None:
+    program = outlined("adaln").program
+    early = replace(program, results=(program.calls[2].outputs[0],))
+    assert labels(drop_dead_calls(early)) == ["prologue", "block", "block"]
+
+
+def test_needed_calls_are_kept() -> None:
+    program = outlined("adaln").program
+    assert drop_dead_calls(program) == program
+
+
+def variants() -> dict[str, Program]:
+    return {
+        "full": outlined("two_stream").program,
+        "refresh": refresh("two_stream", SHALLOW, DEEP),
+        "cached": cached("two_stream", SHALLOW),
+        "order one": cached("two_stream", SHALLOW, 1),
+    }
+
+
+@pytest.mark.parametrize("name", ["full", "refresh", "cached", "order one"])
+def test_inlined_program_equals_the_calls_bit_for_bit(name: str) -> None:
+    program = variants()[name]
+    inputs = traced("two_stream")[1]
+    added = program.inputs[len(inputs) :]
+    buffers = [torch.randn(program.specs[buffer].shape) for buffer in added]
+    results, deltas = run(program, *inputs, *buffers)
+    whole = inline(program).module(*inputs, *buffers)
+    assert len(whole) == len(results) + len(deltas)
+    assert all(torch.equal(a, b) for a, b in zip(whole, (*results, *deltas), strict=True))
+
+
+@pytest.mark.parametrize("name", ["full", "refresh", "cached", "order one"])
+def test_inlined_program_has_the_operations_and_layouts_of_the_calls(name: str) -> None:
+    program = variants()[name]
+    body = inline(program)
+    assert body.operations == program.operations
+    assert body.macs == program.macs
+    names = (*program.value_results, *program.deltas)
+    assert body.outputs == tuple(program.specs[value] for value in names)
+
+
+def test_inlined_variants_have_keys_of_their_own() -> None:
+    assert len({inline(program).key for program in variants().values()}) == 4
+
+
+def test_variants_pass_the_check() -> None:
+    for program in variants().values():
+        verify(program)
+
+
+def test_variants_keep_the_models_inputs_first() -> None:
+    names = tuple(given.name for given in outlined("two_stream").captured.inputs)
+    roles = {given.role for given in outlined("two_stream").captured.inputs}
+    assert Role.WEIGHT in roles
+    for program in variants().values():
+        assert program.inputs[: len(names)] == names

@@ -1,0 +1,321 @@
+"""attach and detach: what they touch, what they put back, and whose session a call is in."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from diffusers import DDIMScheduler, SanaPipeline
+from pipeline_oracle import PipelineOracle
+from zoo import NUMPY_WARNINGS, Zoo, make_pipe
+
+import deltapass
+from deltapass.errors import AttachError, StateError
+from deltapass.schedule.rules import Span, Table
+from deltapass.sessions.session import active_session
+
+pytestmark = pytest.mark.filterwarnings(NUMPY_WARNINGS)
+
+OPTIONS: dict[str, Any] = {"lowering": "eager", "cached_blocks": 2, "boundary": 0.5}
+SCHEDULE = deltapass.Schedule(cached_blocks=2, boundary=0.5)
+OTHER = deltapass.delta_cache("middle", cached_blocks=2)
+
+original: Callable[[str], Zoo] = cache(make_pipe)
+
+
+@pytest.fixture(autouse=True)
+def fresh_torch() -> None:
+    """In place of conftest's: what was compiled stays for the next test."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=64):  # of all pipelines of one class together
+        yield
+    torch._dynamo.reset()
+
+
+def compiled_pipe(name: str = "pixart-dpm") -> Zoo:
+    zoo = make_pipe(name)
+    zoo.pipe.transformer = compiled(zoo.denoiser)
+    return zoo
+
+
+def compiled(model: nn.Module) -> Any:
+    return torch.compile(model, backend="deltadit", dynamic=False, options=OPTIONS)
+
+
+@pytest.fixture
+def zoo() -> Zoo:
+    """Compiled, and not attached."""
+    return compiled_pipe()
+
+
+def expected(name: str, schedule: deltapass.Schedule = SCHEDULE, **overrides: Any) -> Tensor:
+    """A call with the schedule's Delta-Cache in plain PyTorch."""
+    plain = original(name)
+    table = schedule.table(plain.request(**overrides).steps, len(plain.blocks))
+    options = {"branches": plain.branches(**overrides)}
+    with PipelineOracle(plain.denoiser, plain.blocks, plain.streams, table, **options):
+        return plain.run(**overrides)
+
+
+def check(zoo: Zoo, **overrides: Any) -> None:
+    """A call of an attached pipeline is right, and is what its report tells of."""
+    assert torch.equal(zoo.run(**overrides), expected(zoo.name, **overrides))
+    report = deltapass.last_report(zoo.pipe)
+    assert report is not None
+    assert report.as_planned
+    assert report.calls == zoo.request(**overrides).steps * zoo.branches(**overrides)
+    assert report.cached > 0
+
+
+def realised(report: deltapass.SessionReport | None) -> Table:
+    assert report is not None
+    return tuple(entry.realised for entry in report.entries)
+
+
+def fail(*known: Any) -> None:
+    raise KeyboardInterrupt
+
+
+# ---- what is touched -----------------------------------------------------------------------------
+
+
+def test_no_class_is_touched() -> None:
+    zoo, other = compiled_pipe("flux-cfg"), make_pipe("flux-cfg")
+    zoo.run(steps=1)  # Dynamo patches nn.Module when it compiles something first
+    parts = (zoo.pipe, zoo.denoiser, zoo.pipe.scheduler)
+    bases = {base for part in parts for base in type(part).__mro__}
+    before = {base: dict(vars(base)) for base in bases}
+    during: list[bool] = []
+
+    def look(pipe: Any, step: int, timestep: Tensor, tensors: Any) -> Any:
+        during.append(all(vars(base) == before[base] for base in bases))
+        return tensors
+
+    with deltapass.attach(zoo.pipe) as attachment:
+        zoo.pipe(**zoo.call(), callback_on_step_end=look)
+        assert during == [True] * zoo.steps_default
+        last = attachment.last
+        assert torch.equal(other.run(), original("flux-cfg").run()), "another instance runs as ever"
+        assert attachment.last is last
+    assert all(vars(base) == before[base] for base in bases)
+
+
+def test_the_pipeline_goes_by_its_own_name(zoo: Zoo) -> None:
+    kind, shown = type(zoo.pipe), repr(zoo.pipe)
+    deltapass.attach(zoo.pipe)
+    attached = type(zoo.pipe)
+    assert isinstance(zoo.pipe, kind)
+    names = ("__name__", "__qualname__", "__module__", "__doc__")
+    assert [getattr(attached, name) for name in names] == [getattr(kind, name) for name in names]
+    assert repr(zoo.pipe) == shown
+    assert zoo.pipe.components.keys() == original(zoo.name).pipe.components.keys()
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_detach_puts_everything_back(error: type[BaseException] | None) -> None:
+    def stop(pipe: Any, step: int, timestep: Tensor, tensors: Any) -> Any:
+        if error is not None:
+            raise error
+        return tensors
+
+    zoo = compiled_pipe("flux-cfg")
+    parts = (zoo.pipe, zoo.denoiser, zoo.pipe.scheduler)
+    kinds, own = [type(part) for part in parts], set(vars(zoo.denoiser))
+    deltapass.attach(zoo.pipe)
+    assert "cache_context" in vars(zoo.denoiser)
+    with pytest.raises(error) if error else nullcontext():
+        zoo.pipe(**zoo.call(), callback_on_step_end=stop)
+    assert type(zoo.pipe.scheduler) is kinds[2]
+    assert active_session() is None
+    deltapass.detach(zoo.pipe)
+    assert [type(part) for part in parts] == kinds
+    assert set(vars(zoo.denoiser)) - {"_diffusers_hook"} == own, "diffusers adds the hook itself"
+    assert not [name for part in parts for name in vars(part) if "deltapass" in name]
+
+
+def test_a_context_manager_detaches_after_an_error_too(zoo: Zoo) -> None:
+    kind = type(zoo.pipe)
+    with pytest.raises(KeyboardInterrupt), deltapass.attach(zoo.pipe):
+        check(zoo)
+        fail()
+    assert type(zoo.pipe) is kind
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+def test_attaching_or_detaching_twice_is_an_error(zoo: Zoo) -> None:
+    for _ in range(2):
+        with pytest.raises(AttachError, match=r"not attached.*attach\(pipe\) first"):
+            deltapass.detach(zoo.pipe)
+        deltapass.attach(zoo.pipe)
+        with pytest.raises(AttachError, match=r"PixArtAlphaPipeline is attached already.*detach"):
+            deltapass.attach(zoo.pipe)
+        check(zoo)
+        deltapass.detach(zoo.pipe)
+
+
+def test_a_pipeline_without_a_transformer_is_an_error(zoo: Zoo) -> None:
+    pipe = SimpleNamespace(unet=nn.Linear(1, 1), scheduler=DDIMScheduler())
+    with pytest.raises(AttachError, match="no transformer; it has unet, scheduler"):
+        deltapass.attach(pipe)
+    zoo.pipe.transformer = None
+    with pytest.raises(AttachError, match="no transformer"):
+        deltapass.attach(zoo.pipe)
+    with pytest.raises(AttachError, match="attach a pipeline with a `transformer`"):
+        deltapass.attach(zoo.denoiser)
+    with pytest.raises(AttachError, match="this NoneType has no transformer; it has nothing"):
+        deltapass.attach(None)
+
+
+@pytest.mark.parametrize("scheduler", [{}, {"scheduler": None}, {"scheduler": object()}])
+def test_a_pipeline_without_a_scheduler_is_an_error(scheduler: dict[str, Any]) -> None:
+    pipe = SimpleNamespace(transformer=nn.Linear(1, 1), **scheduler)
+    with pytest.raises(AttachError, match=r"no scheduler with set_timesteps.*session\(steps="):
+        deltapass.attach(pipe)
+    assert type(pipe) is SimpleNamespace
+
+
+def test_without_a_compiled_model_a_warning_says_so_once() -> None:
+    zoo = make_pipe("pixart-dpm")
+    deltapass.attach(zoo.pipe)
+    with pytest.warns(deltapass.RefusalWarning, match=r"torch\.compile\(pipe\.transformer") as seen:
+        assert torch.equal(zoo.run(), original(zoo.name).run())
+    told = [one for one in seen if one.category is deltapass.RefusalWarning]
+    assert [Path(one.filename).name for one in told] == ["zoo_base.py"], "where it is called"
+    zoo.run()  # any further warning would be an error
+    zoo.pipe.transformer = compiled(zoo.denoiser)
+    check(zoo)
+
+
+# ---- sessions ------------------------------------------------------------------------------------
+
+
+def test_last_report_is_of_the_last_call(zoo: Zoo) -> None:
+    attachment = deltapass.attach(zoo.pipe)
+    assert attachment.last is None is deltapass.last_report(zoo.pipe)
+    check(zoo)
+    first = attachment.last
+    assert deltapass.last_report(zoo.pipe) is first
+    with pytest.raises(KeyboardInterrupt):
+        zoo.pipe(**zoo.call(), callback=fail)
+    assert attachment.last is not first
+    assert len(realised(attachment.last)) == 1
+
+
+def test_a_schedule_may_be_given_to_attach(zoo: Zoo) -> None:
+    attachment = deltapass.attach(zoo.pipe, schedule=OTHER)
+    assert torch.equal(zoo.run(), expected(zoo.name, OTHER))
+    assert set(realised(attachment.last)) == {None, Span(1, 3)}
+    attachment.schedule = None
+    check(zoo)
+
+
+@pytest.mark.parametrize("steps", [None, 6])
+def test_a_session_of_the_user_is_used_and_kept_open(zoo: Zoo, steps: int | None) -> None:
+    deltapass.attach(zoo.pipe)
+    with deltapass.session(steps=steps, schedule=OTHER) as session:
+        for number in range(2):
+            assert torch.equal(zoo.run(), expected(zoo.name, OTHER))
+            assert len(session.entries) == 6 * (number + 1)
+            assert active_session() is session
+        assert realised(deltapass.last_report(zoo.pipe)) == realised(session.report())[6:]
+    assert [entry.trajectory for entry in session.entries] == [0] * 6 + [1] * 6
+    assert session.report().as_planned
+    check(zoo)
+
+
+def test_a_session_of_another_length_is_an_error(zoo: Zoo) -> None:
+    deltapass.attach(zoo.pipe)
+    told = pytest.raises(StateError, match=r"session of 7 steps.*takes 6.*steps=None")
+    with told, deltapass.session(steps=7):
+        zoo.run()
+    assert active_session() is None
+    check(zoo)
+
+
+# ---- components that change, and pipelines that share --------------------------------------------
+
+
+def test_scheduler_and_denoiser_may_be_exchanged_while_attached(zoo: Zoo) -> None:
+    deltapass.attach(zoo.pipe)
+    check(zoo)
+    zoo.pipe.scheduler = type(zoo.pipe.scheduler).from_config(zoo.pipe.scheduler.config)
+    check(zoo)
+    other = make_pipe(zoo.name).denoiser
+    zoo.pipe.transformer = compiled(other)
+    check(zoo, steps=7)
+    deltapass.detach(zoo.pipe)
+    assert "cache_context" not in {**vars(zoo.denoiser), **vars(other)}
+
+
+def test_two_pipelines_share_one_denoiser() -> None:
+    first, second = compiled_pipe("flux-cfg"), make_pipe("flux-cfg")
+    second.pipe.transformer = first.pipe.transformer
+    deltapass.attach(first.pipe)
+    deltapass.attach(second.pipe)
+    for zoo in (first, second, first):
+        check(zoo)
+    deltapass.detach(first.pipe)
+    assert "cache_context" in vars(first.denoiser)
+    check(second)
+    assert "uncond" in {entry.branch_label for entry in deltapass.last_report(second.pipe).entries}
+    deltapass.detach(second.pipe)
+    assert "cache_context" not in vars(first.denoiser)
+
+
+def copied(zoo: Zoo) -> Any:
+    """A pipeline for another thread, as AttachError says."""
+    pipe = copy.copy(zoo.pipe)
+    pipe.scheduler = copy.deepcopy(zoo.pipe.scheduler)
+    return pipe
+
+
+def test_a_copy_is_attached_as_well_and_detached_alone(zoo: Zoo) -> None:
+    deltapass.attach(zoo.pipe)
+    other = copied(zoo)
+    assert torch.equal(other(**zoo.call())[0], expected(zoo.name))
+    deltapass.detach(other)
+    with pytest.raises(AttachError, match="not attached"):
+        deltapass.detach(other)
+    check(zoo)
+
+
+def test_a_pipeline_made_from_an_attached_one_is_not_attached() -> None:
+    zoo = compiled_pipe("sana")
+    deltapass.attach(zoo.pipe)
+    other = SanaPipeline.from_pipe(zoo.pipe)
+    assert type(other) is SanaPipeline
+    with deltapass.attach(other):
+        check(zoo)
+    check(zoo)
+
+
+def test_an_attached_pipeline_is_saved_under_its_own_class(tmp_path: Path) -> None:
+    zoo = compiled_pipe("sana")
+    deltapass.attach(zoo.pipe)
+    zoo.pipe.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "SanaPipeline"
+    missing = {"vae": None, "tokenizer": None, "text_encoder": None}
+    loaded = SanaPipeline.from_pretrained(tmp_path, **missing)
+    assert type(loaded) is SanaPipeline
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(loaded(**zoo.call())[0], original("sana").run())

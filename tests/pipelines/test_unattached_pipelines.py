@@ -1,0 +1,288 @@
+"""Real pipelines with nothing but torch.compile: the step is found from the timestep input.
+
+The boundary lies at a noise level, not at a step, for nobody says how many steps there are. Nor is
+it known whether they are few, which have defaults of their own: those trajectories are refused.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from diffusers import HeunDiscreteScheduler
+from pipeline_oracle import PipelineOracle
+from zoo import NUMPY_WARNINGS, ZOO_NAMES, Zoo, make_pipe
+
+import deltapass
+from deltapass.schedule.rules import Span, Table
+from deltapass.sessions.deltas import History
+from deltapass.sessions.report import Entry
+
+pytestmark = pytest.mark.filterwarnings(NUMPY_WARNINGS)
+
+OPTIONS: dict[str, Any] = {"lowering": "eager", "cached_blocks": 2, "boundary": 0.5}
+SCHEDULE = deltapass.Schedule(cached_blocks=2, boundary=0.5)
+CACHED = tuple(name for name in ZOO_NAMES if name != "lumina2")  # which no graph can be made of
+RESIZED = ("pixart-dpm", "sd3-img2img", "flux-cfg", "wan")
+EMBEDDED = ("flux", "flux-img2img", "flux-controlnet", "hunyuanvideo")  # guidance
+INTERRUPTED = tuple(n for n in CACHED if n != "dit" and not n.startswith("pixart"))
+STEPS = 12
+TRAINING_STEPS = 1000.0  # of all samplers here, by whose number a timestep is a noise level
+
+original: Callable[[str], Zoo] = cache(make_pipe)
+
+
+@pytest.fixture(autouse=True)
+def fresh_torch() -> None:
+    """In place of conftest's: what was compiled stays for the next test."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=64):  # of all pipelines of one class together
+        yield
+    torch._dynamo.reset()
+
+
+def compiled_pipe(name: str, **options: Any) -> Zoo:
+    zoo = make_pipe(name)
+    zoo.pipe.transformer = torch.compile(
+        zoo.denoiser, backend="deltadit", dynamic=False, options=options
+    )
+    return zoo
+
+
+@pytest.fixture(scope="module", params=CACHED)
+def zoo(request: pytest.FixtureRequest) -> Zoo:
+    return compiled_pipe(request.param, **OPTIONS)
+
+
+def entries_of(zoo: Zoo) -> tuple[Entry, ...]:
+    report = deltapass.last_report(zoo.denoiser)
+    assert report is not None
+    return report.entries
+
+
+def table_of(zoo: Zoo, **overrides: Any) -> Table:
+    """What the schedule says for the noise levels of the last call; full before its start.
+
+    Steps are counted from the first that is run, so image-to-image begins with a refresh too.
+    """
+    start = zoo.start(**overrides)
+    levels = [float(time) / TRAINING_STEPS for time in zoo.pipe.scheduler.timesteps[start:]]
+    rows = (SCHEDULE.at(step, level, len(zoo.blocks)) for step, level in enumerate(levels))
+    return (*(None,) * start, *rows)
+
+
+def expected(zoo: Zoo, table: Table, extra: dict[str, Any], **overrides: Any) -> Tensor:
+    """The same call with the table's Delta-Cache in plain PyTorch."""
+    plain = original(zoo.name)
+    options = {"branches": plain.branches(**overrides), "start": plain.start(**overrides)}
+    with PipelineOracle(plain.denoiser, plain.blocks, plain.streams, table, **options):
+        return plain.pipe(**plain.call(**overrides), **extra)[0]
+
+
+def check(zoo: Zoo, **overrides: Any) -> None:
+    """One call: the result, and what was done call by call."""
+    overrides = {"steps": STEPS, **overrides}
+    result = zoo.run(**overrides)
+    table, branches = table_of(zoo, **overrides), zoo.branches(**overrides)
+    assert torch.equal(result, expected(zoo, table, {}, **overrides))
+    entries, run = entries_of(zoo), table[zoo.start(**overrides) :]
+    assert [entry.step for entry in entries] == [
+        s for s in range(len(run)) for _ in range(branches)
+    ]
+    assert [entry.realised for entry in entries] == [span for span in run for _ in range(branches)]
+    assert all(entry.as_planned for entry in entries)
+    assert {len(span) for span in run if span is not None} == {2}
+
+
+def other_request(zoo: Zoo) -> dict[str, Any]:
+    """Other steps, prompt, and guidance on or off; another batch and size for some models.
+
+    Where guidance doubles the batch, two images without it have the shapes of one image with it:
+    there the compiled model is the same, and nothing but the values tells the requests apart.
+    """
+    guidance = 1.0 if zoo.defaults.guidance > 1 else 4.0
+    other = {"steps": 15, "guidance": guidance, "prompt": 1, "seed": 1}
+    if zoo.name in RESIZED:
+        return {**other, "batch": 3, "size": 4}
+    return {**other, "batch": 1 if zoo.name in EMBEDDED else 2}
+
+
+# ---- one call after another --------------------------------------------------------------------
+
+
+def test_a_call_equals_the_oracle(zoo: Zoo) -> None:
+    check(zoo)
+    assert not torch.equal(zoo.run(steps=STEPS), original(zoo.name).run(steps=STEPS))
+
+
+def test_deep_and_shallow_blocks_are_cached(zoo: Zoo) -> None:
+    zoo.run(steps=STEPS)
+    blocks = len(zoo.blocks)
+    spans = [entry.realised for entry in entries_of(zoo) if entry.realised]
+    assert set(spans) == {Span(blocks - 2, blocks), Span(0, 2)}
+    assert spans == sorted(spans, reverse=True), "deep before shallow"
+
+
+def test_the_same_call_again_compiles_nothing(zoo: Zoo) -> None:
+    check(zoo)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        check(zoo)
+        check(zoo, steps=14, prompt=1, seed=1)
+
+
+def test_another_request_and_then_the_first_one_again(zoo: Zoo) -> None:
+    check(zoo, **other_request(zoo))
+    check(zoo)
+
+
+# ---- calls that end early ----------------------------------------------------------------------
+
+
+def failing_after(calls: int, zoo: Zoo) -> Callable[..., Any]:
+    """In place of the scheduler's `step`: fails after that many."""
+    kind, left = type(zoo.pipe.scheduler), iter([True] * calls)
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        if next(left, False):
+            return kind.step(zoo.pipe.scheduler, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    return step
+
+
+@pytest.mark.parametrize("done", [1, 4])
+def test_a_failing_call_and_a_new_one_is_right(
+    zoo: Zoo, done: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zoo.pipe.scheduler, "step", failing_after(done, zoo))
+    with pytest.raises(KeyboardInterrupt):
+        zoo.run(steps=STEPS)
+    monkeypatch.undo()
+    assert len(entries_of(zoo)) == (done + 1) * zoo.branches()
+    check(zoo, seed=1, prompt=1)
+
+
+@pytest.mark.parametrize("zoo", INTERRUPTED, indirect=True)
+def test_a_callback_interrupts_and_a_new_call_is_right(zoo: Zoo) -> None:
+    def interrupt(pipe: Any, step: int, timestep: Tensor, tensors: Any) -> Any:
+        pipe._interrupt = step == 3
+        return tensors
+
+    extra = {"callback_on_step_end": interrupt}
+    result = zoo.pipe(**zoo.call(steps=STEPS), **extra)[0]
+    table = table_of(zoo, steps=STEPS)
+    assert len(entries_of(zoo)) == 4 * zoo.branches()
+    assert torch.equal(result, expected(zoo, table, extra, steps=STEPS))
+    check(zoo, seed=1)
+
+
+# ---- few steps -----------------------------------------------------------------------------------
+
+
+def test_few_steps_of_unknown_length_are_refused_and_never_cached() -> None:
+    zoo = compiled_pipe("pixart-lcm", lowering="eager")
+    with pytest.warns(deltapass.RefusalWarning, match="few-step trajectory") as caught:
+        result = zoo.run()
+    assert "session(steps=" in str(caught[0].message)
+    assert torch.equal(result, original("pixart-lcm").run())
+    assert not any(entry.realised for entry in entries_of(zoo))
+    assert any(entry.refused for entry in entries_of(zoo))
+
+
+def test_few_steps_of_known_length_are_cached_as_in_the_paper() -> None:
+    """Table 3: four steps, a seventh of the blocks, an interval of two, the boundary half-way."""
+    zoo = compiled_pipe("pixart-lcm", lowering="eager", steps=4)
+    table = (None, Span(3, 4), None, Span(0, 1))
+    assert torch.equal(zoo.run(), expected(zoo, table, {}))
+    assert tuple(entry.realised for entry in entries_of(zoo)) == table
+
+
+def test_lumina_is_refused_with_the_reason_and_runs_in_full() -> None:
+    zoo = compiled_pipe("lumina2", **OPTIONS)
+    with pytest.warns(deltapass.RefusalWarning, match="graph is broken into pieces"):
+        result = zoo.run(guidance=1.0)
+    assert torch.equal(result, original("lumina2").run(guidance=1.0))
+    assert deltapass.last_report(zoo.denoiser) is None
+
+
+# ---- beside others -------------------------------------------------------------------------------
+
+
+class Acting:
+    """A callback that is no function."""
+
+    def __init__(self, act: Callable[..., None]) -> None:
+        self.act = act
+
+    def __call__(self, *known: Any) -> None:
+        self.act(*known)
+
+
+@pytest.mark.parametrize(
+    ("attached", "kind"),
+    [(False, None), (True, None), (False, Acting), (True, Acting)],
+)
+def test_a_call_in_a_callback_of_another_pipeline(attached: bool, kind: Any) -> None:
+    """They share the denoiser and the prompt."""
+    outer, inner = compiled_pipe("pixart-dpm", **OPTIONS), make_pipe("pixart-dpm")
+    inner.pipe.transformer = outer.pipe.transformer
+    wanted, results = inner.run(steps=STEPS, seed=1), []
+
+    def nested(step: int, timestep: Tensor, latents: Tensor) -> None:
+        if step == 2:
+            results.append(inner.run(steps=STEPS, seed=1))
+
+    if attached:
+        deltapass.attach(outer.pipe)
+    outer.pipe(**outer.call(steps=STEPS), callback=kind(nested) if kind else nested)
+    assert torch.equal(results[0], wanted)
+
+
+def test_samplers_with_two_calls_a_timestep_are_refused() -> None:
+    """It shows at the third call, so the second one is cached by then: the next step's first."""
+    zoo, plain = compiled_pipe("pixart-dpm", **OPTIONS), make_pipe("pixart-dpm")
+    for one in (zoo, plain):
+        one.pipe.scheduler = HeunDiscreteScheduler()
+    with pytest.warns(deltapass.RefusalWarning, match="different samples share one timestep"):
+        result = zoo.run(steps=STEPS)
+    table = (None, Span(2, 4), *(None,) * (2 * STEPS - 3))
+    with PipelineOracle(plain.denoiser, plain.blocks, plain.streams, table):
+        assert torch.equal(result, plain.run(steps=STEPS))
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def test_deltas_go_with_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody says that a trajectory has ended: until the next one its last deltas stay."""
+    deltas: list[weakref.ref[Tensor]] = []
+    push = History.push
+
+    def noting(self: History, new: tuple[Tensor, ...], *args: Any) -> None:
+        deltas.extend(map(weakref.ref, new))
+        push(self, new, *args)
+
+    monkeypatch.setattr(History, "push", noting)
+    zoo = compiled_pipe("pixart-dpm", **OPTIONS)
+    for _ in range(2):
+        zoo.run(steps=STEPS)
+        assert 0 < sum(delta() is not None for delta in deltas) <= 2
+    del zoo
+    torch._dynamo.reset()
+    gc.collect()
+    assert not any(delta() is not None for delta in deltas)

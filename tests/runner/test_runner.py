@@ -1,0 +1,317 @@
+"""The C++ runner: the bits that Python gives, or a message that says what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx.parser import parse_model
+from safetensors.numpy import load_file, save_file
+
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+SOURCE = Path(__file__).parents[2] / "runner"
+STEPS, HEIGHT = 6, 6
+
+# name: inputs, outputs, weights, body. Four blocks, with a weight of their own, are added below.
+FILES = {
+    "prologue": (
+        "float[b,2,s,4] x, float[b] t, int64[b] y",
+        "float[b,n,16] h, float[b,1,16] c",
+        ["w_in", "w_t", "w_y"],
+        """grid = Constant <value_ints = [0, -1, 8]> () rows = Reshape (x, grid)
+        h = MatMul (rows, w_in) axes = Constant <value_ints = [1, 2]> ()
+        t3 = Unsqueeze (t, axes) scaled = Mul (t3, w_t) label = Gather (w_y, y)
+        one = Constant <value_ints = [1]> () label3 = Unsqueeze (label, one)
+        c = Add (scaled, label3)""",
+    ),
+    "epilogue": (
+        "float[b,n,16] h, float[b,1,16] c",
+        "float[b,4,s,4] out",
+        ["w_out"],
+        """a = Add (h, c) b = MatMul (a, w_out)
+        grid = Constant <value_ints = [0, 4, -1, 4]> () out = Reshape (b, grid)""",
+    ),
+    "delta": ("float[b,n,16] o, float[b,n,16] i", "float[b,n,16] d", [], "d = Sub (o, i)"),
+    "predict_0": ("float[b,n,16] d, float[b,n,16] i", "float[b,n,16] o", [], "o = Add (d, i)"),
+    "predict_1": (
+        "float[b,n,16] d, float[b,n,16] before, float trend, float[b,n,16] i",
+        "float[b,n,16] o",
+        [],
+        "a = Sub (d, before) b = Mul (a, trend) e = Add (d, b) o = Add (e, i)",
+    ),
+}
+for block in range(4):
+    FILES[f"block_{block}"] = (
+        "float[b,n,16] h, float[b,1,16] c",
+        "float[b,n,16] next",
+        [f"w_{block}"],
+        f"a = Add (h, c) b = MatMul (a, w_{block}) d = Tanh (b) next = Add (h, d)",
+    )
+SHAPES = {"w_in": (8, 16), "w_t": (16,), "w_y": (10, 16), "w_out": (16, 16)}
+MACS = {"paper": 10.0, "full": 12.0}
+SPANS = [(2, 4), (0, 2)]
+TABLE = ["refresh_2_4_0_2", *["cached_2_4"] * 2, "refresh_2_4_0_2", *["cached_0_2"] * 2]
+
+
+def names_in(signature: str) -> list[str]:
+    return [word.split()[-1] for word in signature.split(", ")]
+
+
+def write_segment(folder: Path, name: str, places: dict[str, tuple[int, int]]) -> dict[str, Any]:
+    inputs, outputs, weights, body = FILES[name]
+    header = f'<ir_version: 10, opset_import: ["" : 20]> g ({inputs}) => ({outputs})'
+    model = parse_model(f"{header} {{ {body} }}")
+    for weight in weights:
+        tensor = model.graph.initializer.add(name=weight, data_type=onnx.TensorProto.FLOAT)
+        tensor.dims.extend(SHAPES.get(weight, (16, 16)))
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="weights.safetensors")
+        tensor.external_data.add(key="offset", value=str(places[weight][0]))
+        tensor.external_data.add(key="length", value=str(places[weight][1]))
+    file = f"segments/{name}.onnx"
+    (folder / file).write_bytes(model.SerializeToString())
+    return {"name": name, "file": file, "inputs": names_in(inputs), "outputs": names_in(outputs)}
+
+
+def write_weights(path: Path) -> dict[str, tuple[int, int]]:
+    """Byte offset and length of each weight in the file."""
+    random = np.random.default_rng(0)
+    shapes = {f"w_{block}": (16, 16) for block in range(4)} | SHAPES
+    save_file({k: random.normal(0, 0.2, v).astype("f4") for k, v in shapes.items()}, path)
+    raw = path.read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    entries = json.loads(raw[8:start])
+    spans = {k: v["data_offsets"] for k, v in entries.items() if k != "__metadata__"}
+    return {name: (start + first, last - first) for name, (first, last) in spans.items()}
+
+
+def call(segment: str, inputs: str, outputs: str) -> dict[str, Any]:
+    return {"segment": segment, "inputs": inputs.split(), "outputs": outputs.split()}
+
+
+def variant(kind: str, spans: list[tuple[int, int]], order: int) -> dict[str, Any]:
+    calls = [call("prologue", "x t y", "h0 c")]
+    skipped = set(range(*spans[0])) if kind == "cached" else set()
+    calls += [call(f"block_{i}", f"h{i} c", f"h{i + 1}") for i in range(4) if i not in skipped]
+    for a, b in spans:
+        d, glue = f"delta_{a}_{b}_0", call("delta", f"h{b} h{a}", f"delta_{a}_{b}_0")
+        if kind == "cached":
+            reads = f"{d} h{a}" if order == 0 else f"{d} {d}_before trend h{a}"
+            glue = call(f"predict_{order}", reads, f"h{b}")
+        calls.insert(1 + (a if kind == "cached" else len(calls) - 1), glue)
+    calls.append(call("epilogue", "h4 c", "out"))
+    deltas = [f"delta_{a}_{b}_0" for a, b in spans] if kind == "refresh" else []
+    name = "_".join([kind, *(f"{a}_{b}" for a, b in spans)])
+    macs = {key: value / (2 if kind == "cached" else 1) for key, value in MACS.items()}
+    entry = {"name": name, "kind": kind, "calls": calls}
+    return entry | {"results": ["out", {"literal": 2}], "deltas": deltas, "macs": macs}
+
+
+def write_bundle(folder: Path, order: int) -> dict[str, Any]:
+    (folder / "segments").mkdir(parents=True)
+    places = write_weights(folder / "weights.safetensors")
+    trends = [{"trend": 0.7} if order and "cached" in name else {} for name in TABLE]
+    stream = {"dtype": "float32", "shape": ["batch", "2*(height//2)", 16]}
+    sample = {"dtype": "float32", "shape": ["batch", 2, "height", 4]}
+    plan: dict[str, Any] = {"schema": 1, "format": "onnx", "order": order, "steps": STEPS}
+    plan["dimensions"] = {"batch": [1, 8], "height": [2, None]}
+    plan["inputs"] = [
+        {"name": "x", "role": "sample", **sample},
+        {"name": "t", "role": "timestep", "dtype": "float32", "shape": ["batch"]},
+        {"name": "y", "role": "data", "dtype": "int64", "shape": ["batch"]},
+    ]
+    streams = [f"h{i}" for i in range(5)] + [f"delta_{a}_{b}_0" for a, b in SPANS]
+    plan["values"] = dict.fromkeys(streams, stream)
+    plan["segments"] = [write_segment(folder, name, places) for name in FILES]
+    plan["variants"] = [variant("refresh", SPANS, order), variant("refresh", [], order)]
+    plan["variants"] += [variant("cached", [span], order) for span in SPANS]
+    plan["table"] = [{"variant": a} | b for a, b in zip(TABLE, trends, strict=True)]
+    files = [f"segments/{name}.onnx" for name in FILES] + ["weights.safetensors"]
+    plan["files"] = {name: {"bytes": (folder / name).stat().st_size} for name in files}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    return plan
+
+
+def trajectory(batch: int, guidance: float | None) -> Arrays:
+    random = np.random.default_rng(1)
+    rows = batch * (1 if guidance is None else 2)
+    tensors: Arrays = {
+        "sample": random.normal(0, 1, (batch, 2, HEIGHT, 4)).astype("f4"),
+        "steps:t": np.repeat(np.linspace(1, 0, STEPS, dtype="f4")[:, None], rows, 1),
+        "input:y": np.arange(rows, dtype="i8"),
+        "sampler.sample": random.uniform(0.8, 1, STEPS).astype("f4"),
+        "sampler.output": random.normal(0, 0.3, (STEPS, 2)).astype("f4"),
+    }
+    if guidance is not None:
+        tensors["guidance"] = np.array(guidance, dtype="f4")
+    return tensors
+
+
+def sessions(folder: Path, names: list[str]) -> dict[str, onnxruntime.InferenceSession]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    key = "session.model_external_initializers_file_folder_path"
+    options.add_session_config_entry(key, str(folder))
+    files = {name: folder / "segments" / f"{name}.onnx" for name in names}
+    return {name: onnxruntime.InferenceSession(file, options) for name, file in files.items()}
+
+
+def reference(folder: Path, plan: dict[str, Any], given: Arrays, plain: bool) -> Array:
+    """The trajectory as the format states it, by numpy and ONNX Runtime's Python."""
+    models = sessions(folder, list(FILES))
+    variants = {entry["name"]: entry for entry in plan["variants"]}
+    x, held, outs = given["sample"], {}, []
+    for i, row in enumerate(plan["table"]):
+        chosen = variants["refresh" if plain else row["variant"]]
+        values = held | {"t": given["steps:t"][i], "y": given["input:y"]}
+        values["x"] = np.concatenate([x, x]) if "guidance" in given else x
+        values["trend"] = np.array(row.get("trend", 0), dtype="f4")
+        for one in chosen["calls"]:
+            taken = names_in(FILES[one["segment"]][0])
+            feed = dict(zip(taken, (values[name] for name in one["inputs"]), strict=True))
+            values |= zip(one["outputs"], models[one["segment"]].run(None, feed), strict=True)
+        for delta in chosen["deltas"]:
+            held[f"{delta}_before"] = held.get(delta, values[delta])
+            held[delta] = values[delta]
+        outs.append(first_channels(values["out"], given))
+        x = given["sampler.sample"][i] * x
+        for factor, out in zip(given["sampler.output"][i], outs[::-1], strict=False):
+            x = x + factor * out
+    return x
+
+
+def first_channels(out: Array, given: Arrays) -> Array:
+    if "guidance" in given:
+        conditional, unconditional = np.split(out, 2)
+        out = unconditional + given["guidance"] * (conditional - unconditional)
+    return out[:, :2]
+
+
+@pytest.fixture(scope="session")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program, built once."""
+    headers = Path(os.environ.get("ORT_INCLUDE", SOURCE.parent / ".venv" / "onnxruntime-headers"))
+    if missing := [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]:
+        pytest.skip(f"building the runner needs {', '.join(missing)}")
+    if not headers.is_dir():
+        pytest.skip(f"ONNX Runtime's headers are not in {headers}: `make runner` fetches them")
+    folder = tmp_path_factory.mktemp("runner")
+    settings = [f"-DORT_INCLUDE={headers}", f"-DPython3_EXECUTABLE={sys.executable}"]
+    settings += ["-DCMAKE_CXX_FLAGS=-Werror", "-S", str(SOURCE), "-B", str(folder / "build")]
+    for step in (settings, ["--build", str(folder / "build")]):
+        subprocess.run(["cmake", *step], check=True, stdout=subprocess.PIPE)
+    return folder / "build" / "runner"
+
+
+def run(runner: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    paths = [folder / "bundle", folder / "in.safetensors", folder / "out.safetensors"]
+    return subprocess.run([runner, *paths, *options], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["table", "plain"])
+@pytest.mark.parametrize(("batch", "guidance"), [(1, None), (3, None), (2, 1.7)])
+@pytest.mark.parametrize("order", [0, 1])
+def test_the_sample_has_the_bits_of_python(
+    runner: Path, tmp_path: Path, order: int, batch: int, guidance: float | None, plain: bool
+) -> None:
+    plan = write_bundle(tmp_path / "bundle", order)
+    given = trajectory(batch, guidance)
+    save_file(given, tmp_path / "in.safetensors")
+    done = run(runner, tmp_path, *(["--plain"] if plain else []))
+    assert done.returncode == 0, done.stderr
+    sample = load_file(tmp_path / "out.safetensors")["sample"]
+    expected = reference(tmp_path / "bundle", plan, given, plain)
+    assert sample.shape == expected.shape
+    assert sample.tobytes() == expected.astype("f4").tobytes()
+
+
+def test_the_report_names_variants_and_adds_up_macs(runner: Path, tmp_path: Path) -> None:
+    write_bundle(tmp_path / "bundle", 0)
+    save_file(trajectory(2, 1.5), tmp_path / "in.safetensors")
+    done = run(runner, tmp_path, "--threads", "2", "--no-prepack")
+    report = json.loads(done.stdout)
+    assert [step["variant"] for step in report["steps"]] == TABLE
+    assert report["dimensions"] == {"batch": 4, "height": HEIGHT}
+    assert report["macs"] == {"paper": 40.0, "full": 48.0}
+    assert report["plain_macs"] == {"paper": 60.0, "full": 72.0}
+    assert all(step["milliseconds"] > 0 for step in report["steps"])
+
+
+def plan_with(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / "bundle" / "plan.json"
+        plan = json.loads(path.read_text())
+        change(plan)
+        path.write_text(json.dumps(plan))
+
+    return edit
+
+
+def input_with(name: str, make: Callable[[Any], Array | None]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        tensors = load_file(folder / "in.safetensors")
+        tensors[name] = make(tensors.get(name))
+        kept = {key: value for key, value in tensors.items() if value is not None}
+        save_file(kept, folder / "in.safetensors")
+
+    return edit
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size - 100)
+
+
+FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no plan": (without("bundle/plan.json"), "plan.json cannot be read. Give the folder"),
+    "short plan": (cut("bundle/plan.json"), "plan.json is no plan"),
+    "schema": (plan_with(lambda p: p.update(schema=2)), "has schema 2, this runner reads 1"),
+    "format": (plan_with(lambda p: p.update(format="tensorrt")), "built without format tensorrt"),
+    "table": (plan_with(lambda p: p["table"].pop(0)), "reads delta_2_4_0, which is not there"),
+    "formula": (plan_with(lambda p: p["values"]["h1"].update(shape=["batch//0"])), "by zero"),
+    "no segment": (without("bundle/segments/delta.onnx"), "is missing. Copy the whole bundle"),
+    "short weights": (cut("bundle/weights.safetensors"), "bytes, the plan says"),
+    "no input file": (without("in.safetensors"), "No such file"),
+    "short input": (cut("in.safetensors"), "is no whole safetensors file"),
+    "no input": (input_with("input:y", lambda y: None), "lacks the tensor input:y"),
+    "other input": (input_with("input:z", lambda z: np.zeros(2)), "does not take"),
+    "steps": (input_with("steps:t", lambda t: t[:3]), "has shape [3, 2], the bundle's table has 6"),
+    "shape": (input_with("sample", lambda x: x[..., :3].copy()), "x is float32 [2, 2, 6, 3]"),
+    "batches": (input_with("input:y", lambda y: np.arange(3)), "y is int64 [3]"),
+    "dtype": (input_with("input:y", lambda y: y.astype("i4")), "the bundle has int64 [2]"),
+    "range": (plan_with(lambda p: p["dimensions"].update(batch=[3, 8])), "for 3 to 8"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_told_and_ends_the_run(runner: Path, tmp_path: Path, fault: str) -> None:
+    write_bundle(tmp_path / "bundle", 0)
+    save_file(trajectory(2, None), tmp_path / "in.safetensors")
+    damage, message = FAULTS[fault]
+    damage(tmp_path)
+    done = run(runner, tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message in done.stderr
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("options", [["--thread", "2"], ["--threads", "0"], ["a", "b"]])
+def test_wrong_arguments_are_refused(runner: Path, options: list[str]) -> None:
+    done = subprocess.run([runner, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("runner: ")

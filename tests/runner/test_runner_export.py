@@ -1,0 +1,125 @@
+"""The C++ runner on bundles that export really wrote: the bits that Python gives."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models import B, C, T, noise
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("diffusers")
+
+from runner_case import STEPS, bundle, in_python, sampler
+from safetensors.torch import load_file, save_file
+
+from deltapass.exporting.trajectory_file import write_trajectory
+
+RUNNER = Path(__file__).parents[2] / "build" / "runner" / "runner"
+
+pytestmark = [
+    pytest.mark.skipif(not RUNNER.is_file(), reason="`make runner` has not built it"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+
+
+@pytest.mark.parametrize(("name", "order"), [("adaln", 0), ("two_stream", 1)])
+def test_runner_gives_the_bits_of_python(name: str, order: int, tmp_path: Path) -> None:
+    folder, inputs = bundle(tmp_path, name, order)
+    start = noise(5, B, T, C)
+    given, result = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    write_trajectory(given, start, sampler(), inputs)
+    done = subprocess.run(
+        [RUNNER, folder, given, result, "--threads", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    ours = load_file(result)["sample"].numpy()
+    assert np.array_equal(ours, in_python(folder, start, inputs, threads=1))
+    table = json.loads((folder / "plan.json").read_text())["table"]
+    shown = [step["variant"] for step in json.loads(done.stdout)["steps"]]
+    assert shown == [row["variant"] for row in table]
+    assert any(name.startswith("cached") for name in shown)
+
+
+# ---- what it refuses ------------------------------------------------------------------------
+
+
+def refused(folder: Path, given: Path) -> str:
+    done = subprocess.run(
+        [RUNNER, folder, given, folder / "out"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A bundle and an input that fits it."""
+    folder = tmp_path_factory.mktemp("small")
+    made, inputs = bundle(folder, "adaln", 0)
+    write_trajectory(folder / "in.safetensors", noise(5, B, T, C), sampler(), inputs)
+    return made, folder / "in.safetensors"
+
+
+@pytest.mark.parametrize("name", ["../other/prologue.onnx", "/tmp/prologue.onnx"])
+def test_files_outside_the_bundle_are_not_opened(
+    name: str, small: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(small[0], folder)
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["segments"][0]["file"] = name
+    (folder / "plan.json").write_text(json.dumps(plan))
+    assert "not among the plan's files" in refused(folder, small[1])
+    plan["files"][name] = {"bytes": 1, "sha256": "0" * 64}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    assert "lies outside the bundle" in refused(folder, small[1])
+
+
+@pytest.mark.parametrize(
+    "formula", ["(" * 100_000, "9" * 30, "(0-9223372036854775807-1)//(0-1)", "batch % (0-1)"]
+)
+def test_formulas_that_would_break_it_are_refused(
+    formula: str, small: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(small[0], folder)
+    plan = json.loads((folder / "plan.json").read_text())
+    for segment in plan["segments"]:
+        for value in segment["values"].values():
+            value["shape"] = [formula, *value["shape"][1:]]
+    for value in (*plan["values"].values(), plan["inputs"][0]):
+        value["shape"] = [formula, *value["shape"][1:]]
+    (folder / "plan.json").write_text(json.dumps(plan))
+    assert refused(folder, small[1])
+
+
+@pytest.mark.parametrize("shape", [(STEPS, 2), (STEPS, 1, 1)])
+def test_a_sampler_of_another_rank_is_refused(
+    shape: tuple[int, ...], small: tuple[Path, Path], tmp_path: Path
+) -> None:
+    tensors = load_file(small[1])
+    tensors["sampler.sample"] = torch.ones(shape)
+    save_file(tensors, tmp_path / "in.safetensors")
+    assert "a number a step" in refused(small[0], tmp_path / "in.safetensors")
+
+
+def test_a_header_whose_sizes_overflow_is_refused(small: tuple[Path, Path], tmp_path: Path) -> None:
+    content = small[1].read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    end = len(content) - 8 - length
+    header["sampler.sample"].update(shape=[STEPS, 2**40, 2**24], data_offsets=[end, end])
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    broken = tmp_path / "in.safetensors"
+    broken.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    assert "sizes that memory can hold" in refused(small[0], broken)

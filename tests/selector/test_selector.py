@@ -1,0 +1,319 @@
+"""The selector: a cached variant never runs on a delta that is not its own and fresh."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import gc
+import threading
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from driving import compiled, follow, oracle, tensors
+from models import make, noise
+from reference import Call
+
+import deltapass
+from deltapass.graph.executable import Executable
+from deltapass.schedule.rules import Span
+
+STEPS = 8
+SCHEDULE = {"cached_blocks": 4, "boundary": 0.5}
+DEEP = Span(2, 6)
+
+
+def calls_of(toy: Any, shift: int = 0, steps: int = STEPS) -> list[Call]:
+    return [toy.inputs(999.0 * (1 - step / steps), step + shift) for step in range(steps)]
+
+
+def run(model: Any, calls: list[Call]) -> list[torch.Tensor]:
+    with deltapass.session(steps=len(calls)) as session:
+        return tensors(follow(model, calls, session))
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.fixture
+def toy() -> Any:
+    return make("adaln")
+
+
+def test_interleaved_sessions_give_what_they_give_alone(toy: Any) -> None:
+    model = compiled(toy, **SCHEDULE)
+    trajectories = [calls_of(toy, shift) for shift in (0, 100, 200)]
+    alone = [run(model, calls) for calls in trajectories]
+    sessions = [deltapass.session(steps=STEPS) for _ in trajectories]
+    together: list[list[torch.Tensor]] = [[] for _ in trajectories]
+    for step in range(STEPS):
+        for which, session in enumerate(sessions):
+            args, kwargs = trajectories[which][step]
+            with torch.no_grad(), session.at(step):
+                together[which].append(tensors([model(*args, **kwargs)])[0])
+    assert all(same(a, t) for a, t in zip(alone, together, strict=True))
+
+
+def test_threads_without_sessions_do_not_meet(toy: Any) -> None:
+    model = compiled(toy, **SCHEDULE)
+    trajectories = [calls_of(toy, shift) for shift in (0, 100, 200)]
+    alone = [tensors(follow(model, calls)) for calls in trajectories]
+    results: dict[int, list[torch.Tensor]] = {}
+    barrier = threading.Barrier(len(trajectories))
+
+    def work(which: int) -> None:
+        barrier.wait()
+        results[which] = tensors(follow(model, trajectories[which]))
+
+    threads = [threading.Thread(target=work, args=(at,)) for at in range(len(trajectories))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(same(alone[at], results[at]) for at in range(len(trajectories)))
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3])
+def test_aborted_trajectory_does_not_touch_the_next(toy: Any, stop_at: int) -> None:
+    model = compiled(toy, **SCHEDULE)
+    expected = run(model, calls_of(toy))
+    follow(model, calls_of(toy, shift=100)[:stop_at])
+    outputs = []
+    if stop_at == 1:  # the next trajectory starts at the same timestep: nothing may be cached
+        with pytest.warns(deltapass.RefusalWarning, match="share one timestep"):
+            outputs = tensors(follow(model, calls_of(toy)))
+        assert same(outputs, tensors(follow(toy, calls_of(toy))))
+    else:
+        outputs = tensors(follow(model, calls_of(toy)))
+        assert same(outputs, expected)
+
+
+def test_weights_changed_in_mid_trajectory_refresh(toy: Any) -> None:
+    model = compiled(toy, **SCHEDULE)
+    calls = calls_of(toy)
+    with deltapass.session(steps=STEPS) as session:
+        follow(model, calls[:1], session)
+        with torch.no_grad():
+            next(iter(toy.parameters())).mul_(1.1)
+            session.step(1)
+            out = model(*calls[1][0], **calls[1][1])
+            assert torch.equal(out, toy(*calls[1][0], **calls[1][1]))
+        assert session.report().entries[-1].reason == "the weights changed"
+
+
+def new_data(toy: Any) -> None:
+    toy.blocks[4].mlp[0].weight.data = noise(7, 64, 32)
+
+
+def loaded(toy: Any) -> None:
+    changed = {name: 1.1 * value for name, value in toy.state_dict().items()}
+    toy.load_state_dict(changed, assign=True)
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+@pytest.mark.parametrize("change", [new_data, loaded])
+@torch.no_grad()
+def test_weights_replaced_in_mid_trajectory_refresh(change: Any, explicit: bool) -> None:
+    toy = make("adaln")
+    model, calls = compiled(toy, **SCHEDULE), calls_of(toy)
+    with deltapass.session(steps=STEPS) if explicit else contextlib.nullcontext() as session:
+        follow(model, calls[:1], session)
+        change(toy)
+        outputs = _from(model, calls, session, 1) if explicit else follow(model, calls[1:2])
+        assert torch.equal(tensors(outputs)[0], tensors(follow(toy, calls[1:2]))[0])
+        assert not explicit or session.entries[1].forced
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("explicit", [True, False])
+@torch.no_grad()
+def test_call_that_failed_can_be_tried_again(
+    toy: Any, error: type[BaseException], explicit: bool
+) -> None:
+    model, calls = compiled(toy, **SCHEDULE), calls_of(toy)
+    with deltapass.session(steps=STEPS) if explicit else contextlib.nullcontext() as session:
+        follow(model, calls[:3], session)
+        if explicit:
+            session.step(3)
+        with patch.object(Executable, "__call__", side_effect=error), pytest.raises(error):
+            model(*calls[3][0])
+        outputs = [model(*calls[3][0]), *(_from(model, calls, session, 4) if explicit else [])]
+        if explicit:
+            last = session.entries[-3:]
+            assert [entry.branch for entry in last] == [(None, 0)] * 3
+            assert [entry.cause for entry in last] == [deltapass.Cause.FAILED, None, None]
+            assert last[-1].realised == Span(0, 4)
+    assert torch.equal(outputs[0], toy(*calls[3][0]))
+
+
+def test_skipped_refresh_makes_the_delta_stale(toy: Any) -> None:
+    model = compiled(toy, **SCHEDULE)
+    calls = calls_of(toy)
+    with torch.no_grad(), deltapass.session(steps=STEPS) as session:
+        for step in (0, 3):
+            session.step(step)
+            out = model(*calls[step][0], **calls[step][1])
+        assert torch.equal(out, toy(*calls[3][0], **calls[3][1]))
+        assert session.report().entries[-1].reason == "went from step 0 to 3"
+
+
+def test_failed_refresh_leaves_no_delta_to_read(toy: Any) -> None:
+    model = compiled(toy, **SCHEDULE)
+    calls = calls_of(toy)
+    with torch.no_grad(), deltapass.session(steps=STEPS) as session:
+        follow(model, calls[:2], session)
+        session.step(2)
+        with pytest.raises(RuntimeError):  # a weight that cannot be multiplied
+            weight = toy.blocks[5].mlp[0].weight
+            kept, weight.data = weight.data, weight.data.to("meta")
+            try:
+                model(*calls[2][0], **calls[2][1])
+            finally:
+                weight.data = kept
+        session.step(3)
+        out = model(*calls[3][0], **calls[3][1])
+        assert torch.equal(out, toy(*calls[3][0], **calls[3][1]))
+
+
+def test_conditioning_that_changes_forgets_the_delta() -> None:
+    toy = make("two_stream")
+    model = compiled(toy, **SCHEDULE)
+    calls = calls_of(toy)
+    follow(model, calls[:1])
+    args, kwargs = calls[1]
+    prompted = (args, {"encoder_hidden_states": kwargs["encoder_hidden_states"] + 1})
+    assert same(tensors(follow(model, [prompted])), tensors(follow(toy, [prompted])))
+
+
+def test_conditioning_that_changes_at_every_step_is_said_once() -> None:
+    toy = make("two_stream")
+    model = compiled(toy, **SCHEDULE)
+    calls = [
+        (args, {"encoder_hidden_states": kwargs["encoder_hidden_states"] + at})
+        for at, (args, kwargs) in enumerate(calls_of(toy))
+    ]
+    with pytest.warns(deltapass.RefusalWarning, match="changes at every step") as caught:
+        outputs = tensors(follow(model, calls))
+    assert len(caught) == 1
+    assert same(outputs, tensors(follow(toy, calls)))
+
+
+def test_deltas_are_the_only_memory_a_session_holds_and_the_plan_knows_it(toy: Any) -> None:
+    model = compiled(toy, **SCHEDULE)
+    args, kwargs = toy.inputs(999.0, 0)
+    report = deltapass.explain(toy, *args, options={**SCHEDULE, "steps": STEPS}, **kwargs)
+    held = []
+    with torch.no_grad(), deltapass.session(steps=STEPS) as session:
+        for step, (call_args, call_kwargs) in enumerate(calls_of(toy)):
+            session.step(step)
+            model(*call_args, **call_kwargs)
+            held.append(session.nbytes)
+    assert max(held) == report.buffer_bytes > 0
+    assert session.nbytes == 0
+
+
+def test_order_one_holds_two_deltas_a_stream(toy: Any) -> None:
+    model = compiled(toy, order=1, **SCHEDULE)
+    args, kwargs = toy.inputs(999.0, 0)
+    options = {**SCHEDULE, "steps": STEPS, "order": 1}
+    report = deltapass.explain(toy, *args, options=options, **kwargs)
+    held = []
+    with torch.no_grad(), deltapass.session(steps=STEPS) as session:
+        for step, (call_args, call_kwargs) in enumerate(calls_of(toy)):
+            session.step(step)
+            model(*call_args, **call_kwargs)
+            held.append(session.nbytes)
+    assert max(held) == report.buffer_bytes
+
+
+def test_session_with_a_schedule_of_its_own(toy: Any) -> None:
+    model = compiled(toy, **SCHEDULE)
+    calls = calls_of(toy)
+    schedule = deltapass.delta_cache("middle", cached_blocks=2, interval=4)
+    middle = Span(2, 4)
+    table = (None, middle, middle, middle, None, middle, middle, middle)
+    with deltapass.session(steps=STEPS, schedule=schedule) as session:
+        outputs = tensors(follow(model, calls, session))
+        assert session.report().as_planned
+    assert same(outputs, tensors(oracle(toy, table, calls)))
+
+
+def test_dropped_model_frees_its_implicit_deltas(toy: Any) -> None:
+    model = compiled(toy, **SCHEDULE)
+    follow(model, calls_of(toy)[:1])
+    gc.collect()
+    before = sum(t.nbytes for t in gc.get_objects() if type(t) is torch.Tensor)
+    del model
+    torch._dynamo.reset()
+    gc.collect()
+    after = sum(t.nbytes for t in gc.get_objects() if type(t) is torch.Tensor)
+    assert after < before
+
+
+def test_order_one_does_not_mix_the_deltas_of_two_sets_of_weights(toy: Any) -> None:
+    model = compiled(toy, order=1, **SCHEDULE)
+    calls = calls_of(toy)
+    with deltapass.session(steps=STEPS) as session:
+        follow(model, calls[:2], session)
+        with torch.no_grad():
+            next(iter(toy.parameters())).mul_(1.1)
+        late = _from(model, calls, session, 2)
+    with deltapass.session(steps=STEPS) as session:
+        assert same(late, _from(model, calls, session, 2))
+
+
+def _from(model: Any, calls: list[Call], session: Any, first: int) -> list[torch.Tensor]:
+    outputs = []
+    for step in (first, first + 1):
+        session.step(step)
+        with torch.no_grad():
+            outputs.append(tensors([model(*calls[step][0], **calls[step][1])])[0])
+    return outputs
+
+
+def test_threads_with_a_copied_context_do_not_meet(toy: Any) -> None:
+    model = compiled(toy, **SCHEDULE)
+    trajectories = [calls_of(toy, shift) for shift in (0, 100)]
+    alone = [tensors(follow(model, calls)) for calls in trajectories]
+    contexts = [contextvars.copy_context() for _ in trajectories]
+    barrier = threading.Barrier(len(trajectories))
+    results: dict[int, list[torch.Tensor]] = {}
+
+    def work(which: int) -> None:
+        outputs = []
+        for call in trajectories[which]:
+            barrier.wait()  # step by step in turn, the worst case for shared state
+            outputs += tensors(follow(model, [call]))
+        results[which] = outputs
+
+    threads = [
+        threading.Thread(target=context.run, args=(work, at)) for at, context in enumerate(contexts)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(same(alone[at], results[at]) for at in range(len(trajectories)))
+
+
+def test_loop_on_fixed_inputs_says_so_and_holds_no_deltas(toy: Any) -> None:
+    model = compiled(toy, **SCHEDULE)
+    call = calls_of(toy)[0]
+    with pytest.warns(deltapass.RefusalWarning, match="share one timestep and sample") as caught:
+        follow(model, [call] * 20)
+    assert len(caught) == 1
+
+
+def test_refused_calls_are_not_as_planned(toy: Any) -> None:
+    schedule = deltapass.ExplicitSchedule((None, DEEP))
+    model = compiled(toy, **SCHEDULE)
+    calls = calls_of(toy)
+    with (
+        deltapass.session(steps=STEPS, schedule=schedule) as session,
+        pytest.warns(deltapass.RefusalWarning, match="2 rows"),
+    ):
+        outputs = tensors(follow(model, calls[:2], session))
+        assert not session.report().as_planned
+    assert same(outputs, tensors(follow(toy, calls[:2])))

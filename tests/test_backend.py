@@ -1,0 +1,361 @@
+"""The whole chain through its public entry: torch.compile(model, backend="deltadit")."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from driving import compiled, follow, oracle, tensors
+from models import make, noise
+from raising import raises_in_compile
+from reference import Call
+
+import deltapass
+from deltapass.errors import (
+    BoundaryOutsideError,
+    GradientsEnabledError,
+    GraphBreakError,
+    MixedDevicesError,
+    NoBlocksError,
+    OptionError,
+    RefusalWarning,
+    StepUnknownError,
+    TooManyCachedBlocksError,
+    UnknownLoweringError,
+    UnknownOptionError,
+    UnsupportedModeError,
+)
+from deltapass.schedule.rules import Span
+
+STEPS = 8
+DEEP, SHALLOW = Span(2, 6), Span(0, 4)
+TABLE = (None, DEEP, None, DEEP, None, SHALLOW, None, SHALLOW)
+SCHEDULE = {"cached_blocks": 4, "boundary": 0.5}
+
+
+def calls_of(toy: Any, steps: int = STEPS, shift: int = 0) -> list[Call]:
+    return [toy.inputs(999.0 * (1 - step / steps), step + shift) for step in range(steps)]
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize(
+    "name", ["adaln", "two_stream", "cross_attention", "in_place", "attributes"]
+)
+def test_trajectory_equals_the_oracle_bit_for_bit(name: str, order: int) -> None:
+    toy = make(name)
+    calls = calls_of(toy)
+    with deltapass.session(steps=STEPS) as session:
+        outputs = follow(compiled(toy, order=order, **SCHEDULE), calls, session)
+        assert tuple(entry.realised for entry in session.report().entries) == TABLE
+    for ours, theirs in zip(
+        tensors(outputs), tensors(oracle(toy, TABLE, calls, order)), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_timestep_input_alone_gives_the_same_trajectory_as_a_session() -> None:
+    toy = make("adaln")
+    calls = calls_of(toy)
+    outputs = follow(compiled(toy, **SCHEDULE), calls)
+    for ours, theirs in zip(tensors(outputs), tensors(oracle(toy, TABLE, calls)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("options", [{"interval": 1}, {"cached_blocks": 0}, {"schedule": "none"}])
+def test_never_caching_is_the_plain_model(options: dict[str, Any]) -> None:
+    toy = make("two_stream")
+    calls = calls_of(toy)
+    ours = follow(compiled(toy, **options), calls)
+    for one, other in zip(tensors(ours), tensors(follow(toy, calls)), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_no_recompiles_over_steps_branches_and_trajectories() -> None:
+    toy = make("adaln")
+    model = compiled(toy, **SCHEDULE)
+    follow(model, calls_of(toy)[:1])
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        follow(model, calls_of(toy))
+        with deltapass.session(steps=STEPS) as session:
+            for step, (args, kwargs) in enumerate(calls_of(toy, shift=50)):
+                for branch in ("cond", "uncond"):
+                    session.step(step, branch=branch)
+                    with torch.no_grad():
+                        model(*args, **kwargs)
+
+
+def test_import_of_the_package_is_not_needed_to_name_the_backend() -> None:
+    assert "deltadit" in torch._dynamo.list_backends()
+
+
+def test_whole_fusion_gives_the_same_bits_on_eager() -> None:
+    toy = make("two_stream")
+    calls = calls_of(toy)
+    results = []
+    for fuse in ("blocks", "whole"):
+        torch._dynamo.reset()
+        with deltapass.session(steps=STEPS) as session:
+            results.append(tensors(follow(compiled(toy, fuse=fuse, **SCHEDULE), calls, session)))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_inductor_follows_the_oracle_within_tolerance() -> None:
+    toy = make("two_stream")
+    calls = calls_of(toy)
+    with deltapass.session(steps=STEPS) as session:
+        outputs = follow(compiled(toy, lowering="inductor", **SCHEDULE), calls, session)
+    for ours, theirs in zip(tensors(outputs), tensors(oracle(toy, TABLE, calls)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_are_not_copied() -> None:
+    toy = make("adaln")
+    model = compiled(toy, **SCHEDULE)
+    args, kwargs = toy.inputs(999.0, 0)
+    before = follow(model, [(args, kwargs)])[0]
+    with torch.no_grad():
+        for parameter in toy.parameters():
+            parameter.mul_(1.5)
+    after = follow(model, [(args, kwargs)])[0]
+    assert not torch.equal(tensors([before])[0], tensors([after])[0])
+    assert torch.equal(tensors([after])[0], tensors(follow(toy, [(args, kwargs)]))[0])
+
+
+# ---- gradients --------------------------------------------------------------------------------
+
+
+def test_training_is_untouched() -> None:
+    toy = make("adaln").requires_grad_(True)
+    args, kwargs = toy.inputs(500.0, 0)
+    gradients = []
+    with pytest.warns(RefusalWarning, match="gradients are enabled"):
+        for model in (toy, compiled(toy)):
+            toy.zero_grad()
+            model(*args, **kwargs).square().sum().backward()
+            gradients.append([p.grad.clone() for p in toy.parameters() if p.grad is not None])
+    assert gradients[0]
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_gradients_are_an_error_where_strict() -> None:
+    toy = make("adaln").requires_grad_(True)
+    args, kwargs = toy.inputs(500.0, 0)
+    with raises_in_compile(GradientsEnabledError, match="no_grad"):
+        compiled(toy, strict=True)(*args, **kwargs)
+
+
+# ---- bad input --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"intervall": 2}, UnknownOptionError, "Did you mean 'interval'"),
+        ({"order": 7}, OptionError, "order"),
+        ({"lowering": "inducter"}, UnknownLoweringError, "Did you mean 'inductor'"),
+        ({"cached_blocks": 7}, TooManyCachedBlocksError, "7 but the model has 6 blocks"),
+        ({"boundary": 30, "steps": 20}, BoundaryOutsideError, "30 lies outside .* 20 steps"),
+    ],
+)
+def test_bad_options_are_refused_by_name(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    toy = make("adaln")
+    args, kwargs = toy.inputs(999.0, 0)
+    with torch.no_grad(), raises_in_compile(error, match=message):
+        compiled(toy, **options)(*args, **kwargs)
+
+
+def test_mode_with_cuda_graphs_is_refused() -> None:
+    toy = make("adaln")
+    args, kwargs = toy.inputs(999.0, 0)
+    with torch.no_grad(), raises_in_compile(UnsupportedModeError, match="reduce-overhead"):
+        torch.compile(toy, backend="deltadit", mode="reduce-overhead")(*args, **kwargs)
+
+
+def test_model_without_repeated_blocks_runs_and_says_why() -> None:
+    toy = make("no_blocks")
+    args, kwargs = toy.inputs(999.0, 0)
+    with torch.no_grad():
+        with pytest.warns(RefusalWarning, match="no stack of repeated blocks"):
+            ours = compiled(toy)(*args, **kwargs)
+        assert torch.equal(ours, toy(*args, **kwargs))
+        torch._dynamo.reset()
+        with raises_in_compile(NoBlocksError):
+            compiled(toy, strict=True)(*args, **kwargs)
+
+
+class Broken(torch.nn.Module):
+    """A denoiser whose graph breaks before its blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = make("adaln")
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        hidden_states = hidden_states * 2
+        torch._dynamo.graph_break()
+        return self.inner(hidden_states, timestep)
+
+
+def test_model_whose_graph_breaks_runs_and_says_why() -> None:
+    model = Broken()
+    args, kwargs = model.inner.inputs(999.0, 0)
+    with torch.no_grad():
+        broken = torch.compile(model, backend="deltadit", options={"lowering": "eager"})
+        with pytest.warns(RefusalWarning, match="broken into pieces"):
+            ours = broken(*args, **kwargs)
+        assert torch.equal(ours, model(*args, **kwargs))
+        torch._dynamo.reset()
+        strict = torch.compile(
+            model, backend="deltadit", options={"lowering": "eager", "strict": True}
+        )
+        with raises_in_compile(GraphBreakError):
+            strict(*args, **kwargs)
+
+
+class TwoDevices(torch.nn.Module):
+    """A denoiser whose second half lies on another device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(2))
+        self.blocks.append(torch.nn.Linear(8, 8, device="meta"))
+        self.blocks.append(torch.nn.Linear(8, 8, device="meta"))
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            hidden_states = hidden_states.to(block.weight.device)
+            hidden_states = hidden_states + block(hidden_states).tanh()
+        return hidden_states
+
+
+def test_mixed_devices_are_refused_with_their_names() -> None:
+    model = compiled(TwoDevices(), strict=True)
+    with torch.no_grad(), raises_in_compile(MixedDevicesError, match=r"cpu, meta"):
+        model(noise(0, 2, 4, 8), torch.tensor(3.0))
+
+
+def test_changed_batch_in_mid_trajectory_refreshes() -> None:
+    toy = make("adaln")
+    model = compiled(toy, **SCHEDULE)
+    calls = calls_of(toy)
+    half = [(tuple(a[:1] for a in args), kwargs) for args, kwargs in calls]
+    assert not any(half[0][1])
+    with deltapass.session(steps=STEPS) as session:
+        follow(model, calls[:1], session)
+        for step in (1, 2, 3):
+            session.step(step)
+            with torch.no_grad():
+                out = model(*half[step][0])
+                if step != 3:
+                    assert torch.equal(out, toy(*half[step][0]))
+        entries = session.report().entries
+    assert [entry.realised for entry in entries] == [None, None, None, DEEP]
+    assert [entry.cause for entry in entries[1:]] == [deltapass.Cause.BATCH, None, None]
+    expected = "hidden_states changed from float32[2, 16, 4] to float32[1, 16, 4]"
+    assert entries[1].reason == expected
+
+
+def test_dynamic_shapes_compile_each_shape_once_and_stay_right() -> None:
+    toy = make("adaln")
+    model = torch.compile(
+        toy, backend="deltadit", dynamic=True, fullgraph=True,
+        options={"lowering": "eager", **SCHEDULE},
+    )  # fmt: skip
+    calls = calls_of(toy)
+    for batch in (2, 1):
+        part = [(tuple(a[:batch] for a in args), kwargs) for args, kwargs in calls]
+        with deltapass.session(steps=STEPS) as session:
+            outputs = tensors(follow(model, part, session))
+            assert session.report().as_planned
+        for ours, theirs in zip(outputs, tensors(oracle(toy, TABLE, part)), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+class NoTimestep(torch.nn.Module):
+    """A denoiser that is given its conditioning ready-made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = make("adaln")
+
+    def forward(self, hidden_states: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        return self.inner(hidden_states, embedding)
+
+
+def test_unknown_step_runs_the_full_graph_and_warns_once() -> None:
+    model = NoTimestep()
+    args, _ = model.inner.inputs(999.0, 0)
+    ours = compiled(model)
+    with torch.no_grad():
+        with pytest.warns(RefusalWarning, match="step of this call is unknown"):
+            first = ours(*args)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            second = ours(*args)
+    assert torch.equal(first, model(*args))
+    assert torch.equal(second, first)
+
+
+def test_unknown_step_is_an_error_where_strict() -> None:
+    model = NoTimestep()
+    args, _ = model.inner.inputs(999.0, 0)
+    with torch.no_grad(), pytest.raises(StepUnknownError, match=r"deltapass\.session"):
+        compiled(model, strict=True)(*args)
+
+
+class Autocast(torch.nn.Module):
+    """A denoiser that computes its conditioning under autocast and the rest without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = make("adaln")
+        self.scale = torch.nn.Linear(4, 4).requires_grad_(False)
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            scale = self.scale(hidden_states)
+        return self.inner(hidden_states + scale.float(), timestep)
+
+
+def test_autocast_ends_where_the_model_ends_it() -> None:
+    model = Autocast()
+    calls = calls_of(model.inner)
+    ours = follow(compiled(model, schedule="none"), calls)
+    for one, other in zip(tensors(ours), tensors(follow(model, calls)), strict=True):
+        assert one.dtype is other.dtype is torch.float32
+        assert torch.equal(one, other)
+
+
+class Conditional(torch.nn.Module):
+    """A denoiser with an operator that cannot be analysed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = make("adaln")
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        early = timestep.max() > 500
+        scaled = torch.cond(early, lambda x: x.sin(), lambda x: x.cos(), (hidden_states,))
+        return self.inner(scaled, timestep)
+
+
+def test_operator_that_cannot_be_analysed_is_refused() -> None:
+    model = Conditional()
+    args, kwargs = model.inner.inputs(999.0, 0)
+    with torch.no_grad(), pytest.warns(RefusalWarning, match="cannot be analysed"):
+        ours = compiled(model)(*args, **kwargs)
+    assert torch.equal(ours, model(*args, **kwargs))
+
+
+def test_refused_graph_of_dynamic_shapes_is_still_lowered() -> None:
+    toy = make("no_blocks")
+    args, kwargs = toy.inputs(999.0, 0)
+    model = torch.compile(toy, backend="deltadit", dynamic=True)
+    with torch.no_grad():
+        with pytest.warns(RefusalWarning, match="no stack of repeated blocks"):
+            ours = model(*args, **kwargs)
+        torch.testing.assert_close(ours, toy(*args, **kwargs), rtol=1e-4, atol=1e-4)

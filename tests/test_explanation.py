@@ -1,0 +1,108 @@
+"""The report before a run; its MACs against the figures printed in the paper."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from models import make
+
+import deltapass
+from deltapass.errors import NoBlocksError, UnknownOptionError
+from deltapass.schedule.rules import Span
+
+OPTIONS = {"cached_blocks": 4, "boundary": 0.5, "steps": 8}
+
+
+def report_of(name: str, **options: object) -> deltapass.Report:
+    toy = make(name)
+    args, kwargs = toy.inputs(999.0, 0)
+    return deltapass.explain(toy, *args, options={**OPTIONS, **options}, **kwargs)
+
+
+def test_report_names_blocks_bodies_spans_costs_and_buffers() -> None:
+    text = str(report_of("adaln"))
+    for part in ("6 blocks", "distinct", "blocks 2..5", "blocks 0..3", "expected", "bytes"):
+        assert part in text
+
+
+def test_variant_runs_add_up_to_the_trajectory() -> None:
+    report = report_of("adaln")
+    assert sum(cost.runs for cost in report.variants) == report.steps == 8
+    assert report.schedule_table == (None, Span(2, 6)) * 2 + (None, Span(0, 4)) * 2
+    assert {cost.blocks for cost in report.variants} == {6, 2}
+
+
+def test_cached_variants_cost_less_by_just_the_skipped_blocks() -> None:
+    report = report_of("adaln")
+    refresh, cached = report.variants[0], report.variants[-1]
+    per_block = (refresh.macs.full - cached.macs.full) / 4
+    everything_else = refresh.macs.full - 6 * per_block
+    assert 0 <= everything_else < per_block
+    assert refresh.macs.paper < refresh.macs.full  # attention is in the full count only
+
+
+def test_expected_speedup_is_the_ratio_of_full_macs() -> None:
+    report = report_of("two_stream")
+    assert report.expected_speedup == report.plain_macs.full / report.trajectory_macs.full > 1.2
+
+
+def test_never_caching_expects_no_speedup_and_no_buffers() -> None:
+    report = report_of("adaln", cached_blocks=0)
+    assert (report.expected_speedup, report.buffer_bytes) == (1.0, 0)
+
+
+def test_refusal_is_reported_or_raised() -> None:
+    report = report_of("no_blocks")
+    assert "no stack of repeated blocks" in str(report)
+    assert report.expected_speedup == 1.0
+    with pytest.raises(NoBlocksError):
+        report_of("no_blocks", strict=True)
+
+
+def test_unknown_option_is_an_error() -> None:
+    with pytest.raises(UnknownOptionError, match="strict"):
+        report_of("adaln", stict=True)
+
+
+def test_model_is_not_run() -> None:
+    toy = make("adaln")
+    ran: list[int] = []
+    toy.register_forward_hook(lambda *_: ran.append(1))
+    args, kwargs = toy.inputs(999.0, 0)
+    with torch.no_grad():
+        deltapass.explain(toy, *args, **kwargs)
+    assert not ran
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "printed", "printed_cached"),
+    [
+        ("dit-xl-256", 20, 4.579, 2.862),
+        ("pixart-1024", 20, 85.651, 53.532),
+        ("sd3-1024", 28, 168.256, 105.160),
+    ],
+)
+def test_macs_of_real_sizes_agree_with_the_paper(
+    name: str, steps: int, printed: float, printed_cached: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("diffusers")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    from denoisers import DENOISERS
+
+    sys.modules.pop("measure", None)
+    denoiser = DENOISERS[name]("meta", torch.float32)
+    args, kwargs = denoiser.inputs(999.0)
+    report = deltapass.explain(denoiser.model, *args, options={"steps": steps}, **kwargs)
+    assert report.plain_macs.paper / 1e12 == pytest.approx(printed, rel=1e-3)
+    assert report.trajectory_macs.paper / 1e12 == pytest.approx(printed_cached, rel=1e-3)
+    assert report.expected_speedup == pytest.approx(1.6, rel=1e-3)
+
+
+def test_explaining_often_meets_no_recompile_limit() -> None:
+    toy = make("adaln")
+    args, kwargs = toy.inputs(999.0, 0)
+    reports = {str(deltapass.explain(toy, *args, **kwargs)) for _ in range(10)}
+    assert len(reports) == 1
