@@ -1,37 +1,66 @@
-"""Which deltas a table of steps makes worth emitting, reading and holding."""
+"""Which deltas a table of steps makes worth emitting, reading and holding.
+
+Everything is told for all steps at once, in time linear in the number of steps.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import Final
 
 from deltapass.schedule.rules import Span
 
+NOTHING: Final[frozenset[Span]] = frozenset()
 
-def emissions(table: Sequence[Span | None], order: int) -> tuple[frozenset[Span], ...]:
-    """For every step, the spans whose deltas a refresh there must emit.
 
-    A cached step reads the deltas of the last `order` + 1 refreshes before it, so a refresh
-    emits a span's delta only if a cached step of that span follows within that many refreshes.
-    Cached steps emit nothing.
+def reads_after(table: Sequence[Span | None], order: int) -> tuple[frozenset[Span], ...]:
+    """For every step, the spans whose deltas, if made there, some later cached step reads.
+
+    A cached step reads the deltas of the last `order` + 1 refreshes before it. What is made at a
+    step is therefore read by the cached steps up to the next refresh, and by those of `order`
+    further runs of cached steps.
     """
-    return tuple(
-        frozenset() if span is not None else read_after(table, step, order)
-        for step, span in enumerate(table)
-    )
+    runs: deque[frozenset[Span]] = deque(maxlen=order)  # spans of the runs after the present one
+    run = read = NOTHING
+    found = []
+    for row in reversed(table):
+        found.append(read)
+        if row is None:
+            runs.append(run)
+            run, read = NOTHING, NOTHING.union(*runs)
+        elif row not in run:
+            run, read = run | {row}, read | {row}
+    return tuple(reversed(found))
 
 
 def read_after(table: Sequence[Span | None], step: int, order: int) -> frozenset[Span]:
-    """Spans whose deltas, if made at `step`, later cached steps read: within `order` refreshes."""
-    read: set[Span] = set()
-    refreshes = 0
-    for span in table[step + 1 :]:
-        if span is not None:
-            read.add(span)
-            continue
-        refreshes += 1
-        if refreshes > order:
-            break
-    return frozenset(read)
+    """`reads_after` of one step."""
+    return reads_after(table, order)[step]
+
+
+def emissions(table: Sequence[Span | None], order: int) -> tuple[frozenset[Span], ...]:
+    """For every step, the spans whose deltas a refresh there must emit; none for cached steps."""
+    read = reads_after(table, order)
+    return tuple(spans if row is None else NOTHING for row, spans in zip(table, read, strict=True))
+
+
+def kept_after(table: Sequence[Span | None]) -> tuple[frozenset[Span], ...]:
+    """For every step, the spans that later steps skip; deltas of other spans can go."""
+    kept = NOTHING
+    found = []
+    for row in reversed(table):
+        found.append(kept)
+        if row is not None and row not in kept:
+            kept |= {row}
+    return tuple(reversed(found))
+
+
+def fresh_since(table: Sequence[Span | None]) -> tuple[int, ...]:
+    """For every step, the last refresh at or before it; 0 where there is none."""
+    refreshes = (step if row is None else 0 for step, row in enumerate(table))
+    return tuple(accumulate(refreshes, max))
 
 
 def held_deltas(table: Sequence[Span | None], order: int) -> tuple[dict[Span, int], ...]:
@@ -41,10 +70,9 @@ def held_deltas(table: Sequence[Span | None], order: int) -> tuple[dict[Span, in
     """
     held: dict[Span, int] = {}
     after = []
-    for step, emitted in enumerate(emissions(table, order)):
+    for emitted, kept in zip(emissions(table, order), kept_after(table), strict=True):
         for span in emitted:
             held[span] = min(order + 1, held.get(span, 0) + 1)
-        later = set(table[step + 1 :])
-        held = {span: count for span, count in held.items() if span in later}
-        after.append(dict(held))
+        held = {span: count for span, count in held.items() if span in kept}
+        after.append(held.copy())
     return tuple(after)
