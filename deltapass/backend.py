@@ -39,7 +39,7 @@ from deltapass.errors import (
     UnsupportedGraphError,
 )
 from deltapass.options import Options, parse_options
-from deltapass.selector.model import Facts
+from deltapass.selector.model import ModelInfo
 from deltapass.selector.selector import Selector
 from deltapass.sessions.changes import fingerprint
 from deltapass.sessions.session import active_session
@@ -121,11 +121,11 @@ def _compile(
     )
     variants.warm_up(plan)
     constants = tuple(outlined.captured.constants.values())
-    facts = facts_of(plan, options.per_step, variants.key)
+    facts = model_info(plan, options.per_step, variants.key)
     return Selector(facts, variants, constants=constants, strict=options.strict)
 
 
-def facts_of(plan: Plan, per_step: Sequence[str], lowered: tuple[object, ...]) -> Facts:
+def model_info(plan: Plan, per_step: Sequence[str], lowered: tuple[object, ...]) -> ModelInfo:
     """What the run time must know of a planned model.
 
     Args:
@@ -139,7 +139,7 @@ def facts_of(plan: Plan, per_step: Sequence[str], lowered: tuple[object, ...]) -
     outlined = plan.outline
     held = outlined.captured.constants.values()
     constants = tuple(tuple(fingerprint(constant).tolist()) for constant in held)
-    return Facts(
+    return ModelInfo(
         inputs=outlined.captured.inputs,
         conditioning=conditioning_of(outlined, per_step),
         structure=hash((lowered, outlined.program.key, constants)),

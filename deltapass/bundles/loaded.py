@@ -25,7 +25,7 @@ from deltapass.errors import BundleError, SignatureError, StateError
 from deltapass.graph.program import Input, Macs, Role, TensorSpec
 from deltapass.graph.sizes import evaluate, read_sizes
 from deltapass.schedule.files import schedule_from
-from deltapass.selector.model import Facts
+from deltapass.selector.model import ModelInfo
 from deltapass.selector.selector import Selector
 
 MANY_SELECTORS: Final = 64  # for one bundle of dynamic shapes
@@ -177,7 +177,7 @@ class LoadedModel(torch.nn.Module):
             Input(name=entry.name, role=Role(entry.role), spec=TensorSpec.of(tensor))
             for entry, tensor in zip(plan.inputs, arguments, strict=True)
         )
-        facts = Facts(
+        facts = ModelInfo(
             inputs=inputs,
             conditioning={at: i.name for at, i in enumerate(inputs) if i.name in plan.conditioning},
             structure=hash((plan.weights["fingerprint"], tuple(i.spec for i in inputs))),

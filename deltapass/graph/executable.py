@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, final
 
 import torch
@@ -10,6 +10,8 @@ import torch
 from deltapass.graph.program import Literal, Macs
 
 Lowered = Callable[..., Sequence[torch.Tensor]]
+# A variant that can be run: inputs (then deltas) -> the model's outputs, new deltas.
+Variant = Callable[[Sequence[Any]], tuple[tuple[Any, ...], tuple[torch.Tensor, ...]]]
 
 
 class CallList(Protocol):
@@ -38,56 +40,85 @@ class CallList(Protocol):
 
 @final
 class Executable:
-    """A program whose bodies are lowered: calls them in order and lets go of values early.
+    """A program whose bodies are lowered, run by a Python function generated for it.
 
-    Values live in numbered slots. A slot is emptied after its last use, so that stitching
-    bodies together holds no more memory than one graph would.
+    The function calls the bodies in order and lets go of every value after its last use, so that
+    stitching bodies together holds no more memory than one graph would. `source` is its text. The
+    generator of torch.fx cannot be used: it names what it calls by module and attribute, and
+    lowered bodies are callables that have neither.
     """
 
     def __init__(self, program: CallList, lower: Callable[[Any], Lowered]) -> None:
         self.program = program
         self.macs = program.macs
-        slots = {name: at for at, name in enumerate(program.inputs)}
-        for call in program.calls:
-            for name in call.outputs:
-                slots.setdefault(name, len(slots))
-        results = (result for result in program.results if isinstance(result, str))
-        kept = {*results, *program.deltas}
-        self._size = len(slots)
-        self._results = tuple(
-            (slots[r], None) if isinstance(r, str) else (None, r.value) for r in program.results
-        )
-        self._deltas = tuple(slots[name] for name in program.deltas)
-        self._steps = tuple(
-            (
-                lower(call.body),
-                tuple(slots[name] for name in call.inputs),
-                tuple(slots[name] for name in call.outputs),
-                tuple(slots[name] for name in dead),
-            )
-            for call, dead in zip(program.calls, _last_uses(program, kept), strict=True)
-        )
+        self.source = generate(program)
+        bodies: dict[str, Any] = {
+            f"body_{at}": lower(call.body) for at, call in enumerate(program.calls)
+        }
+        literals = {f"literal_{at}": value for at, value in _literals(program)}
+        names: dict[str, Any] = {**bodies, **literals}
+        exec(compile(self.source, "<deltapass program>", "exec"), names)
+        self._run: Variant = names["run"]
 
     def __call__(
         self, arguments: Sequence[Any]
     ) -> tuple[tuple[Any, ...], tuple[torch.Tensor, ...]]:
         """Run on the program's inputs; gives the model's outputs and the deltas."""
-        values: list[Any] = [*arguments, *(None for _ in range(self._size - len(arguments)))]
-        for run, taken, given, dead in self._steps:
-            made = run(*[values[slot] for slot in taken])
-            for slot, value in zip(given, made, strict=True):
-                values[slot] = value
-            for slot in dead:
-                values[slot] = None
-        results = tuple(
-            literal if slot is None else values[slot] for slot, literal in self._results
-        )
-        return results, tuple(values[slot] for slot in self._deltas)
+        return self._run(arguments)
 
 
-def _last_uses(program: CallList, kept: set[str]) -> list[tuple[str, ...]]:
-    """For every call, the values nobody reads after it."""
-    seen = set(kept)
+def generate(program: CallList) -> str:
+    """The text of a function `run(arguments)` that makes the program's calls.
+
+    Two calls, of which the second gives the only delta, become:
+
+        def run(arguments):
+            v0, v1, v2, = arguments
+            v3, = body_0(v0, v1)
+            v4, = body_1(v3, v2)
+            v3 = None
+            return (v3,), (v4,)
+    """
+    names: dict[str, str] = {}
+    for name in (*program.inputs, *(name for call in program.calls for name in call.outputs)):
+        names.setdefault(name, f"v{len(names)}")
+    lines = [f"{_targets(program.inputs, names)}arguments"]
+    for at, (call, dead) in enumerate(zip(program.calls, _last_uses(program), strict=True)):
+        taken = ", ".join(names[name] for name in call.inputs)
+        lines.append(f"{_targets(call.outputs, names)}body_{at}({taken})")
+        if dead:
+            lines.append(f"{' = '.join(names[name] for name in dead)} = None")
+    literals = {at for at, _ in _literals(program)}
+    results = (
+        f"literal_{at}" if at in literals else names[str(result)]
+        for at, result in enumerate(program.results)
+    )
+    deltas = (names[name] for name in program.deltas)
+    lines.append(f"return {_tuple(results)}, {_tuple(deltas)}")
+    return "\n    ".join(["def run(arguments):", *lines, ""])
+
+
+def _targets(names: Sequence[str], short: Mapping[str, str]) -> str:
+    """Left side of an assignment that takes exactly these values apart."""
+    return f"{', '.join(short[name] for name in names)}, = " if names else "() = "
+
+
+def _tuple(parts: Iterable[str]) -> str:
+    return f"({''.join(f'{part}, ' for part in parts)})"
+
+
+def _literals(program: CallList) -> list[tuple[int, object]]:
+    """Position and value of the results that are literals."""
+    return [(at, r.value) for at, r in enumerate(program.results) if isinstance(r, Literal)]
+
+
+def _last_uses(program: CallList) -> list[tuple[str, ...]]:
+    """For every call, the values made by calls that nobody reads after it.
+
+    The program's inputs are left out: whoever calls holds them anyway.
+    """
+    results = (result for result in program.results if isinstance(result, str))
+    seen = {*results, *program.deltas, *program.inputs}
     dead = []
     for call in reversed(program.calls):
         names = dict.fromkeys((*call.inputs, *call.outputs))

@@ -27,7 +27,7 @@ from deltapass.pipelines.follow import (
     watch_denoiser,
 )
 from deltapass.schedule.rules import AnySchedule
-from deltapass.selector.call import known_tracker
+from deltapass.selector.trackers import known_tracker
 from deltapass.sessions.report import SessionReport
 from deltapass.sessions.session import Session, active_session
 
@@ -96,13 +96,13 @@ class Attachment:
         outer, run = active_session(), current_run()
         mine = outer is None or (run is not None and run.session is outer)
         session = Session(schedule=self.schedule) if mine or outer is None else outer
-        calls = len(session.entries)
+        before = session.entries.count
         try:
             with following(session, pipe.scheduler) as run, session:
                 run.open()
                 yield
         finally:
-            self.last = SessionReport(tuple(session.entries[calls:]))
+            self.last = session.entries.report(before)
         self._check_that_it_ran(run.stepped_once)
 
     def _watch(self, pipe: Any) -> None:
@@ -183,7 +183,7 @@ def last_report(subject: Any) -> SessionReport | None:
     if attachment is not None:
         return attachment.last
     tracker = known_tracker([subject, *subject.parameters(), *subject.buffers()])
-    return None if tracker is None else SessionReport(tuple(tracker.entries))
+    return None if tracker is None else tracker.entries.report()
 
 
 def attachment_of(pipe: Any) -> Attachment | None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from deltapass.errors import AttachError
-from deltapass.sessions import context as active
+from deltapass.sessions import context
 from deltapass.sessions.session import Session
 
 _RUN: Final[ContextVar[Run | None]] = ContextVar("deltapass_run", default=None)
@@ -92,11 +92,11 @@ def following(session: Session, scheduler: Any) -> Iterator[Run]:
 @contextmanager
 def outside() -> Iterator[None]:
     """Leave the run, and every session, for the calls inside."""
-    token, stay = _RUN.set(None), active.enter(None)
+    token, stay = _RUN.set(None), context.enter(None)
     try:
         yield
     finally:
-        active.leave(stay)
+        context.leave(stay)
         _RUN.reset(token)
 
 

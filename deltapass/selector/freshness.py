@@ -11,20 +11,21 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from deltapass.graph.program import Input, Role, TensorSpec, shown
-from deltapass.selector.call import Moment
-from deltapass.sessions.changes import changed_inputs
-from deltapass.sessions.deltas import BranchState, Doubt, History
+from deltapass.selector.call import PlannedCall
+from deltapass.sessions.changes import are_as_seen, changed_inputs
+from deltapass.sessions.deltas import Doubt, History, Lane, Row
 from deltapass.sessions.report import Cause
+from deltapass.sessions.trajectory import Place
 from deltapass.sessions.weights import Weighed, same_weights
 
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Graph:
-    """What of a compiled graph its deltas depend on.
+    """The parts of a compiled graph that its deltas depend on.
 
     Attributes:
-        key: The graph itself; held weakly by the states.
+        key: The graph itself; held weakly by the lanes.
         structure: Equal for graphs that compute the same: threads that compile one model at once
             get a graph each, and any of them may be called later.
         specs: Name -> spec of its data inputs, the noisy sample first.
@@ -44,13 +45,34 @@ def data_specs(inputs: Sequence[Input]) -> tuple[tuple[str, TensorSpec], ...]:
     return tuple((given.name, given.spec) for given in found if given.spec)
 
 
+def is_as_before(
+    call: PlannedCall, graph: Graph, arguments: Sequence[Any], weights: Weighed
+) -> bool:
+    """Whether a call surely continues the last one of its branch: then its deltas hold.
+
+    The quick question of every call, by identities and versions alone. Where it says no, `examine`
+    looks closer, finds the reason if there is one, and brings the lane up to date.
+    """
+    lane = call.lane
+    return (
+        lane.weights is weights
+        and lane.doubt is None
+        and not lane.changes
+        and lane.last_step is not None
+        and call.place.step - lane.last_step <= 1
+        and lane.graph is not None
+        and lane.graph() is graph.key
+        and are_as_seen(lane.conditioning, arguments)
+    )
+
+
 def examine(
-    moment: Moment, graph: Graph, arguments: Sequence[Any], weights: Weighed
+    call: PlannedCall, graph: Graph, arguments: Sequence[Any], weights: Weighed
 ) -> Doubt | None:
     """Compare a call with the last one of its branch; drop the deltas if they are not for it.
 
     Args:
-        moment: What is known about the call; its state is brought up to date.
+        call: What is known about the call; its lane is brought up to date.
         graph: The graph about to run.
         arguments: Inputs of the call.
         weights: How the weights are now.
@@ -58,39 +80,39 @@ def examine(
     Returns:
         Why the deltas were dropped, or were not there to begin with; None if they hold.
     """
-    state = moment.state
+    lane = call.lane
     reasons = (
-        state.doubt,
-        _other_graph(state, graph),
-        _gap(state, moment),
-        _other_weights(state, weights),
-        _other_conditioning(state, graph, arguments, moment),
+        lane.doubt,
+        _other_graph(lane, graph),
+        _gap(lane, call.place),
+        _other_weights(lane, weights),
+        _other_conditioning(lane, graph, arguments, certain=call.certain),
     )
-    state.doubt, state.last_step, state.weights = None, moment.step, weights
-    state.belong_to(graph.key, graph.specs, graph.structure)
+    lane.doubt, lane.last_step, lane.weights = None, call.place.step, weights
+    lane.belong_to(graph.key, graph.specs, graph.structure)
     doubt = next((reason for reason in reasons if reason is not None), None)
     if doubt is not None:
-        state.histories = {}
+        lane.histories = {}
     return doubt
 
 
-def missing(moment: Moment, history: History | None) -> Doubt | None:
+def missing(row: Row, step: int, history: History | None) -> Doubt | None:
     """Why the planned span has no delta of the right age; None if it has, or is a refresh."""
-    if moment.planned is None:
+    if row.planned is None:
         return None
     if history is None or not history.deltas:
-        return Doubt(Cause.NO_DELTA, f"no refresh kept a delta of {moment.planned}")
-    if not moment.fresh_since <= history.at[0] < moment.step:
-        fact = f"its delta is from step {history.at[0]}, not {moment.fresh_since}"
+        return Doubt(Cause.NO_DELTA, f"no refresh kept a delta of {row.planned}")
+    if not row.fresh_since <= history.at[0] < step:
+        fact = f"its delta is from step {history.at[0]}, not {row.fresh_since}"
         return Doubt(Cause.SKIPPED, fact)
     return None
 
 
-def _other_graph(state: BranchState, graph: Graph) -> Doubt | None:
-    if state.graph is None or state.structure == graph.structure:
+def _other_graph(lane: Lane, graph: Graph) -> Doubt | None:
+    if lane.graph is None or lane.structure == graph.structure:
         return None
-    state.conditioning.clear()  # positions of the other graph
-    before, now = dict(state.specs), dict(graph.specs)
+    lane.conditioning.clear()  # positions of the other graph
+    before, now = dict(lane.specs), dict(graph.specs)
     for name in [name for name in now if name in before and now[name] != before[name]]:
         old, new = before[name], now[name]
         layout = f" of strides {old.stride}", f" of strides {new.stride}"
@@ -110,30 +132,28 @@ def _difference(before: TensorSpec, now: TensorSpec) -> Cause:
     return Cause.BATCH if batch_alone else Cause.SHAPE
 
 
-def _gap(state: BranchState, moment: Moment) -> Doubt | None:
+def _gap(lane: Lane, place: Place) -> Doubt | None:
     """A branch that missed a step: the sampler jumped, or guidance was off in between."""
-    if state.last_step is None or moment.step - state.last_step <= 1:
+    if lane.last_step is None or place.step - lane.last_step <= 1:
         return None
-    if moment.before == moment.step - 1:
-        fact = f"this branch was not called between steps {state.last_step} and {moment.step}"
+    if place.before == place.step - 1:
+        fact = f"this branch was not called between steps {lane.last_step} and {place.step}"
         return Doubt(Cause.GUIDANCE, fact)
-    return Doubt(Cause.SKIPPED, f"went from step {state.last_step} to {moment.step}")
+    return Doubt(Cause.SKIPPED, f"went from step {lane.last_step} to {place.step}")
 
 
-def _other_weights(state: BranchState, weights: Weighed) -> Doubt | None:
-    if state.weights is None or same_weights(state.weights, weights):
+def _other_weights(lane: Lane, weights: Weighed) -> Doubt | None:
+    if lane.weights is None or same_weights(lane.weights, weights):
         return None
     return Doubt(Cause.WEIGHTS, "the weights changed")
 
 
 def _other_conditioning(
-    state: BranchState, graph: Graph, arguments: Sequence[Any], moment: Moment
+    lane: Lane, graph: Graph, arguments: Sequence[Any], *, certain: bool
 ) -> Doubt | None:
-    names = changed_inputs(
-        state.conditioning, arguments, graph.conditioning, certain=moment.certain
-    )
-    state.changed = names
-    state.changes = state.changes + 1 if names else 0
+    names = changed_inputs(lane.conditioning, arguments, graph.conditioning, certain=certain)
+    lane.changed = names
+    lane.changes = lane.changes + 1 if names else 0
     if not names:
         return None
     return Doubt(Cause.CONDITIONING, f"the conditioning changed: {', '.join(map(shown, names))}")

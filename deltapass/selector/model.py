@@ -1,7 +1,7 @@
 """What the run time must know of a model: the same for one compiled here and one loaded from disk.
 
-Takes nothing of graphs: a plan bundle has none. `Facts` says what a call's inputs mean and what is
-planned; a `Repertoire` gives the variants that can be run.
+Takes nothing of graphs: a plan bundle has none. `ModelInfo` says what a call's inputs mean
+and what is planned; a `Repertoire` gives the variants that can be run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deltapass.schedule.rules import AnySchedule, Span, Table
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class ModelInfo:
     """How one model is run under one schedule.
 
     Attributes:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from operator import itemgetter
+from collections.abc import Sequence
 from typing import Any, Final, final
 
 import torch
@@ -25,16 +24,17 @@ from deltapass.errors import (
 )
 from deltapass.graph.program import Macs, Role, shown
 from deltapass.schedule.rules import Span
-from deltapass.selector.call import Moment, find_moments
-from deltapass.selector.freshness import Graph, data_specs, examine, missing
-from deltapass.selector.model import Facts, Repertoire
-from deltapass.sessions.deltas import Doubt, History
+from deltapass.selector.call import CallFinder, PlannedCall
+from deltapass.selector.freshness import Graph, data_specs, examine, is_as_before, missing
+from deltapass.selector.model import ModelInfo, Repertoire
+from deltapass.sessions.deltas import Doubt, History, Lane
 from deltapass.sessions.report import Cause, Entry
 from deltapass.sessions.session import active_session
-from deltapass.sessions.weights import weigh
+from deltapass.sessions.weights import WeightWatch
 
 MAX_CHANGES: Final = 3  # calls in a row with new conditioning before it is said
 MANY_STARTS: Final = 100  # first steps in a row without a second one before it is said
+MANY_TRENDS: Final = 256  # schedules have few gaps between refreshes, but any are allowed
 
 
 @final
@@ -43,59 +43,75 @@ class Selector:
 
     def __init__(
         self,
-        facts: Facts,
+        model: ModelInfo,
         variants: Repertoire,
         *,
         constants: Sequence[torch.Tensor] = (),
         strict: bool = False,
     ) -> None:
         """`constants` are handed to every variant after the call's own inputs."""
-        self.facts = facts
+        self.model = model
         self.variants = variants
         self.strict = strict
-        self.moments = find_moments(facts, variants)
+        self.calls = CallFinder(model, variants)
         self._graph = Graph(
             key=self,
-            structure=facts.structure,
-            specs=data_specs(facts.inputs),
-            conditioning=facts.conditioning,
+            structure=model.structure,
+            specs=data_specs(model.inputs),
+            conditioning=model.conditioning,
         )
         self._constants = tuple(constants)
-        weights = [at for at, given in enumerate(facts.inputs) if given.role is Role.WEIGHT]
-        self._weights: Callable[[Sequence[Any]], Any] = _picker(weights)
+        inputs = enumerate(model.inputs)
+        self._weights = WeightWatch([at for at, given in inputs if given.role is Role.WEIGHT])
+        self._trends = Trends()
         self._warned: set[str] = set()
 
     def __call__(self, *arguments: Any) -> tuple[Any, ...]:
         """Run one call of the model; inputs and outputs are those of the captured graph."""
         started = time.perf_counter()
         try:
-            moment = self.moments.find(arguments)
+            call = self.calls.find(arguments)
         except (UnsupportedGraphError, ScheduleError) as error:
             return self._run_refused(arguments, error, started)
         try:
-            return self._run(arguments, moment, started)
+            return self._run(arguments, call, started)
         except BaseException as error:  # an interrupt must not leave half a delta either
-            self._forget(moment, arguments, error)
+            self._forget(call, arguments, error)
             raise
 
-    def _run(self, arguments: Sequence[Any], moment: Moment, started: float) -> tuple[Any, ...]:
-        weights = weigh(self._weights(arguments))
-        doubt = examine(moment, self._graph, arguments, weights)
-        history = moment.state.histories.get(moment.planned) if moment.planned else None
-        doubt = doubt or missing(moment, history)
-        self._say_what_never_caches(moment)
-        span = None if doubt is not None else moment.planned
-        if span is None or history is None:
-            results, macs = self._run_refresh(arguments, moment)
+    def _run(
+        self, arguments: tuple[Any, ...], call: PlannedCall, started: float
+    ) -> tuple[Any, ...]:
+        place, row, lane, log, _ = call
+        doubt = self._doubt(call, arguments)
+        planned = row.planned
+        history = lane.histories.get(planned) if planned is not None else None
+        doubt = doubt or missing(row, place.step, history)
+        if lane.changes == MAX_CHANGES or self.calls.starts == MANY_STARTS:
+            self._say_what_never_caches(lane)
+        if planned is None or doubt is not None or history is None:
+            realised = None
+            results, macs = self._run_refresh(arguments, call)
         else:
-            results, macs = self._run_cached(arguments, moment, history)
-        moment.entries.append(_entry(moment, span, doubt, (macs, self.facts.macs), started))
+            realised = planned
+            results, macs = self._run_cached(arguments, call, history)
+        cause, reason = doubt if doubt is not None else (None, "")
+        where = (place.trajectory, place.step, place.branch, planned, realised)
+        log.note(*where, cause, reason, _since(started), macs, self.model.macs)
         return results
 
-    def _say_what_never_caches(self, moment: Moment) -> None:
-        if moment.state.changes == MAX_CHANGES:
-            self._refuse(ChangingInputError(tuple(map(shown, moment.state.changed))))
-        if self.moments.starts == MANY_STARTS:
+    def _doubt(self, call: PlannedCall, arguments: tuple[Any, ...]) -> Doubt | None:
+        """Why the deltas of the call's branch are worthless, if they are."""
+        weights = self._weights.look(arguments)
+        if is_as_before(call, self._graph, arguments, weights):
+            call.lane.last_step = call.place.step
+            return None
+        return examine(call, self._graph, arguments, weights)
+
+    def _say_what_never_caches(self, lane: Lane) -> None:
+        if lane.changes == MAX_CHANGES:
+            self._refuse(ChangingInputError(tuple(map(shown, lane.changed))))
+        if self.calls.starts == MANY_STARTS:
             fact = "each began a trajectory: random timesteps, or a thread or task for every call"
             self._refuse(StepUnknownError(f"of the last {MANY_STARTS} calls {fact}"))
 
@@ -115,43 +131,45 @@ class Selector:
             macs=variant.macs,
             full_macs=variant.macs,
         )
-        self.moments.note_refusal(arguments, entry)
+        self.calls.note_refusal(arguments, entry)
         return results
 
     def _run_refresh(
-        self, arguments: Sequence[Any], moment: Moment
+        self, arguments: Sequence[Any], call: PlannedCall
     ) -> tuple[tuple[Any, ...], Macs]:
-        state, keep = moment.state, self.facts.order + 1
-        spans = tuple(sorted(moment.emits()))
-        state.keep_only(moment.keeps)
-        for history in state.histories.values():
+        lane, row, keep = call.lane, call.row, self.model.order + 1
+        lane.keep_only(row.keeps)
+        for history in lane.histories.values():
             history.make_room(keep - 1)
-        variant = self.variants.refresh(spans)
+        variant = self.variants.refresh(row.emits)
         results, deltas = variant([*arguments, *self._constants])
-        for span in spans:
+        for span in row.emits:
             count = self.variants.streams(span)
-            state.histories.setdefault(span, History()).push(deltas[:count], moment.step, keep)
+            history = lane.histories.setdefault(span, History())
+            history.push(deltas[:count], call.place.step, keep)
             deltas = deltas[count:]
         return results, variant.macs
 
     def _run_cached(
-        self, arguments: Sequence[Any], moment: Moment, history: History
+        self, arguments: Sequence[Any], call: PlannedCall, history: History
     ) -> tuple[tuple[Any, ...], Macs]:
-        buffers: list[torch.Tensor] = [*history.deltas[0]]
-        if self.facts.order:
-            buffers += [*history.deltas[-1], _trend(history, moment.step, buffers[0].device)]
-        moment.state.keep_only(moment.keeps)
-        variant = self.variants.cached(moment.planned or Span(0, 0))
+        row = call.row
+        buffers = history.deltas[0]
+        if self.model.order:
+            trend = self._trends.weight(history.at, call.place.step, buffers[0].device)
+            buffers = (*buffers, *history.deltas[-1], trend)
+        call.lane.keep_only(row.keeps)
+        variant = self.variants.cached(row.planned or Span(0, 0))
         results, _ = variant([*arguments, *self._constants, *buffers])
         return results, variant.macs
 
-    def _forget(self, moment: Moment, arguments: Sequence[Any], error: BaseException) -> None:
+    def _forget(self, call: PlannedCall, arguments: Sequence[Any], error: BaseException) -> None:
         """After a failed call nothing of it may be read, and its second try is no new branch."""
-        fact = f"a call at step {moment.step} failed with {type(error).__name__}"
-        moment.state.drop(Doubt(Cause.FAILED, fact))
+        fact = f"a call at step {call.place.step} failed with {type(error).__name__}"
+        call.lane.drop(Doubt(Cause.FAILED, fact))
         session = active_session()
         if session is not None:
-            session.take_back(self.moments.owner_of(arguments))
+            session.take_back(self.calls.owner_of(arguments))
 
     def _refuse(self, error: DeltapassError) -> None:
         """Warn once for each reason, or raise where the user asked for strictness."""
@@ -162,43 +180,28 @@ class Selector:
             warnings.warn(f"nothing cached, full graph: {error}", RefusalWarning, stacklevel=3)
 
 
-def _picker(positions: Sequence[int]) -> Callable[[Sequence[Any]], Any]:
-    """Picks the arguments at some positions, as a tuple."""
-    if len(positions) > 1:
-        return itemgetter(*positions)
-    return lambda arguments: tuple(arguments[at] for at in positions)
+@final
+class Trends:
+    """Weights of the linear extrapolation, as tensors: made once for each weight and device."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[float, torch.device], torch.Tensor] = {}
+
+    def weight(self, at: Sequence[int], step: int, device: torch.device) -> torch.Tensor:
+        """W of d1 + w * (d1 - d0), over step positions; `at` are those of d1 and, last, of d0.
+
+        With one delta only, d0 is d1 and w is 0: the prediction of order 0.
+        """
+        newest, before = at[0], at[-1]
+        weight = (step - newest) / (newest - before) if newest != before else 0.0
+        made = self._made.get((weight, device))
+        if made is None:
+            if len(self._made) >= MANY_TRENDS:
+                self._made.clear()
+            made = torch.full((), weight, dtype=torch.float32, device=device)
+            self._made[weight, device] = made
+        return made
 
 
 def _since(started: float) -> float:
     return 1e3 * (time.perf_counter() - started)
-
-
-def _entry(
-    moment: Moment,
-    span: Span | None,
-    doubt: Doubt | None,
-    macs: tuple[Macs, Macs],
-    started: float,
-) -> Entry:
-    return Entry(
-        trajectory=moment.trajectory,
-        step=moment.step,
-        branch=moment.branch,
-        planned=moment.planned,
-        realised=span,
-        cause=doubt.cause if doubt else None,
-        reason=doubt.reason if doubt else "",
-        milliseconds=_since(started),
-        macs=macs[0],
-        full_macs=macs[1],
-    )
-
-
-def _trend(history: History, step: int, device: torch.device) -> torch.Tensor:
-    """W of the linear extrapolation d1 + w * (d1 - d0), over step positions.
-
-    With one delta only, d0 is d1 and w is 0: the prediction of order 0.
-    """
-    newest, before = history.at[0], history.at[-1]
-    weight = (step - newest) / (newest - before) if newest != before else 0.0
-    return torch.full((), weight, dtype=torch.float32, device=device)

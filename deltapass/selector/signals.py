@@ -45,10 +45,10 @@ class SignalReader:
         times = _times(arguments[self.timestep])
         sample = _ends(arguments[self.sample]) if self.sample is not None else []
         numbers = _read([times, *sample])
-        moments = numbers[: len(times)]
+        moments = [float(moment) for moment in numbers[: len(times)]]
         if arguments[self.timestep].ndim == 1 and min(moments) != max(moments):
             raise StepUnknownError("the samples of one batch are at different timesteps")
-        return Signals(max(moments), numbers[len(times) :])
+        return Signals(max(moments), tuple(numbers[len(times) :]))
 
 
 def signal_reader(inputs: Sequence[Input]) -> SignalReader | None:
@@ -62,22 +62,30 @@ def signal_reader(inputs: Sequence[Input]) -> SignalReader | None:
 
 def _times(timestep: torch.Tensor) -> torch.Tensor:
     """The timesteps of a call, or the least and greatest where there are many (one a token)."""
-    flat = timestep.reshape(-1)
+    flat = timestep if timestep.ndim == 1 else timestep.reshape(-1)
     return flat if len(flat) <= MANY else torch.stack(torch.aminmax(flat))
 
 
-def _read(parts: Sequence[torch.Tensor]) -> tuple[float, ...]:
+def _read(parts: Sequence[torch.Tensor]) -> list[float]:
     """Numbers of several tensors: at once from a device, where each read would wait for it."""
-    if all(part.device.type == "cpu" for part in parts):
-        return tuple(float(number) for part in parts for number in part.tolist())
-    device = next(part.device for part in parts if part.device.type != "cpu")
-    together: list[float] = torch.cat([p.to(device, torch.float32) for p in parts]).tolist()
-    return tuple(together)
+    if all(part.is_cpu for part in parts):
+        return [number for part in parts for number in _numbers(part)]
+    device = next(part.device for part in parts if not part.is_cpu)
+    together = [part.to(device, torch.float32).reshape(-1) for part in parts]
+    return _numbers(torch.cat(together))
+
+
+def _numbers(part: torch.Tensor) -> list[float]:
+    flat: list[float] = (part if part.ndim == 1 else part.reshape(-1)).tolist()
+    return flat
 
 
 def _ends(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The first and last few numbers of a tensor, without copying the rest."""
     if not tensor.ndim or not tensor.numel():
         return [tensor.reshape(-1)]
-    first, last = (0,) * (tensor.ndim - 1), (-1,) * (tensor.ndim - 1)
-    return [tensor[first][:PROBES], tensor[last][-PROBES:]]
+    if tensor.shape[-1] >= PROBES and tensor.is_contiguous():  # both ends as one view
+        last = tensor.numel() - PROBES
+        return [tensor.as_strided((2, PROBES), (last, 1), tensor.storage_offset())]
+    first, end = (0,) * (tensor.ndim - 1), (-1,) * (tensor.ndim - 1)
+    return [tensor[first][:PROBES], tensor[end][-PROBES:]]

@@ -7,26 +7,23 @@ is reported as ambiguous, and then nothing is cached.
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
-from deltapass.sessions.deltas import BranchState, Doubt
-from deltapass.sessions.report import Cause, Entry
-from deltapass.sessions.trajectory import NEW
+from deltapass.sessions.deltas import Doubt, Lane
+from deltapass.sessions.log import Log
+from deltapass.sessions.report import Cause
+from deltapass.sessions.trajectory import NEW, Place
 
 UNIT_SCALE: Final = 1.5  # first values up to this are read as 0..1, larger ones as 0..1000
 TRAINING_STEPS: Final = 1000.0
 MAX_BRANCHES: Final = 8
-MAX_ENTRIES: Final = 4096  # calls of one trajectory that are remembered for its report
 LEAP: Final = 4.0  # a gap between timesteps, over the one before it, that no sampler leaves
 FEW_STEP_GAP: Final = 0.08  # a first step this large means about a dozen steps or fewer
 
 
 @final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
-    """Where on its trajectory a call is.
+class Located(NamedTuple):
+    """Where on its trajectory a call is, as far as its timestep tells.
 
     Attributes:
         step: Steps since the trajectory's start.
@@ -52,7 +49,7 @@ class TimestepTracker:
 
     def __init__(self) -> None:
         self.trajectory = -1
-        self.entries: deque[Entry] = deque(maxlen=MAX_ENTRIES)
+        self.entries = Log()
         self._value: float | None = None
         self._sample: tuple[float, ...] = ()
         self._scale = 1.0
@@ -62,9 +59,9 @@ class TimestepTracker:
         self._few_steps = False
         self._problem = ""
         self._gap = 0.0
-        self._states: dict[int, BranchState] = {}
+        self._lanes: dict[int, Lane] = {}
 
-    def locate(self, value: float, sample: tuple[float, ...]) -> Place:
+    def locate(self, value: float, sample: tuple[float, ...]) -> Located:
         """Place a call by its timestep.
 
         Args:
@@ -81,20 +78,21 @@ class TimestepTracker:
             self._next_step(value, sample)
         else:
             self._jump_back(value, sample)
-        return Place(
-            step=self._step,
-            level=self._level(value),
-            branch=self._branch,
-            few_steps=self._few_steps,
-            problem=self._problem,
-        )
+        return Located(self._step, self._level(value), self._branch, self._few_steps, self._problem)
 
-    def state(self, branch: int) -> BranchState:
-        """The state of one branch of the present trajectory; empty at first."""
-        if branch not in self._states:
+    def lane(self, branch: int) -> Lane:
+        """The lane of one branch of the present trajectory; empty at first."""
+        lane = self._lanes.get(branch)
+        if lane is None:
             late = Doubt(Cause.BRANCH, f"this branch is first called at step {self._step}")
-            self._states[branch] = BranchState(NEW if self._step == 0 else late)
-        return self._states[branch]
+            lane = self._lanes[branch] = Lane(NEW if self._step == 0 else late)
+        return lane
+
+    def place(self, found: Located) -> Place:
+        """The place of a call just located."""
+        step, branch = found.step, found.branch
+        before = step - 1 if step else None
+        return Place(self.trajectory, step, (None, branch), 0, before, self.lane(branch))
 
     def _level(self, value: float) -> float:
         level = value / self._scale
@@ -110,7 +108,7 @@ class TimestepTracker:
         return self._step > 0 and gap > LEAP * self._gap and gap / self._scale > FEW_STEP_GAP
 
     def _restart(self, value: float, sample: tuple[float, ...]) -> None:
-        self._states.clear()
+        self._lanes.clear()
         self.entries.clear()
         self.trajectory += 1
         self._scale = TRAINING_STEPS if value > UNIT_SCALE else 1.0
@@ -123,7 +121,7 @@ class TimestepTracker:
             self._branch += 1
             if self._branch >= MAX_BRANCHES:
                 # A loop on fixed inputs, as in a benchmark: keep nothing for it.
-                self._states.clear()
+                self._lanes.clear()
                 self._problem = f"{MAX_BRANCHES} calls or more share one timestep and sample"
             return
         # Another trajectory at the same timestep, or a branch with a sample of its own.

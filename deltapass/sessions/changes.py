@@ -64,6 +64,18 @@ def look(tensor: torch.Tensor, before: Seen | None, *, certain: bool) -> tuple[S
     return now, before is not None and now.values != before.values
 
 
+def are_as_seen(seen: Mapping[int, Seen], arguments: Sequence[Any]) -> bool:
+    """Whether all inputs seen before are the same tensor objects at the same versions.
+
+    False where a tensor keeps no version: then `changed_inputs` has to look.
+    """
+    for at, before in seen.items():
+        tensor: torch.Tensor = arguments[at]
+        if before.version < 0 or before.tensor() is not tensor or tensor._version != before.version:
+            return False
+    return True
+
+
 def changed_inputs(
     seen: dict[int, Seen],
     arguments: Sequence[Any],

@@ -81,19 +81,18 @@ def position_of(session: Any) -> Position | None:
 
 def innermost() -> Any:
     """The innermost session of this context, or None."""
-    frames = _open_frames()
-    return frames[-1].stay.session if frames else None
+    for frame in reversed(_FRAMES.get()):
+        if frame.stay.open:
+            return frame.stay.session
+    return None
 
 
 def _open_frames() -> tuple[_Frame, ...]:
-    frames = _FRAMES.get()
-    if all(frame.stay.open for frame in frames):
-        return frames
-    return tuple(frame for frame in frames if frame.stay.open)
+    return tuple(frame for frame in _FRAMES.get() if frame.stay.open)
 
 
 def _frame_of(session: Any) -> _Frame | None:
-    for frame in reversed(_open_frames()):
-        if frame.stay.session is session:
+    for frame in reversed(_FRAMES.get()):
+        if frame.stay.session is session:  # a closed stay has none
             return frame
     return None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, final
 import torch
 
 from deltapass.graph.program import TensorSpec
-from deltapass.schedule.rules import Span
+from deltapass.schedule.rules import AnySchedule, Span
 from deltapass.sessions.changes import Seen
 from deltapass.sessions.report import Cause
 from deltapass.sessions.weights import Weighed
@@ -42,9 +42,40 @@ class History:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the schedule says of one step of a trajectory, for one model.
+
+    Attributes:
+        planned: The span to skip, or None for a refresh.
+        emits: Spans whose deltas later cached steps read, should the step refresh; sorted.
+        fresh_since: The last planned refresh; deltas from before it are too old.
+        keeps: Spans that later steps read; the deltas of others can go. None: not known.
+    """
+
+    planned: Span | None
+    emits: tuple[Span, ...]
+    fresh_since: int
+    keeps: frozenset[Span] | None
+
+
+@final
+class LaneTable(NamedTuple):
+    """The rows of a whole trajectory, and what they were made for, compared by identity.
+
+    `model` is a token that stands for the compiled graph: the graph itself must not be held.
+    """
+
+    model: object
+    schedule: AnySchedule
+    steps: int
+    rows: tuple[Row, ...]
+
+
+@final
 @dataclass(slots=True, weakref_slot=True)
-class BranchState:
-    """The deltas of one branch, and what they were made from.
+class Lane:
+    """One branch of one trajectory on one model: its deltas, and what they were made from.
 
     `histories` is replaced rather than emptied: a call in another thread may be reading it.
 
@@ -58,6 +89,7 @@ class BranchState:
         conditioning: What the conditioning inputs looked like at the last call.
         changed: Names of the conditioning inputs that had changed at the last call.
         changes: Calls in a row whose conditioning had changed.
+        table: The schedule's rows, found once.
     """
 
     doubt: Doubt | None
@@ -70,6 +102,7 @@ class BranchState:
     conditioning: dict[int, Seen] = field(default_factory=dict)
     changed: tuple[str, ...] = ()
     changes: int = 0
+    table: LaneTable | None = None
 
     def drop(self, doubt: Doubt) -> None:
         """Forget the deltas: the next call refreshes, and this is why."""
@@ -81,7 +114,7 @@ class BranchState:
     ) -> None:
         """Note which graph is called now; nobody can read its deltas once it is gone."""
         if self.graph is None or self.graph() is not graph:
-            mine = weakref.ref(self)  # a state in a cycle would hold its deltas too long
+            mine = weakref.ref(self)  # a lane in a cycle would hold its deltas too long
             self.graph = weakref.ref(graph, lambda gone: _let_go(mine(), gone))
             self.structure, self.specs = structure, specs
 
@@ -101,7 +134,7 @@ class BranchState:
         )
 
 
-def _let_go(state: BranchState | None, gone: weakref.ref[Any]) -> None:
+def _let_go(lane: Lane | None, gone: weakref.ref[Any]) -> None:
     """Nobody can read the deltas of a graph that is gone."""
-    if state is not None and state.graph is gone:
-        state.histories = {}
+    if lane is not None and lane.graph is gone:
+        lane.histories = {}

@@ -140,10 +140,11 @@ class SessionReport:
     """All calls of a session, in order.
 
     Calls of unknown cost, such as refused ones, have no MACs and so count neither as saved nor as
-    spent.
+    spent. `forgotten` counts the calls before `entries` that a long session no longer remembers.
     """
 
     entries: tuple[Entry, ...]
+    forgotten: int = 0
 
     @property
     def calls(self) -> int:
@@ -228,6 +229,8 @@ class SessionReport:
         if self.full_macs.full:
             parts.append(f"{100 * self.saved_share:.1f} % of MACs saved ({self.speedup:.2f}x)")
         parts.append(f"{self.milliseconds:.{0 if self.milliseconds >= 100 else 1}f} ms")
+        if self.forgotten:
+            parts.append(f"after {_number(self.forgotten, 'call', 'calls')} no longer remembered")
         return ", ".join(parts)
 
     def table(self) -> RichTable:
@@ -268,6 +271,7 @@ class SessionReport:
                 "saved_share": self.saved_share,
                 "speedup": self.speedup,
             },
+            "forgotten": self.forgotten,
             "entries": [entry.to_dict() for entry in self.entries],
         }
 

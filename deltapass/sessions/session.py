@@ -17,10 +17,11 @@ from typing import Any, Final, cast, final
 
 from deltapass.errors import NoStepError, RefusalWarning, StateError, StepOutsideError
 from deltapass.schedule.rules import AnySchedule
-from deltapass.sessions import context as active
+from deltapass.sessions import context
 from deltapass.sessions.context import Position, Stay
 from deltapass.sessions.counting import step_count, whole_step
 from deltapass.sessions.deltas import Doubt
+from deltapass.sessions.log import Log
 from deltapass.sessions.report import Cause, Entry, SessionReport
 from deltapass.sessions.suspension import Suspended, bring_back, set_aside, throw_away
 from deltapass.sessions.trajectory import NEW, Place, Trajectory
@@ -44,7 +45,7 @@ class Session:
     Attributes:
         steps: Steps of a trajectory; None until a pipeline's scheduler says.
         fixed: Whether `steps` was given by the caller.
-        entries: What was done so far.
+        entries: What was done so far: the newest calls, as `Entry`.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Session:
     ) -> None:
         self.steps = step_count(steps, timesteps)
         self.fixed = self.steps is not None
-        self.entries: list[Entry] = []
+        self.entries = Log()
         self._schedule = schedule
         self._lock = threading.RLock()
         self._stays: list[Stay] = []
@@ -67,15 +68,15 @@ class Session:
 
     def __enter__(self) -> Session:
         with self._lock:
-            self._stays.append(active.enter(self))
+            self._stays.append(context.enter(self))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._lock:
-            here = active.stay_of(self)
+            here = context.stay_of(self)
             stay = here if here in self._stays else self._stays[-1]
             self._stays.remove(stay)
-            active.leave(stay)
+            context.leave(stay)
             last, told = not self._stays, self._trajectory.told
             if last:
                 self._begin(NEW)
@@ -106,11 +107,11 @@ class Session:
             StepOutsideError: If `step` is not a step of this session.
             StateError: If the session has no number of steps.
         """
-        stay = active.enter(self, self._announce(step, branch, again=again))
+        stay = context.enter(self, self._announce(step, branch, again=again))
         try:
             yield self
         finally:
-            active.leave(stay)
+            context.leave(stay)
 
     # ---- where it stands ----------------------------------------------------------------------
 
@@ -125,12 +126,12 @@ class Session:
             StepOutsideError: If the index is not a step of this session.
             StateError: If the session is not active here, or has no number of steps.
         """
-        if active.stay_of(self) is None:
+        if context.stay_of(self) is None:
             raise StateError(
                 "step() of a session that is not active in this thread or task",
                 "Call it inside `with session:`, or use `with session.at(i):`",
             )
-        active.move(self, self._announce(index, branch))
+        context.move(self, self._announce(index, branch))
 
     def _announce(self, index: int, branch: Hashable, *, again: bool = False) -> Position:
         with self._lock:
@@ -187,16 +188,17 @@ class Session:
             NoStepError: If `step` has not been called yet in this thread or task.
             StateError: If suspended deltas cannot be brought back.
         """
-        position = active.position_of(self)
+        position = context.position_of(self)
         with self._lock:
             if position is None or position.of is not self._trajectory.token:
                 raise NoStepError
-            self.resume()
+            if self._suspended is not None:
+                self.resume()
             return self._trajectory.place(position, owner)
 
     def take_back(self, owner: Any) -> None:
         """Uncount a call that failed: its second try is no other branch."""
-        position = active.position_of(self)
+        position = context.position_of(self)
         with self._lock:
             if position is not None:
                 self._trajectory.take_back(position, owner)
@@ -238,8 +240,8 @@ class Session:
         with self._lock:
             if self._suspended is not None:
                 raise StateError("the session is suspended already", "Call resume() first")
-            states = list(self._trajectory.states)
-            self._suspended = set_aside(states, None if path is None else Path(path))
+            lanes = list(self._trajectory.lanes)
+            self._suspended = set_aside(lanes, None if path is None else Path(path))
 
     def resume(self) -> None:
         """Bring the deltas back that `suspend` set aside; without any, do nothing.
@@ -256,13 +258,13 @@ class Session:
     def nbytes(self) -> int:
         """Bytes (not KiB) of all deltas held in memory."""
         with self._lock:
-            return sum(state.nbytes for state in self._trajectory.states)
+            return sum(lane.nbytes for lane in self._trajectory.lanes)
 
     # ---- the report ---------------------------------------------------------------------------
 
     def located(self, entry: Entry) -> Entry:
         """An entry with the place where this session stands, as far as it is known."""
-        position = active.position_of(self)
+        position = context.position_of(self)
         step = None if position is None else position.step
         branch = None if position is None else position.branch
         return replace(entry, trajectory=self._trajectory.number, step=step, branch=branch)
@@ -282,11 +284,11 @@ class Session:
         refused = Entry(step=None, planned=None, realised=None, cause=Cause.REFUSED, reason=reason)
         entry = self.located(refused)
         if not self.entries or self.entries[-1] != entry:
-            self.entries.append(entry)
+            self.entries.note_entry(entry)
 
     def report(self) -> SessionReport:
         """What was planned and what was run, call by call."""
-        return SessionReport(tuple(self.entries))
+        return self.entries.report()
 
 
 def session(
@@ -310,4 +312,4 @@ def session(
 
 def active_session() -> Session | None:
     """The innermost session that is active in this thread or task, and not yet left elsewhere."""
-    return cast("Session | None", active.innermost())
+    return cast("Session | None", context.innermost())

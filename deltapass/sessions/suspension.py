@@ -14,7 +14,7 @@ import torch
 
 from deltapass.errors import StateError
 from deltapass.schedule.rules import Span
-from deltapass.sessions.deltas import BranchState, History
+from deltapass.sessions.deltas import History, Lane
 
 Deltas = list[tuple[torch.Tensor, ...]]
 # What torch.load raises for files that are gone, cut short, altered, or something else altogether.
@@ -29,7 +29,7 @@ UNREADABLE: Final = (
 class Aside:
     """The deltas of one span of one branch, taken out: whose, from which steps and devices."""
 
-    state: BranchState
+    lane: Lane
     span: Span
     at: tuple[int, ...]
     devices: tuple[torch.device, ...]
@@ -49,25 +49,25 @@ class Suspended:
     token: str
 
 
-def set_aside(states: Sequence[BranchState], path: Path | None) -> Suspended:
-    """Take the deltas out of the states, into host memory or a new file.
+def set_aside(lanes: Sequence[Lane], path: Path | None) -> Suspended:
+    """Take the deltas out of the lanes, into host memory or a new file.
 
     Raises:
-        StateError: If the file exists already, or cannot be written; the states are untouched.
+        StateError: If the file exists already, or cannot be written; the lanes are untouched.
     """
-    taken = [(state, state.histories) for state in states]
+    taken = [(lane, lane.histories) for lane in lanes]
     asides, host = [], []
-    for state, histories in taken:
+    for lane, histories in taken:
         for span, history in histories.items():
             devices = tuple(deltas[0].device for deltas in history.deltas)
-            asides.append(Aside(state, span, tuple(history.at), devices))
+            asides.append(Aside(lane, span, tuple(history.at), devices))
             host.append([tuple(delta.to("cpu") for delta in some) for some in history.deltas])
     token = uuid.uuid4().hex
     if path is not None:
         _write({"token": token, "deltas": host}, path)
-    for state, histories in taken:
-        if state.histories is histories:  # not what a call has made meanwhile
-            state.histories = {}
+    for lane, histories in taken:
+        if lane.histories is histories:  # not what a call has made meanwhile
+            lane.histories = {}
     return Suspended(tuple(asides), host if path is None else None, path, token)
 
 
@@ -85,7 +85,7 @@ def bring_back(suspended: Suspended) -> None:
     for aside, deltas in zip(suspended.asides, host or [], strict=True):
         pairs = zip(deltas, aside.devices, strict=True)
         back = [tuple(delta.to(device) for delta in some) for some, device in pairs]
-        newer = aside.state.histories.setdefault(aside.span, History())
+        newer = aside.lane.histories.setdefault(aside.span, History())
         newer.deltas, newer.at = [*newer.deltas, *back], [*newer.at, *aside.at]
     throw_away(suspended)
 

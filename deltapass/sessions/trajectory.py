@@ -6,14 +6,12 @@ A plain state machine, without locks or contexts: session.py adds those.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
-from typing import Any, Final, final
-
-from torch.utils.weak import WeakIdKeyDictionary
+from typing import Any, Final, NamedTuple, final
 
 from deltapass.errors import StepUnknownError
 from deltapass.sessions.context import Position
-from deltapass.sessions.deltas import BranchState, Doubt
+from deltapass.sessions.deltas import Doubt, Lane
+from deltapass.sessions.owners import ByOwner
 from deltapass.sessions.report import Cause
 
 MAX_CALLS: Final = 16  # of one model at one step: more, and its deltas would pile up
@@ -21,17 +19,16 @@ NEW = Doubt(Cause.NEW_TRAJECTORY, "a new trajectory")
 
 
 @final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a call belongs.
 
     Attributes:
-        trajectory: Which trajectory of the session.
-        step: Its step.
+        trajectory: Which trajectory of its session or thread, from 0.
+        step: Step on the trajectory, from 0.
         branch: Name of the branch, and the number of the call under that name.
         start: First step of the trajectory.
-        before: The step told before this one; None at the first.
-        state: The branch's deltas.
+        before: The step told before this one, whichever branch it was for; None at the first.
+        lane: The branch's deltas.
     """
 
     trajectory: int
@@ -39,7 +36,7 @@ class Place:
     branch: Hashable
     start: int
     before: int | None
-    state: BranchState
+    lane: Lane
 
 
 @final
@@ -69,8 +66,8 @@ class Trajectory:
         self._told: dict[Hashable, Position] = {}
         self._used: dict[tuple[int, Hashable], Position] = {}
         self._repeated: set[Hashable] = set()
-        # Model, by its first weight -> (branch, number of the call) -> state.
-        self._states: Any = WeakIdKeyDictionary()
+        # Model, by its first weight -> (branch, number of the call) -> lane.
+        self._lanes: ByOwner[dict[tuple[Hashable, int], Lane]] = ByOwner(dict)
 
     def announce(self, index: int, branch: Hashable, *, again: bool = False) -> Position:
         """Take note of a step; it must not lie below the last one.
@@ -99,27 +96,22 @@ class Trajectory:
         when the next step is told.
         """
         self.placed = True
-        used = self._used.setdefault((id(owner), position.branch), position)
+        model, calls = id(owner), position.calls
+        used = self._used.setdefault((model, position.branch), position)
         if used is not position or position.step != self.step:
             self._repeated.add(position.branch)
             self._drop(position.branch, position.step)
-            self._used[id(owner), position.branch] = position
-        nth = position.calls.get(id(owner), 0)
+            self._used[model, position.branch] = position
+        nth = calls.get(model, 0)
         if nth >= MAX_CALLS:
             self._drop(position.branch, position.step)
             raise StepUnknownError(
                 f"{nth} calls of one model under one step() or step of a sampler"
             )
-        position.calls[id(owner)] = nth + 1
-        branch = (position.branch, nth)
-        return Place(
-            trajectory=self.number,
-            step=position.step,
-            branch=branch,
-            start=self.start or 0,
-            before=self.before,
-            state=self._state(owner, branch, position.step),
-        )
+        calls[model] = nth + 1
+        branch, step = (position.branch, nth), position.step
+        lane = self._lane(owner, branch, step)
+        return Place(self.number, step, branch, self.start or 0, self.before, lane)
 
     def take_back(self, position: Position, owner: Any) -> None:
         """Uncount a call that failed: telling its step again is no repetition, nor is a retry."""
@@ -128,28 +120,29 @@ class Trajectory:
             if not position.calls[id(owner)]:
                 self._used.pop((id(owner), position.branch), None)
 
-    def _state(self, owner: Any, branch: tuple[Hashable, int], step: int) -> BranchState:
-        states: dict[Hashable, BranchState] = self._states.setdefault(owner, {})
-        if branch not in states:
+    def _lane(self, owner: Any, branch: tuple[Hashable, int], step: int) -> Lane:
+        lanes = self._lanes.of(owner)
+        lane = lanes.get(branch)
+        if lane is None:
             late = Doubt(Cause.BRANCH, f"this branch is first called at step {step}")
-            states[branch] = BranchState(self.origin if step == self.start else late)
-        return states[branch]
+            lane = lanes[branch] = Lane(self.origin if step == self.start else late)
+        return lane
 
     @property
-    def states(self) -> Iterator[BranchState]:
-        """The states of all branches on all models."""
-        for states in list(self._states.values()):
-            yield from list(states.values())
+    def lanes(self) -> Iterator[Lane]:
+        """The lanes of all branches on all models."""
+        for lanes in self._lanes.values():
+            yield from list(lanes.values())
 
     def drop(self, doubt: Doubt) -> None:
         """Forget all deltas."""
-        for state in self.states:
-            state.drop(doubt)
+        for lane in self.lanes:
+            lane.drop(doubt)
 
     def _drop(self, name: Hashable, step: int | None) -> None:
         """Forget the deltas of all branches of one name, made at a step that was told twice."""
         doubt = Doubt(Cause.REPEATED, f"step {step} was told twice")
-        for states in self._states.values():
-            for branch, state in states.items():
+        for lanes in self._lanes.values():
+            for branch, lane in lanes.items():
                 if branch[0] == name:
-                    state.drop(doubt)
+                    lane.drop(doubt)

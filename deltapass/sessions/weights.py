@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
 import torch
 
+from deltapass.sessions.native import NativeCheck
+
 _VERSION: Final = operator.attrgetter("_version")
+UNKNOWN: Final = -1  # an inference tensor keeps no version, a wrapper has no memory
+MANY: Final = 128  # weights from which on it pays to build the compiled check
 
 
 @final
@@ -23,28 +28,31 @@ class Weighed:
     """Weights as they were: the objects (weakly held), their versions, their places in memory."""
 
     objects: list[weakref.ref[Any]]
-    versions: list[int]
-    places: list[int]
+    versions: array[int]
+    places: array[int]
+
+    def still_holds(self, weights: Sequence[Any]) -> bool:
+        """Whether these are the same objects, and nothing was changed or moved since."""
+        return (
+            len(weights) == len(self.objects)
+            and all(map(operator.is_, map(_object, self.objects), weights))
+            and self.versions == _versions(weights)
+            and self.places == _places(weights)
+        )
 
 
 def weigh(weights: Sequence[Any]) -> Weighed:
-    """Note how the weights are. Some hundred of them at every call: `map` is the quickest way.
+    """Note how the weights are.
 
     Not seen: `weight.data.mul_()`, and in-place changes of inference tensors; neither is counted.
     """
-    try:
-        versions = list(map(_VERSION, weights))
-        places = list(map(torch.Tensor.data_ptr, weights))
-    except RuntimeError:  # an inference tensor keeps no version, a wrapper has no memory
-        versions = [_or_none(_VERSION, weight) for weight in weights]
-        places = [_or_none(torch.Tensor.data_ptr, weight) for weight in weights]
-    return Weighed(list(map(weakref.ref, weights)), versions, places)
+    return Weighed(list(map(weakref.ref, weights)), _versions(weights), _places(weights))
 
 
 def same_weights(one: Weighed, other: Weighed) -> bool:
     """Whether nothing was changed, replaced or moved in between."""
     # A weak reference is made once for each object, so the same object has the same reference.
-    return (
+    return one is other or (
         one.versions == other.versions
         and one.places == other.places
         and len(one.objects) == len(other.objects)
@@ -52,8 +60,65 @@ def same_weights(one: Weighed, other: Weighed) -> bool:
     )
 
 
-def _or_none(read: Any, weight: Any) -> int:
+@final
+class WeightWatch:
+    """Looks at the weights of one compiled graph at every call.
+
+    While nothing changes, `look` gives the same object, so that a branch knows by its identity
+    that its deltas belong to these weights. A few microseconds for some hundred weights with the
+    check compiled from unchanged.cpp; about ten times as much while, or where, there is none.
+    """
+
+    def __init__(self, positions: Sequence[int]) -> None:
+        """`positions` are those of the weights among a call's arguments."""
+        self._positions = array("q", positions)
+        self._pick = _picker(positions)
+        self._last: Weighed | None = None
+        self._native = NativeCheck() if len(positions) >= MANY else None
+
+    def look(self, arguments: tuple[Any, ...]) -> Weighed:
+        """How the weights are now: the same object as at the last look if they are as then."""
+        last = self._last
+        if last is None or not self._holds(last, arguments):
+            self._last = last = weigh(self._pick(arguments))
+        return last
+
+    def _holds(self, last: Weighed, arguments: tuple[Any, ...]) -> bool:
+        unchanged = self._native.get() if self._native is not None else None
+        if unchanged is None:
+            return last.still_holds(self._pick(arguments))
+        noted = last.objects, last.versions, last.places
+        return unchanged(arguments, self._positions, *noted)
+
+
+def _picker(positions: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """Picks the arguments at some positions, as a tuple."""
+    if len(positions) > 1:
+        return operator.itemgetter(*positions)
+    return lambda arguments: tuple(arguments[at] for at in positions)
+
+
+def _object(reference: weakref.ref[Any]) -> Any:
+    return reference()
+
+
+def _versions(weights: Sequence[Any]) -> array[int]:
+    """Some hundred of them at a call: `map` is the quickest way that Python has."""
+    try:
+        return array("q", map(_VERSION, weights))
+    except RuntimeError:
+        return array("q", [_or_unknown(_VERSION, weight) for weight in weights])
+
+
+def _places(weights: Sequence[Any]) -> array[int]:
+    try:
+        return array("q", map(torch.Tensor.data_ptr, weights))
+    except RuntimeError:
+        return array("q", [_or_unknown(torch.Tensor.data_ptr, weight) for weight in weights])
+
+
+def _or_unknown(read: Any, weight: Any) -> int:
     try:
         return int(read(weight))
     except RuntimeError:
-        return -1
+        return UNKNOWN

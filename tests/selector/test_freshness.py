@@ -12,10 +12,12 @@ import torch
 
 from deltapass.graph.program import TensorSpec, shown
 from deltapass.schedule.rules import Span
-from deltapass.selector.call import Moment
+from deltapass.selector.call import PlannedCall
 from deltapass.selector.freshness import Graph, examine, missing
-from deltapass.sessions.deltas import BranchState, Doubt, History
+from deltapass.sessions.deltas import Doubt, History, Lane, Row
+from deltapass.sessions.log import Log
 from deltapass.sessions.report import Cause
+from deltapass.sessions.trajectory import Place
 from deltapass.sessions.weights import same_weights, weigh
 
 DEEP, SHALLOW = Span(2, 6), Span(0, 4)
@@ -42,37 +44,30 @@ def graph(key: Any = KEY, **tensors: torch.Tensor) -> Graph:
     )
 
 
-def moment(state: BranchState, step: int, before: int | None = None, **known: Any) -> Moment:
-    values: dict[str, Any] = {
-        "trajectory": 0,
-        "step": step,
-        "before": step - 1 if before is None and step else before,
-        "branch": (None, 0),
-        "planned": DEEP if step % 2 else None,
-        "emits": lambda: frozenset({DEEP}),
-        "fresh_since": step - step % 2,
-        "keeps": None,
-        "state": state,
-        "entries": [],
-        "certain": False,
-    }
-    return Moment(**{**values, **known})
+def call(lane: Lane, step: int, before: int | None = None, *, certain: bool = False) -> PlannedCall:
+    before = step - 1 if before is None and step else before
+    place = Place(0, step, (None, 0), 0, before, lane)
+    return PlannedCall(place, row(step), lane, Log(), certain)
 
 
-def called_at_step_0() -> BranchState:
+def row(step: int) -> Row:
+    return Row(DEEP if step % 2 else None, (DEEP,), step - step % 2, None)
+
+
+def called_at_step_0() -> Lane:
     """The state of a branch that was called at step 0 and left a delta."""
-    state = BranchState(Doubt(Cause.NEW_TRAJECTORY, "a new trajectory"))
-    examine(moment(state, 0), graph(), (SAMPLE, TEXT), WEIGHED)
+    state = Lane(Doubt(Cause.NEW_TRAJECTORY, "a new trajectory"))
+    examine(call(state, 0), graph(), (SAMPLE, TEXT), WEIGHED)
     state.histories[DEEP] = History([(torch.zeros(4),)], [0])
     return state
 
 
-def ask(state: BranchState, step: int = 1, **changed: Any) -> Doubt | None:
+def ask(state: Lane, step: int = 1, **changed: Any) -> Doubt | None:
     """Why the call at this step may not read; everything is as at step 0 but for what changed."""
     before = changed.get("before")
     arguments = changed.get("arguments", (SAMPLE, TEXT))
     which, weights = changed.get("graph", graph()), changed.get("weights", WEIGHED)
-    return examine(moment(state, step, before), which, arguments, weights)
+    return examine(call(state, step, before), which, arguments, weights)
 
 
 # ---- one reason at a time ----------------------------------------------------------------------
@@ -80,7 +75,7 @@ def ask(state: BranchState, step: int = 1, **changed: Any) -> Doubt | None:
 
 def test_first_call_says_why_there_is_no_delta() -> None:
     origin = Doubt(Cause.BACK, "went back from step 3 to 0")
-    state = BranchState(origin)
+    state = Lane(origin)
     assert ask(state, step=0) == origin
     assert state.doubt is None, "it is said once"
     assert ask(state, step=1) is None
@@ -89,7 +84,7 @@ def test_first_call_says_why_there_is_no_delta() -> None:
 def test_nothing_changed() -> None:
     state = called_at_step_0()
     assert ask(state) is None
-    assert missing(moment(state, 1), state.histories[DEEP]) is None
+    assert missing(row(1), 1, state.histories[DEEP]) is None
     assert state.nbytes == 16
 
 
@@ -192,8 +187,8 @@ def test_a_doubt_of_the_state_comes_first_but_everything_is_seen() -> None:
 
 
 def test_graph_that_is_gone_is_another_graph() -> None:
-    state, key = BranchState(None), Key()
-    examine(moment(state, 0), graph(key), (SAMPLE, TEXT), WEIGHED)
+    state, key = Lane(None), Key()
+    examine(call(state, 0), graph(key), (SAMPLE, TEXT), WEIGHED)
     state.histories[DEEP] = History([(torch.zeros(4),)], [0])
     del key
     gc.collect()
@@ -233,7 +228,7 @@ def test_delta_must_be_of_the_planned_span_and_from_the_planned_refresh(
 ) -> None:
     histories = {DEEP: History([(torch.zeros(1),) for _ in at], at)}
     history = histories.get(planned) if planned else None
-    doubt = missing(moment(BranchState(None), 3, planned=planned, fresh_since=since), history)
+    doubt = missing(Row(planned, (), since, None), 3, history)
     assert (doubt.cause if doubt else None) is cause
 
 

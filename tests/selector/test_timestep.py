@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from deltapass.selector.timestep import MAX_BRANCHES, MAX_ENTRIES, Place, TimestepTracker
+from deltapass.selector.timestep import MAX_BRANCHES, Located, TimestepTracker
+from deltapass.sessions.log import MAX_ENTRIES
 from deltapass.sessions.report import Cause, Entry
 
 SAMPLE = (0.5, -0.5)
 
 
-def follow(tracker: TimestepTracker, values: list[float]) -> list[Place]:
+def follow(tracker: TimestepTracker, values: list[float]) -> list[Located]:
     # Every step has a sample of its own, as in sampling.
     return [tracker.locate(value, (value, float(at))) for at, value in enumerate(values)]
 
@@ -26,17 +27,17 @@ def test_falling_timesteps_are_counted_as_steps(scale: float) -> None:
 def test_jump_back_starts_a_new_trajectory() -> None:
     tracker = TimestepTracker()
     follow(tracker, [900.0, 800.0, 700.0])
-    state = tracker.state(0)
-    assert tracker.state(0) is state
+    state = tracker.lane(0)
+    assert tracker.lane(0) is state
     place = tracker.locate(900.0, SAMPLE)
     assert place.step == 0
-    assert tracker.state(0) is not state, "deltas of the aborted trajectory must be gone"
+    assert tracker.lane(0) is not state, "deltas of the aborted trajectory must be gone"
 
 
 def test_trajectories_are_numbered_and_their_calls_are_remembered_one_by_one() -> None:
     tracker = TimestepTracker()
     follow(tracker, [900.0, 800.0])
-    tracker.entries.append(Entry(step=0, planned=None, realised=None))
+    tracker.entries.note_entry(Entry(step=0, planned=None, realised=None))
     assert tracker.trajectory == 0
     tracker.locate(900.0, SAMPLE)
     assert tracker.trajectory == 1
@@ -46,7 +47,7 @@ def test_trajectories_are_numbered_and_their_calls_are_remembered_one_by_one() -
 def test_calls_of_an_endless_trajectory_are_forgotten() -> None:
     tracker = TimestepTracker()
     for step in range(MAX_ENTRIES + 10):
-        tracker.entries.append(Entry(step=step, planned=None, realised=None))
+        tracker.entries.note_entry(Entry(step=step, planned=None, realised=None))
     assert len(tracker.entries) == MAX_ENTRIES
     assert tracker.entries[-1].step == MAX_ENTRIES + 9
 
@@ -54,11 +55,11 @@ def test_calls_of_an_endless_trajectory_are_forgotten() -> None:
 def test_new_branches_say_why_they_have_no_delta() -> None:
     tracker = TimestepTracker()
     tracker.locate(900.0, (1.0,))
-    first = tracker.state(0).doubt
+    first = tracker.lane(0).doubt
     assert first is not None
     assert first.cause is Cause.NEW_TRAJECTORY
     tracker.locate(800.0, (2.0,))
-    late = tracker.state(1).doubt
+    late = tracker.lane(1).doubt
     assert late is not None
     assert late.cause is Cause.BRANCH
     assert "step 1" in late.reason
@@ -67,9 +68,9 @@ def test_new_branches_say_why_they_have_no_delta() -> None:
 def test_loop_on_fixed_inputs_keeps_no_state() -> None:
     tracker = TimestepTracker()
     branches = [tracker.locate(900.0, SAMPLE).branch for _ in range(MAX_BRANCHES)]
-    states = [tracker.state(branch) for branch in branches]
+    states = [tracker.lane(branch) for branch in branches]
     assert "share one timestep and sample" in tracker.locate(900.0, SAMPLE).problem
-    assert all(tracker.state(at) is not state for at, state in zip(branches, states, strict=True))
+    assert all(tracker.lane(at) is not state for at, state in zip(branches, states, strict=True))
 
 
 def test_same_timestep_and_sample_is_the_next_branch() -> None:

@@ -17,7 +17,7 @@ from reference import Call
 import deltapass
 from deltapass.graph.program import TensorSpec
 from deltapass.schedule.rules import Span
-from deltapass.sessions.deltas import BranchState, Doubt, History
+from deltapass.sessions.deltas import Doubt, History, Lane
 from deltapass.sessions.report import Cause
 from deltapass.sessions.session import active_session
 
@@ -35,9 +35,9 @@ def history(numbers: int, step: int = 0) -> History:
     return History([(torch.zeros(numbers),)], [step])
 
 
-def holding(**spans: int) -> BranchState:
+def holding(**spans: int) -> Lane:
     """A state with one delta of so many numbers for each of `deep` and `shallow`."""
-    state = BranchState(None)
+    state = Lane(None)
     names = {"deep": DEEP, "shallow": SHALLOW}
     state.histories.update({names[name]: history(numbers) for name, numbers in spans.items()})
     return state
@@ -76,7 +76,7 @@ def test_making_room_frees_at_once() -> None:
 
 
 def test_bytes_are_those_of_all_deltas() -> None:
-    state = BranchState(None)
+    state = Lane(None)
     assert state.nbytes == 0
     state.histories[DEEP] = History([(torch.zeros(3), torch.zeros(2, dtype=torch.float16))], [0])
     state.histories[SHALLOW] = History([(torch.zeros(1),), (torch.zeros(1),)], [2, 0])
@@ -145,7 +145,7 @@ def test_calling_the_same_graph_again_changes_nothing() -> None:
 
 
 def test_state_does_not_keep_a_graph_alive() -> None:
-    state, graph = BranchState(None), Graph()
+    state, graph = Lane(None), Graph()
     state.belong_to(graph, SPECS)
     known = weakref.ref(graph)
     del graph

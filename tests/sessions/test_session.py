@@ -148,8 +148,8 @@ def test_going_back_is_a_new_trajectory_with_states_of_its_own() -> None:
         back = place(session, 1)
         again = place(session, 0)
     assert [p.trajectory for p in (*first, back, again)] == [0, 0, 0, 1, 2]
-    assert len({id(p.state) for p in (first[0], back, again)}) == 3
-    assert back.state.doubt == (Cause.BACK, "went back from step 2 to 1")
+    assert len({id(p.lane) for p in (first[0], back, again)}) == 3
+    assert back.lane.doubt == (Cause.BACK, "went back from step 2 to 1")
     assert back.start == 1
     assert again.start == 0
 
@@ -159,7 +159,7 @@ def test_going_back_to_the_start_is_simply_a_new_trajectory(start: int) -> None:
     with deltapass.session(steps=4) as session:
         place(session, start)
         place(session, start + 1)
-        assert place(session, start).state.doubt.cause is Cause.NEW_TRAJECTORY
+        assert place(session, start).lane.doubt.cause is Cause.NEW_TRAJECTORY
 
 
 def test_restarting_begins_anew_with_another_number_of_steps() -> None:
@@ -170,7 +170,7 @@ def test_restarting_begins_anew_with_another_number_of_steps() -> None:
             session.place(MODEL)
         after = place(session, 5)
     assert (before.trajectory, after.trajectory) == (0, 1)
-    assert after.state.doubt.cause is Cause.NEW_TRAJECTORY
+    assert after.lane.doubt.cause is Cause.NEW_TRAJECTORY
     assert after.start == 5
     session.restart()
     assert session.steps == 6
@@ -194,7 +194,7 @@ def test_session_entered_twice_goes_on_until_it_is_left_twice() -> None:
         first = place(session, 0)
         with session:
             pass
-        assert place(session, 1).state is first.state
+        assert place(session, 1).lane is first.lane
     assert not session.active
 
 
@@ -208,10 +208,10 @@ def test_second_try_that_tells_the_step_again_is_no_step_told_twice() -> None:
         session.take_back(MODEL)
     with session.at(1):
         again = session.place(MODEL)
-        again.state.doubt = None  # as the call leaves it
+        again.lane.doubt = None  # as the call leaves it
     assert again.branch == (None, 0)
     with session.at(2):
-        assert session.place(MODEL).state.doubt is None
+        assert session.place(MODEL).lane.doubt is None
 
 
 def test_second_try_of_a_failed_call_is_no_other_branch() -> None:
@@ -223,7 +223,7 @@ def test_second_try_of_a_failed_call_is_no_other_branch() -> None:
         session.take_back(MODEL)
         session.take_back(MODEL)
         session.take_back(MODEL)  # once too often is no harm
-        assert session.place(MODEL).state is first.state
+        assert session.place(MODEL).lane is first.lane
 
 
 # ---- with a model ------------------------------------------------------------------------------

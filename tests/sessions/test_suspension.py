@@ -15,7 +15,7 @@ from reference import Call
 import deltapass
 from deltapass.errors import StateError
 from deltapass.schedule.rules import Span
-from deltapass.sessions.deltas import BranchState, History
+from deltapass.sessions.deltas import History, Lane
 from deltapass.sessions.report import Cause
 from deltapass.sessions.suspension import bring_back, set_aside, throw_away
 
@@ -27,22 +27,22 @@ DEEP, SHALLOW = Span(2, 6), Span(0, 4)
 to_file = pytest.mark.parametrize("to_file", [False, True], ids=["memory", "file"])
 
 
-def held() -> list[BranchState]:
+def held() -> list[Lane]:
     """Two branches with deltas of several streams, orders, layouts and types."""
     dense, other = torch.randn(3, 4), torch.randn(4, 3).T
-    cond, uncond, empty = BranchState(None), BranchState(None), BranchState(None)
+    cond, uncond, empty = Lane(None), Lane(None), Lane(None)
     cond.histories[DEEP] = History([(dense, other), (dense + 1, other + 1)], [4, 2])
     cond.histories[SHALLOW] = History([(torch.randn(2).to(torch.bfloat16),)], [4])
     uncond.histories[DEEP] = History([(torch.randn(1, 5).expand(1, 5),)], [4])
     return [cond, uncond, empty]
 
 
-def deltas_of(states: list[BranchState]) -> list[torch.Tensor]:
+def deltas_of(states: list[Lane]) -> list[torch.Tensor]:
     histories = [history for state in states for history in state.histories.values()]
     return [d.clone() for history in histories for deltas in history.deltas for d in deltas]
 
 
-def strides_of(states: list[BranchState]) -> list[tuple[int, ...]]:
+def strides_of(states: list[Lane]) -> list[tuple[int, ...]]:
     histories = [history for state in states for history in state.histories.values()]
     return [d.stride() for history in histories for deltas in history.deltas for d in deltas]
 

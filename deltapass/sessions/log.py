@@ -1,0 +1,55 @@
+"""What was done, call by call: noted as plain tuples, made into entries when somebody asks."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, Final, final
+
+from deltapass.sessions.report import Entry, SessionReport
+
+MAX_ENTRIES: Final = 4096  # calls that are remembered: a server may keep a session for ever
+NAMES: Final = tuple(field.name for field in fields(Entry))
+
+
+@final
+class Log:
+    """The newest calls, in order. `count` counts all there ever were since it was cleared."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._rows: deque[tuple[Any, ...]] = deque(maxlen=MAX_ENTRIES)
+
+    def note(self, *row: Any) -> None:
+        """Note one call: the fields of an `Entry`, in their order."""
+        self.count += 1
+        self._rows.append(row)
+
+    def note_entry(self, entry: Entry) -> None:
+        """Note one call that is an entry already."""
+        self.note(*(getattr(entry, name) for name in NAMES))
+
+    def clear(self) -> None:
+        """Forget all calls."""
+        self.count = 0
+        self._rows.clear()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return map(_entry, list(self._rows))  # a call in another thread may be adding one
+
+    def __getitem__(self, at: Any) -> Any:
+        return list(self)[at]
+
+    def report(self, since: int = 0) -> SessionReport:
+        """The calls after the first `since` ones; says how many of them are not remembered."""
+        wanted = self.count - since
+        entries = tuple(self)[max(0, len(self) - wanted) :]
+        return SessionReport(entries, forgotten=wanted - len(entries))
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    return Entry(**dict(zip(NAMES, row, strict=True)))
