@@ -7,13 +7,12 @@ graph runs under the same lowering, and a warning says why (`strict=True` raises
 from __future__ import annotations
 
 import gc
-import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Any, final
 
 import torch
 from torch import fx
@@ -21,6 +20,7 @@ from torch import fx
 from deltapass.compiler.blocks import find_blocks
 from deltapass.compiler.capture import (
     capture,
+    data_positions,
     detached_from_dynamo,
     refuse_fragment,
     refuse_number_timesteps,
@@ -40,12 +40,12 @@ from deltapass.errors import (
 )
 from deltapass.options import Options, parse_options
 from deltapass.selector.model import ModelInfo
+from deltapass.selector.recent import Recent
 from deltapass.selector.selector import Selector
 from deltapass.sessions.changes import fingerprint
 from deltapass.sessions.session import active_session
 
 Compiled = Callable[..., Any]
-MANY_SELECTORS: Final = 64  # for one graph of dynamic shapes or floats
 
 
 def deltadit(
@@ -81,7 +81,8 @@ def deltadit(
         floats = float_inputs(gm, example_inputs)
         symbolic = any(isinstance(v, torch.SymInt | torch.SymFloat) for v in example_inputs)
         if symbolic or floats:
-            return PerShape(gm, chosen, lowering, floats)
+            data = data_positions(gm, example_inputs)
+            return PerShape(gm, chosen, lowering, data, floats)
         return compile_graph(gm, example_inputs, chosen, lowering)
     except UnsupportedGraphError as error:
         return _plain(gm, example_inputs, lowering, refusal=error, strict=chosen.strict)
@@ -181,28 +182,26 @@ def as_dynamo_compiles() -> Iterator[None]:
 class PerShape:
     """A graph of dynamic shapes or Python floats: one selector for every set of them met.
 
-    Each is made on first use. `floats` are the positions of inputs that stand for a float.
+    Each is made on first use.
+
+    Attributes:
+        data: Positions of the inputs that are no weights: those of one model have one shape.
+        floats: Positions of the inputs that stand for a float.
     """
 
     gm: fx.GraphModule
     options: Options
     lowering: Lowering
+    data: tuple[int, ...]
     floats: tuple[int, ...] = ()
-    _selectors: dict[tuple[object, ...], Compiled] = field(default_factory=dict)
-    _lock: Any = field(default_factory=threading.RLock)
+    selectors: Recent[Compiled] = field(default_factory=Recent)
 
     def __call__(self, *arguments: Any) -> Any:
         """Run with the selector of these shapes and floats."""
-        shapes = tuple((*a.shape, *a.stride()) if torch.is_tensor(a) else a for a in arguments)
+        given = (arguments[at] for at in self.data)
+        shapes = tuple((*a.shape, *a.stride()) if torch.is_tensor(a) else a for a in given)
         key = (shapes, tuple(float(arguments[at]) for at in self.floats))
-        if key not in self._selectors:
-            with self._lock:  # two threads with the same new shapes must get the same selector
-                if key not in self._selectors:
-                    made = self._compile(arguments)
-                    # Any number of shapes and scales may come: the oldest makes room.
-                    kept = list(self._selectors.items())[-(MANY_SELECTORS - 1) :]
-                    self._selectors = {**dict(kept), key: made}
-        return self._selectors[key](*arguments)
+        return self.selectors.get(key, lambda: self._compile(arguments))(*arguments)
 
     def _compile(self, arguments: Sequence[Any]) -> Compiled:
         gm = with_floats(self.gm, arguments, self.floats) if self.floats else self.gm

@@ -5,13 +5,12 @@ The same selector, sessions and reports as for a compiled model; only the varian
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, final
 
 import torch
 
@@ -26,9 +25,8 @@ from deltapass.graph.program import Input, Macs, Role, TensorSpec
 from deltapass.graph.sizes import evaluate, read_sizes
 from deltapass.schedule.files import schedule_from
 from deltapass.selector.model import ModelInfo
+from deltapass.selector.recent import Recent
 from deltapass.selector.selector import Selector
-
-MANY_SELECTORS: Final = 64  # for one bundle of dynamic shapes
 
 
 @final
@@ -69,8 +67,7 @@ class LoadedModel(torch.nn.Module):
         self.plan = plan
         self.config = Config(plan.attributes.get("config") or {})
         self._variants, self._place = variants, device
-        self._selectors: dict[tuple[tuple[int, ...], ...], Selector] = {}
-        self._lock = threading.Lock()
+        self._selectors: Recent[Selector] = Recent()
         self.eval().requires_grad_(False)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> LoadedModel:
@@ -142,14 +139,7 @@ class LoadedModel(torch.nn.Module):
 
     def _selector(self, arguments: list[torch.Tensor]) -> Selector:
         shapes = tuple(tuple(tensor.shape) for tensor in arguments)
-        found = self._selectors.get(shapes)
-        if found is None:
-            with self._lock:
-                self._check_shapes(shapes)
-                kept = list(self._selectors.items())[-(MANY_SELECTORS - 1) :]
-                found = self._selectors.get(shapes) or self._make(arguments)
-                self._selectors = {**dict(kept), shapes: found}
-        return found
+        return self._selectors.get(shapes, lambda: self._make(arguments, shapes))
 
     def _check_shapes(self, shapes: tuple[tuple[int, ...], ...]) -> None:
         plan = self.plan
@@ -171,7 +161,8 @@ class LoadedModel(torch.nn.Module):
                     "Export the model for this shape, or with that dimension dynamic",
                 )
 
-    def _make(self, arguments: list[torch.Tensor]) -> Selector:
+    def _make(self, arguments: list[torch.Tensor], shapes: tuple[tuple[int, ...], ...]) -> Selector:
+        self._check_shapes(shapes)
         plan = self.plan
         inputs = tuple(
             Input(name=entry.name, role=Role(entry.role), spec=TensorSpec.of(tensor))

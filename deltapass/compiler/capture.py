@@ -84,6 +84,12 @@ def refuse_number_timesteps(module: fx.GraphModule, arguments: Sequence[Any]) ->
             raise StepUnknownError("the timestep is a Python number; pass a tensor")
 
 
+def data_positions(module: fx.GraphModule, arguments: Sequence[Any]) -> tuple[int, ...]:
+    """Positions of the inputs that are no weights, and so may come in other shapes."""
+    given = enumerate(zip(_placeholders(module), arguments, strict=True))
+    return tuple(at for at, (node, value) in given if not _is_weight(node, value))
+
+
 @contextmanager
 def detached_from_dynamo() -> Iterator[None]:
     """Leave Dynamo's tracing context, whose fake tensors must not meet ours."""
@@ -254,12 +260,16 @@ def _classify(
 def _input(node: fx.Node, name: str, value: Any) -> Input:
     if not torch.is_tensor(value):
         return Input(name=name, role=Role.SIZE, spec=None)
-    source = _source(node)
-    if isinstance(value, torch.nn.Parameter) or _is_state(source):
+    if _is_weight(node, value):
         role = Role.WEIGHT
     else:
-        role = Role.TIMESTEP if _argument_name(source) in TIMESTEP_NAMES else Role.DATA
+        named = _argument_name(_source(node))
+        role = Role.TIMESTEP if named in TIMESTEP_NAMES else Role.DATA
     return Input(name=name, role=role, spec=TensorSpec.of(value))
+
+
+def _is_weight(node: fx.Node, value: Any) -> bool:
+    return isinstance(value, torch.nn.Parameter) or _is_state(_source(node))
 
 
 def _is_state(source: str) -> bool:

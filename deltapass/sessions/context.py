@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 
@@ -62,8 +62,8 @@ def move(session: Any, position: Position) -> bool:
     """Say where a session stands in this context; False if it is not active here."""
     frame = _frame_of(session)
     if frame is not None:
-        moved = replace(frame, position=position)
-        _FRAMES.set(tuple(moved if other is frame else other for other in _open_frames()))
+        moved = _Frame(frame.stay, position)
+        _FRAMES.set(tuple([moved if other is frame else other for other in _open_frames()]))
     return frame is not None
 
 
@@ -88,7 +88,7 @@ def innermost() -> Any:
 
 
 def _open_frames() -> tuple[_Frame, ...]:
-    return tuple(frame for frame in _FRAMES.get() if frame.stay.open)
+    return tuple([frame for frame in _FRAMES.get() if frame.stay.open])
 
 
 def _frame_of(session: Any) -> _Frame | None:

@@ -11,19 +11,26 @@ from deltapass.sessions.report import Entry, SessionReport
 
 MAX_ENTRIES: Final = 4096  # calls that are remembered: a server may keep a session for ever
 NAMES: Final = tuple(field.name for field in fields(Entry))
+REALISED: Final = NAMES.index("realised")
 
 
 @final
 class Log:
-    """The newest calls, in order. `count` counts all there ever were since it was cleared."""
+    """The newest calls, in order.
+
+    Attributes:
+        count: All calls since it was cleared.
+        cached: Those of them that skipped a span.
+    """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = self.cached = 0
         self._rows: deque[tuple[Any, ...]] = deque(maxlen=MAX_ENTRIES)
 
     def note(self, *row: Any) -> None:
         """Note one call: the fields of an `Entry`, in their order."""
         self.count += 1
+        self.cached += row[REALISED] is not None
         self._rows.append(row)
 
     def note_entry(self, entry: Entry) -> None:
@@ -32,7 +39,7 @@ class Log:
 
     def clear(self) -> None:
         """Forget all calls."""
-        self.count = 0
+        self.count = self.cached = 0
         self._rows.clear()
 
     def __len__(self) -> int:

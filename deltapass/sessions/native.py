@@ -69,7 +69,8 @@ def allowed() -> bool:
 
 def library_path() -> Path:
     """Where the built module lies: by source, torch and Python, in torch's folder of extensions."""
-    seen = f"{SOURCE.read_text()} {torch.__version__} {sys.implementation.cache_tag}"
+    parts = (SOURCE.read_text(), *_arguments(), torch.__version__, sys.implementation.cache_tag)
+    seen = "\n".join(map(str, parts))
     key = hashlib.sha256(seen.encode()).hexdigest()[:16]
     told = os.environ.get("TORCH_EXTENSIONS_DIR")
     root = Path(told) if told else Path.home() / ".cache" / "torch_extensions"
@@ -102,8 +103,7 @@ def build(path: Path) -> bool:
         return False
     try:
         if _claimed(part):
-            command = [*compiler.split(), *_flags(), str(SOURCE), "-o", str(part)]
-            _start(command, part, path, failed)
+            _start([*compiler.split(), *_arguments(), "-o", str(part)], part, path, failed)
     except OSError:  # nowhere to put it, or no shell
         return False
     return True
@@ -134,13 +134,12 @@ def _start(command: Sequence[str], part: Path, path: Path, failed: Path) -> None
     subprocess.run(["sh", "-c", script], check=False)
 
 
-def _flags() -> list[str]:
+def _arguments() -> list[str]:
     # As torch.utils.cpp_extension has them, which cannot be imported where setuptools is missing.
-    torch_folder = Path(torch.__file__).parent
-    include = torch_folder / "include"
-    folders = (include, include / "torch" / "csrc" / "api" / "include", get_path("include"))
+    folder = Path(torch.__file__).parent
+    include = folder / "include"
     return [
         *("-O1", "-std=c++20", "-shared", "-fPIC", "-w"),
-        *(f"-I{folder}" for folder in folders),
-        *(f"-L{torch_folder / 'lib'}", "-ltorch_python", "-ltorch_cpu", "-lc10"),
+        *(f"-I{at}" for at in (include, include / "torch/csrc/api/include", get_path("include"))),
+        *(str(SOURCE), f"-L{folder / 'lib'}", "-ltorch_python", "-ltorch_cpu", "-lc10"),
     ]

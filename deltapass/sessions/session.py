@@ -270,11 +270,13 @@ class Session:
         return replace(entry, trajectory=self._trajectory.number, step=step, branch=branch)
 
     def _say_if_nothing_was_cached(self, told: int) -> None:
+        if self.entries.cached:
+            return
         forced = [entry for entry in self.entries if entry.forced]
         if self.fixed and told >= MANY and not self.entries:
             text = f"{told} steps were told, but no model compiled by deltapass was called"
-        elif len(forced) >= MANY and not any(entry.realised for entry in self.entries):
-            text = f"all {len(self.entries)} calls were full; last: {forced[-1].why}"
+        elif len(forced) >= MANY:
+            text = f"all {self.entries.count} calls were full; last: {forced[-1].why}"
         else:
             return
         warnings.warn(f"nothing cached: {text}", RefusalWarning, stacklevel=3)

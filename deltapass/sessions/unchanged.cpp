@@ -43,7 +43,7 @@ bool refers_to(PyObject* reference, PyObject* object) {
 
 bool holds(PyObject* object, PyObject* reference, int64_t version, int64_t place) {
   if (!refers_to(reference, object) || !THPVariable_Check(object)) return false;
-  const at::TensorImpl* tensor = THPVariable_Unpack(object).unsafeGetTensorImpl();
+  at::TensorImpl* tensor = THPVariable_Unpack(object).unsafeGetTensorImpl();
   if (version != kUnknown) {
     if (tensor->is_inference()) return false;
     if (static_cast<int64_t>(tensor->version_counter().current_version()) != version) return false;

@@ -35,7 +35,7 @@ class Weighed:
         """Whether these are the same objects, and nothing was changed or moved since."""
         return (
             len(weights) == len(self.objects)
-            and all(map(operator.is_, map(_object, self.objects), weights))
+            and all(map(operator.is_, map(operator.call, self.objects), weights))
             and self.versions == _versions(weights)
             and self.places == _places(weights)
         )
@@ -96,10 +96,6 @@ def _picker(positions: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ..
     if len(positions) > 1:
         return operator.itemgetter(*positions)
     return lambda arguments: tuple(arguments[at] for at in positions)
-
-
-def _object(reference: weakref.ref[Any]) -> Any:
-    return reference()
 
 
 def _versions(weights: Sequence[Any]) -> array[int]:

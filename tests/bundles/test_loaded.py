@@ -18,7 +18,7 @@ from driving import compiled, follow, oracle, tensors
 from models import B, C, Denoiser, T, make, noise
 
 import deltapass
-from deltapass.bundles.loaded import MANY_SELECTORS, floating_timestep
+from deltapass.bundles.loaded import floating_timestep
 from deltapass.errors import (
     BundleError,
     MissingDeviceError,
@@ -28,6 +28,7 @@ from deltapass.errors import (
 )
 from deltapass.exporting.verify import relative_error
 from deltapass.schedule.rules import Span
+from deltapass.selector.recent import LEAST
 
 for library in ("onnx", "onnxscript", "onnxruntime", "jsonschema", "safetensors"):
     pytest.importorskip(library)
@@ -171,7 +172,7 @@ def test_another_schedule_over_its_spans_is_followed(
 def test_selectors_of_many_sizes_are_not_kept_for_ever(loaded: deltapass.LoadedModel) -> None:
     for batch in (1, 2, 3, 4):
         call(loaded, *inputs(batch))
-    assert 4 <= len(loaded._selectors) <= MANY_SELECTORS
+    assert 4 <= len(loaded._selectors) <= LEAST
 
 
 # ---- loading -----------------------------------------------------------------------------------
