@@ -7,9 +7,10 @@ that follows then finds the pattern it can run in 8 bits.
 
 from __future__ import annotations
 
-import importlib
 import math
 from typing import Any, Final
+
+from deltapass.libraries import optional_module
 
 FLOAT8: Final = "FLOAT8E4M3FN"  # onnx_ir's name of the one that TensorRT knows
 WIDER: Final = ("FLOAT", "FLOAT16", "BFLOAT16")  # what the two operators take and give
@@ -102,4 +103,4 @@ def _constant(model: Any, number: float, dtype: Any) -> Any:
 
 
 def _library() -> Any:
-    return importlib.import_module("onnx_ir")
+    return optional_module("onnx_ir", "export")

@@ -14,7 +14,7 @@ from typing import Any, Final, final
 import torch
 from deltapass.backends.inductor import is_trivial
 from deltapass.backends.onnx.format import OPEN_OPTIONS, in_memory, to_onnx
-from deltapass.backends.onnx.session import ELEMENTS, OrtSegment, library, open_session
+from deltapass.backends.onnx.session import ELEMENTS, OrtSegment, open_session
 from deltapass.backends.tensor_graphs import OfTensors, laid_out, plain_copy, without_layouts
 from torch import fx
 from torch._guards import tracing
@@ -22,6 +22,7 @@ from torch._guards import tracing
 from deltapass.bundles.manifest import ValueSpec
 from deltapass.graph.executable import Lowered
 from deltapass.graph.program import Body, TensorSpec
+from deltapass.libraries import optional_module
 
 GPU_PROVIDER: Final = "CUDAExecutionProvider"
 
@@ -38,7 +39,7 @@ class OnnxLowering:
         Raises:
             MissingLibraryError: If onnxruntime, onnx or onnxscript is not installed.
         """
-        self.runtime = library()
+        self.runtime = optional_module("onnxruntime", "export")
         self.threads = torch.get_num_threads()
 
     def can_lower(self, body: Body) -> str | None:

@@ -8,16 +8,17 @@ rewrites of their own, with exact conditions.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, Final
+
+from deltapass.libraries import optional_module
 
 ROUNDS: Final = 2  # folding shapes makes further constants
 
 
 def optimize(model: Any) -> None:
     """Fold constants, drop what is not needed, and replace what runtimes lack; in place."""
-    passes = importlib.import_module("onnx_ir.passes.common")
-    folding = importlib.import_module("onnxscript.optimizer")
+    passes = optional_module("onnx_ir.passes.common", "export")
+    folding = optional_module("onnxscript.optimizer", "export")
     passes.InlinePass()(model)
     for _ in range(ROUNDS):
         folding.fold_constants(model, onnx_shape_inference=True)
@@ -39,7 +40,7 @@ def optimize(model: Any) -> None:
 
 def replace_boolean_where(model: Any) -> None:
     """Choose between booleans by And, Or and Not: ONNX Runtime's Where takes none on the CPU."""
-    ir = importlib.import_module("onnx_ir")
+    ir = optional_module("onnx_ir", "export")
     for node in list(model.graph.all_nodes()):
         result = node.outputs[0]
         if node.op_type != "Where" or result.dtype != ir.DataType.BOOL:

@@ -9,8 +9,9 @@ from typing import Any, Final, final
 import torch
 
 from deltapass.bundles.manifest import ValueSpec
-from deltapass.errors import BundleError, MissingDeviceError, MissingLibraryError, OptionError
+from deltapass.errors import BundleError, MissingDeviceError, OptionError
 from deltapass.graph.sizes import Dimension, evaluate, multiple_of
+from deltapass.libraries import optional_module
 
 # ONNX's own numbers of element types (TensorProto.DataType), which IO binding takes.
 ELEMENTS: Final[Mapping[torch.dtype, int]] = {
@@ -31,19 +32,6 @@ GPU_PROVIDERS: Final = (
 )
 
 
-def library() -> Any:
-    """ONNX Runtime.
-
-    Raises:
-        MissingLibraryError: If it is not installed.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingLibraryError("onnxruntime", "export") from error
-    return onnxruntime
-
-
 def device_of(providers: Any) -> torch.device:
     """Where tensors must lie for the first of these providers."""
     first = _providers(providers)[0]
@@ -60,7 +48,7 @@ def open_session(model: Path | bytes, options: Mapping[str, Any]) -> Any:
         MissingDeviceError: If a provider is not part of this ONNX Runtime.
         BundleError: If ONNX Runtime does not take the model.
     """
-    runtime = library()
+    runtime = optional_module("onnxruntime", "export")
     providers = _providers(options["providers"])
     _check(options)
     names = [given[0] if isinstance(given, tuple) else given for given in providers]

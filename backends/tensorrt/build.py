@@ -16,12 +16,13 @@ from typing import Any, Final, Self, final
 import torch
 from deltapass.backends.tensorrt.cache import Entry, find, graph_digest, key_of, store, write_whole
 from deltapass.backends.tensorrt.library import (
-    EngineBuildError,
     Library,
     Log,
     load_library,
     make_log,
 )
+
+from deltapass.errors import EngineBuildError
 
 CURRENT: Final = "CURRENT"  # the architecture of the GPU at hand
 

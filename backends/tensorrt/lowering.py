@@ -21,11 +21,11 @@ import torch
 from deltapass.backends.inductor import is_trivial
 from deltapass.backends.tensor_graphs import OfTensors, laid_out, without_layouts
 from deltapass.backends.tensorrt.graphs import export, operators_outside
-from deltapass.backends.tensorrt.library import EngineBuildError, missing_device
+from deltapass.backends.tensorrt.library import missing_device
 from torch import fx
 from torch._guards import tracing
 
-from deltapass.errors import MissingLibraryError
+from deltapass.errors import EngineBuildError, MissingLibraryError
 from deltapass.graph.executable import Lowered
 from deltapass.graph.program import Body, TensorSpec
 

@@ -13,12 +13,13 @@ from typing import Any, Final, final
 
 import torch
 from deltapass.backends.tensorrt.library import (
-    EngineRunError,
     Library,
     Log,
     make_log,
     missing_device,
 )
+
+from deltapass.errors import EngineRunError
 
 # Names in the library's DataType -> torch's types.
 TYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
