@@ -13,13 +13,11 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, final
 
 import torch
-from deltapass.backends.inductor import is_trivial
-from deltapass.backends.tensor_graphs import OfTensors, laid_out, without_layouts
+from deltapass.backends.tensor_graphs import engine_of_body, engine_of_graph
 from deltapass.backends.tensorrt.graphs import export, operators_outside
 from deltapass.backends.tensorrt.library import missing_device
 from torch import fx
@@ -88,14 +86,10 @@ class TensorRTLowering:
         Raises:
             EngineBuildError: If an operator stays outside the engine; names all of them.
         """
-        if is_trivial(body):
-            return body.module.forward
-        return InLayout(
-            self._compile(body.name, without_layouts(body.module), body.inputs), body.outputs
-        )
+        return engine_of_body(body, self._compile)
 
     def plain(self, module: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
-        """The whole graph as one engine; numbers among its inputs become constants of it.
+        """The whole graph as one engine.
 
         Raises:
             MissingDeviceError: If there is no CUDA device.
@@ -107,10 +101,7 @@ class TensorRTLowering:
         if symbolic:
             problem = f"sizes {', '.join(symbolic)} are symbolic: give torch.compile dynamic=False"
             raise EngineBuildError("the whole graph", self.flavour, [problem])
-        bound = OfTensors(module, tuple(arguments))
-        specs = [TensorSpec.of(value) for value in arguments if torch.is_tensor(value)]
-        run = self._compile("the whole graph", bound, specs)
-        return lambda *values: run(*[value for value in values if torch.is_tensor(value)])
+        return engine_of_graph(module, arguments, self._compile)
 
     def fingerprint(self) -> str:
         """Versions and settings that an engine depends on."""
@@ -127,9 +118,10 @@ class TensorRTLowering:
             exported = export(module, inputs)
             # Not tensors: it refuses those that are not dense. The engine takes any layout.
             given = [library.Input(shape=spec.shape, dtype=spec.dtype) for spec in inputs]
+            device = inputs[0].device if inputs else torch.device("cuda")
             try:
                 made: fx.GraphModule = library.dynamo.compile(
-                    exported, arg_inputs=given, device=_device(inputs), **self.settings
+                    exported, arg_inputs=given, device=device, **self.settings
                 )
             except Exception as error:
                 raise EngineBuildError(name, self.flavour, [_cause(error)]) from error
@@ -160,22 +152,6 @@ class TensorRTLowering:
         return library
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class InLayout:
-    """An engine whose outputs are laid out as the body says: it gives dense tensors only."""
-
-    run: Callable[..., Any]
-    outputs: tuple[TensorSpec, ...]
-
-    def __call__(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the engine."""
-        made = self.run(*arguments)
-        made = (made,) if torch.is_tensor(made) else made
-        pairs = zip(made, self.outputs, strict=True)
-        return tuple(laid_out(value, spec) for value, spec in pairs)
-
-
 def _installed() -> tuple[str, str]:
     """Flavour and version of the torch_tensorrt that is installed, without importing it.
 
@@ -191,10 +167,6 @@ def _installed() -> tuple[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return "tensorrt", "of unknown version"
-
-
-def _device(inputs: Sequence[TensorSpec]) -> torch.device:
-    return inputs[0].device if inputs else torch.device("cuda")
 
 
 def _cause(error: Exception) -> str:
