@@ -79,13 +79,8 @@ def _replace(node: Any, operator: str, inputs: list[Any], made: Any) -> None:
     """Put an operator in a node's place, which makes `made`: the node's value or a later one."""
     ir = _library()
     new = ir.Node("", operator, inputs, num_outputs=1)
-    result, name = new.outputs[0], made.name
-    result.type, result.shape = made.type, made.shape
-    node.graph.insert_before(node, new)
-    made.replace_all_uses_with(result, replace_graph_outputs=True)
-    made.name, result.name = f"{name}_replaced", name
-    for last in dict.fromkeys((made.producer(), node)):
-        last.graph.remove(last, safe=True)
+    old = list(dict.fromkeys((made.producer(), node)))
+    ir.convenience.replace_nodes_and_values(node.graph, node, old, [new], [made], new.outputs)
 
 
 def _constant(model: Any, number: float, dtype: Any) -> Any:

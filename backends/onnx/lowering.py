@@ -57,7 +57,8 @@ class OnnxLowering:
 
     def lower(self, body: Body) -> Lowered:
         """A session of a body, outside Dynamo's own tracing context."""
-        return engine_of_body(body, self._session)
+        run: Lowered = engine_of_body(body, self._session)
+        return run
 
     def plain(self, module: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
         """The whole graph as one session.
@@ -66,7 +67,8 @@ class OnnxLowering:
         """
         if any(isinstance(value, torch.SymInt | torch.SymFloat) for value in arguments):
             return module.forward
-        return engine_of_graph(module, arguments, self._session)
+        run: Callable[..., Any] = engine_of_graph(module, arguments, self._session)
+        return run
 
     def fingerprint(self) -> str:
         """Versions that the sessions depend on."""

@@ -46,15 +46,12 @@ def replace_boolean_where(model: Any) -> None:
         if node.op_type != "Where" or result.dtype != ir.DataType.BOOL:
             continue
         condition, chosen, other = node.inputs
-        inverse = ir.Node("", "Not", [condition], num_outputs=1)
-        first = ir.Node("", "And", [condition, chosen], num_outputs=1)
-        second = ir.Node("", "And", [inverse.outputs[0], other], num_outputs=1)
-        either = ir.Node("", "Or", [first.outputs[0], second.outputs[0]], num_outputs=1)
-        for new in (inverse, first, second, either):
+        made = ir.tape.Tape()
+        first = made.op("And", [condition, chosen])
+        second = made.op("And", [made.op("Not", [condition]), other])
+        either = made.op("Or", [first, second])
+        for new in made.nodes:
             new.outputs[0].type = result.type
-        made, name = either.outputs[0], result.name
-        made.shape = result.shape
-        node.graph.insert_before(node, [inverse, first, second, either])
-        result.replace_all_uses_with(made, replace_graph_outputs=True)
-        node.graph.remove(node, safe=True)
-        made.name = name
+        ir.convenience.replace_nodes_and_values(
+            node.graph, node, [node], made.nodes, [result], [either]
+        )

@@ -22,7 +22,7 @@ def export(module: torch.nn.Module, inputs: Sequence[TensorSpec]) -> ExportedPro
 
     Converters would round the other operand.
     """
-    program = exported(module, inputs)
+    program: ExportedProgram = exported(module, inputs)
     for node in list(program.graph.nodes):
         if torch.Tag.pointwise in getattr(node.target, "tags", ()):
             _promote(node)

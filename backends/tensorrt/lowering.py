@@ -76,8 +76,11 @@ class TensorRTLowering:
 
     def can_lower(self, body: Body) -> str | None:
         """Engines need a CUDA device, for their tensors and for the build."""
-        for kind in sorted({spec.device.type for spec in body.inputs} - {"cuda"}):
-            return f"its tensors are on the {kind} device, and {self.flavour} runs on cuda alone"
+        kinds = {spec.device.type for spec in body.inputs} - {"cuda"}
+        if kinds:
+            return (
+                f"its tensors are on the {min(kinds)} device, and {self.flavour} runs on cuda alone"
+            )
         return None if torch.cuda.is_available() else "there is no CUDA device"
 
     def lower(self, body: Body) -> Lowered:
@@ -86,7 +89,8 @@ class TensorRTLowering:
         Raises:
             EngineBuildError: If an operator stays outside the engine; names all of them.
         """
-        return engine_of_body(body, self._compile)
+        run: Lowered = engine_of_body(body, self._compile)
+        return run
 
     def plain(self, module: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
         """The whole graph as one engine.
@@ -101,12 +105,13 @@ class TensorRTLowering:
         if symbolic:
             problem = f"sizes {', '.join(symbolic)} are symbolic: give torch.compile dynamic=False"
             raise EngineBuildError("the whole graph", self.flavour, [problem])
-        return engine_of_graph(module, arguments, self._compile)
+        run: Callable[..., Any] = engine_of_graph(module, arguments, self._compile)
+        return run
 
     def fingerprint(self) -> str:
         """Versions and settings that an engine depends on."""
-        settings = sorted(self.settings.items(), key=lambda item: item[0])
-        return f"{self.flavour} {self.version} torch-{torch.__version__} {settings}"
+        told = sorted(self.settings.items())
+        return f"{self.flavour} {self.version} torch-{torch.__version__} {told}"
 
     def _compile(
         self, name: str, module: torch.nn.Module, inputs: Sequence[TensorSpec]
