@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from typing import Final
+
+PROBLEMS_SHOWN: Final = 8  # of an engine: parsers may name hundreds
 
 
 class RefusalWarning(UserWarning):
@@ -34,6 +37,12 @@ class InternalError(DeltapassError):
         super().__init__(fact, "This is a bug in deltapass: please report it with the graph")
 
 
+def did_you_mean(name: object, valid: Sequence[str], text: str = "Did you mean {!r}? ") -> str:
+    """`text` about the valid name that is most like `name`; empty where none is like it."""
+    near = difflib.get_close_matches(str(name), valid, n=1)
+    return text.format(near[0]) if near else ""
+
+
 # ---- the user's values ------------------------------------------------------------------------
 
 
@@ -48,8 +57,7 @@ class UnknownOptionError(DeltapassError, ValueError):
     """An option that does not exist."""
 
     def __init__(self, name: str, valid: Sequence[str], /) -> None:
-        near = difflib.get_close_matches(name, valid, n=1)
-        hint = f"Did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name, valid)
         super().__init__(f"unknown option {name!r}", f"{hint}Options are: {', '.join(valid)}")
 
 
@@ -117,8 +125,7 @@ class UnknownLoweringError(DeltapassError, ValueError):
     """A lowering that is not in the table."""
 
     def __init__(self, name: str, valid: Sequence[str], /) -> None:
-        near = difflib.get_close_matches(name, valid, n=1)
-        hint = f"Did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name, valid)
         super().__init__(f"unknown lowering {name!r}", f"{hint}Lowerings are: {', '.join(valid)}")
 
 
@@ -246,6 +253,34 @@ class MissingLibraryError(DeltapassError, ImportError):
 
 class MissingDeviceError(DeltapassError, RuntimeError):
     """What was asked for runs only on a device that this machine lacks."""
+
+
+class EngineBuildError(DeltapassError):
+    """No TensorRT engine can be built from a graph."""
+
+    def __init__(self, source: str, flavour: str, problems: Sequence[str], /) -> None:
+        super().__init__(
+            f"{flavour} builds no engine from {source}: {_listed(problems)}",
+            "Replace what it names, or take another lowering or format",
+        )
+
+
+class EngineRunError(DeltapassError, RuntimeError):
+    """A built TensorRT engine cannot be loaded, or cannot be run on these tensors."""
+
+    def __init__(self, flavour: str, problems: Sequence[str], /) -> None:
+        super().__init__(
+            f"{flavour} does not run the engine: {_listed(problems)}",
+            "An engine runs on the architecture, the library version and the shapes it was built "
+            "for; build it again for these",
+        )
+
+
+def _listed(problems: Sequence[str]) -> str:
+    """The first problems, and how many more there are."""
+    shown = "; ".join(problem.strip().rstrip(".") for problem in problems[:PROBLEMS_SHOWN])
+    more = len(problems) - PROBLEMS_SHOWN
+    return f"{shown}; and {more} more" if more > 0 else shown
 
 
 # ---- plan bundles -----------------------------------------------------------------------------

@@ -6,7 +6,6 @@ Every option is stated here and nowhere else.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from deltapass.errors import (
     UnknownLoweringError,
     UnknownOptionError,
     UnsupportedModeError,
+    did_you_mean,
 )
 from deltapass.schedule.files import load_schedule
 from deltapass.schedule.presets import SCHEDULES, named_schedule
@@ -164,5 +164,4 @@ def _refuse_fields(fields: Mapping[str, Any], why: str) -> None:
 
 
 def _one_of(valid: tuple[str, ...], value: object) -> str:
-    near = difflib.get_close_matches(str(value), valid, n=1)
-    return " or ".join(map(repr, valid)) + (f"; did you mean {near[0]!r}?" if near else "")
+    return " or ".join(map(repr, valid)) + did_you_mean(value, valid, "; did you mean {!r}?")

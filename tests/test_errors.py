@@ -48,6 +48,12 @@ EXAMPLES: dict[type[errors.DeltapassError], tuple[object, ...]] = {
         "this ONNX Runtime has no CUDAExecutionProvider; it has CPUExecutionProvider",
         "Install the onnxruntime package that has it, such as onnxruntime-gpu",
     ),
+    errors.EngineBuildError: (
+        "blocks_7_21.onnx",
+        "tensorrt",
+        ("node 'n' (Erf): Op type Erf is not supported",),
+    ),
+    errors.EngineRunError: ("tensorrt-rtx", ("the engine is for another architecture",)),
     errors.ExportError: ("bundle exists", "Choose another place, or say overwrite"),
     errors.DynamicShapeError: (
         "dimension 0 of labels cannot vary: the model needs 2",
@@ -134,6 +140,7 @@ def test_no_near_match_is_invented() -> None:
         (errors.UnknownLoweringError, ValueError),
         (errors.MissingLibraryError, ImportError),
         (errors.MissingDeviceError, RuntimeError),
+        (errors.EngineRunError, RuntimeError),
         (errors.ExportError, ValueError),
         (errors.BundleError, ValueError),
         (errors.SignatureError, TypeError),

@@ -15,12 +15,13 @@ ROOT = Path(__file__).parent.parent
 # Each room imports from itself and from those to its left; the compiler and the sessions, which
 # share a place in the line, do not know each other.
 DIRECTIONS = (
-    "errors < schedule < options graph < compiler | sessions < selector < pipelines < backend "
-    "< explanation < bundles < exporting < demo < cli"
+    "errors < libraries < schedule < options graph < compiler | sessions < selector < pipelines "
+    "< backend < explanation < bundles < exporting < demo < cli"
 )
 # What backends see besides each other: the lowering and format interfaces, and their data.
 SEEN_BY_BACKENDS = {
-    *("errors", "graph.executable", "graph.program", "graph.sizes", "compiler.lowering"),
+    *("errors", "libraries", "graph.executable", "graph.program", "graph.sizes"),
+    "compiler.lowering",
     *("bundles.formats", "bundles.manifest", "bundles.weights_file"),
 }
 PRIVATE = ("torch._dynamo", "torch._guards", "torch._inductor", "torch._subclasses")

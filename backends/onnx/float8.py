@@ -7,9 +7,10 @@ that follows then finds the pattern it can run in 8 bits.
 
 from __future__ import annotations
 
-import importlib
 import math
 from typing import Any, Final
+
+from deltapass.libraries import optional_module
 
 FLOAT8: Final = "FLOAT8E4M3FN"  # onnx_ir's name of the one that TensorRT knows
 WIDER: Final = ("FLOAT", "FLOAT16", "BFLOAT16")  # what the two operators take and give
@@ -78,13 +79,8 @@ def _replace(node: Any, operator: str, inputs: list[Any], made: Any) -> None:
     """Put an operator in a node's place, which makes `made`: the node's value or a later one."""
     ir = _library()
     new = ir.Node("", operator, inputs, num_outputs=1)
-    result, name = new.outputs[0], made.name
-    result.type, result.shape = made.type, made.shape
-    node.graph.insert_before(node, new)
-    made.replace_all_uses_with(result, replace_graph_outputs=True)
-    made.name, result.name = f"{name}_replaced", name
-    for last in dict.fromkeys((made.producer(), node)):
-        last.graph.remove(last, safe=True)
+    old = list(dict.fromkeys((made.producer(), node)))
+    ir.convenience.replace_nodes_and_values(node.graph, node, old, [new], [made], new.outputs)
 
 
 def _constant(model: Any, number: float, dtype: Any) -> Any:
@@ -102,4 +98,4 @@ def _constant(model: Any, number: float, dtype: Any) -> Any:
 
 
 def _library() -> Any:
-    return importlib.import_module("onnx_ir")
+    return optional_module("onnx_ir", "export")

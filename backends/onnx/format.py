@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,15 +12,16 @@ from typing import Any, Final, final
 
 import torch
 from deltapass.backends.onnx.optimize import optimize
-from deltapass.backends.onnx.session import ELEMENTS, OrtSegment, device_of, library, open_session
+from deltapass.backends.onnx.session import ELEMENTS, OrtSegment, device_of, open_session
 from torch.export import ExportedProgram
 
 from deltapass.bundles.formats import Job, SegmentProgram, Written, WrittenSegment, known_options
 from deltapass.bundles.manifest import BundlePlan
 from deltapass.bundles.weights_file import WEIGHTS_FILE, Location, TensorStore
 from deltapass.compiler.lowering import on_device
-from deltapass.errors import LoweringError, MissingLibraryError
+from deltapass.errors import LoweringError
 from deltapass.graph.executable import Lowered
+from deltapass.libraries import optional_module
 
 aten = torch.ops.aten
 
@@ -95,7 +95,8 @@ def write_segments(
         _point_to(model, stored[name], places)
         onnx_ir.save(model, str(folder / file))
         files[name] = WrittenSegment(file=file)
-    return Written(segments=files, producer=_versions())
+    versions = {each: _library(each).__version__ for each in ("onnx", "onnxscript", "onnxruntime")}
+    return Written(segments=files, producer=versions)
 
 
 def _check_types(segment: SegmentProgram) -> None:
@@ -260,11 +261,9 @@ def _torch_tensor(tensor: Any) -> torch.Tensor:
     raw = getattr(tensor, "raw", None)
     if isinstance(raw, torch.Tensor):
         return raw
-    content = tensor.numpy()
-    if content.dtype.kind == "V":  # a type that numpy lacks: torch has it, but not through numpy
-        bits = torch.from_numpy(content.view(f"uint{8 * content.itemsize}").copy())
-        return bits.view(getattr(torch, content.dtype.name))
-    return torch.from_numpy(content.copy())
+    dtype = _library("onnx_ir.tensor_adapters").to_torch_dtype(tensor.dtype)
+    content = torch.frombuffer(bytearray(tensor.tobytes()), dtype=dtype)
+    return content.reshape(tensor.shape.numpy())
 
 
 def _point_to(model: Any, stored: Mapping[str, str], places: Mapping[str, Location]) -> None:
@@ -282,16 +281,5 @@ def _point_to(model: Any, stored: Mapping[str, str], places: Mapping[str, Locati
         )
 
 
-def _versions() -> dict[str, str]:
-    return {
-        "onnx": _library("onnx").__version__,
-        "onnxscript": _library("onnxscript").__version__,
-        "onnxruntime": library().__version__,
-    }
-
-
 def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingLibraryError(name, "export") from error
+    return optional_module(name, "export")

@@ -12,16 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, final
 
 import torch
-from deltapass.backends.inductor import is_trivial
 from deltapass.backends.onnx.format import OPEN_OPTIONS, in_memory, to_onnx
-from deltapass.backends.onnx.session import ELEMENTS, OrtSegment, library, open_session
-from deltapass.backends.tensor_graphs import OfTensors, laid_out, plain_copy, without_layouts
+from deltapass.backends.onnx.session import ELEMENTS, OrtSegment, open_session
+from deltapass.backends.tensor_graphs import engine_of_body, engine_of_graph, exported
 from torch import fx
 from torch._guards import tracing
 
 from deltapass.bundles.manifest import ValueSpec
 from deltapass.graph.executable import Lowered
 from deltapass.graph.program import Body, TensorSpec
+from deltapass.libraries import optional_module
 
 GPU_PROVIDER: Final = "CUDAExecutionProvider"
 
@@ -38,7 +38,7 @@ class OnnxLowering:
         Raises:
             MissingLibraryError: If onnxruntime, onnx or onnxscript is not installed.
         """
-        self.runtime = library()
+        self.runtime = optional_module("onnxruntime", "export")
         self.threads = torch.get_num_threads()
 
     def can_lower(self, body: Body) -> str | None:
@@ -57,89 +57,49 @@ class OnnxLowering:
 
     def lower(self, body: Body) -> Lowered:
         """A session of a body, outside Dynamo's own tracing context."""
-        if is_trivial(body):
-            return body.module.forward
-        run = self._session(body.name, without_layouts(body.module), body.inputs, body.outputs)
-        return lambda *arguments: tuple(
-            laid_out(made, spec) for made, spec in zip(run(*arguments), body.outputs, strict=True)
-        )
+        run: Lowered = engine_of_body(body, self._session)
+        return run
 
     def plain(self, module: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
-        """The whole graph as one session; numbers among its inputs become constants of it.
+        """The whole graph as one session.
 
         A graph of symbolic sizes runs operator by operator: ONNX Runtime would need the sizes.
         """
         if any(isinstance(value, torch.SymInt | torch.SymFloat) for value in arguments):
             return module.forward
-        bound = OfTensors(module, tuple(arguments))
-        tensors = [value for value in arguments if torch.is_tensor(value)]
-        with tracing(None), torch.no_grad():
-            wanted = bound(*(tensor.clone() for tensor in tensors))
-        single = torch.is_tensor(wanted)
-        results = (wanted,) if single else tuple(wanted)
-        made = [value for value in results if torch.is_tensor(value)]
-        run = self._session(
-            "the whole graph",
-            _TensorsOnly(bound),
-            [TensorSpec.of(value) for value in tensors],
-            [TensorSpec.of(value) for value in made],
-        )
-
-        def call(*values: Any) -> Any:
-            given = iter(run(*(value for value in values if torch.is_tensor(value))))
-            filled = tuple(next(given) if torch.is_tensor(r) else r for r in results)
-            return filled[0] if single else filled
-
-        return call
+        run: Callable[..., Any] = engine_of_graph(module, arguments, self._session)
+        return run
 
     def fingerprint(self) -> str:
         """Versions that the sessions depend on."""
         return f"onnx onnxruntime-{self.runtime.__version__} torch-{torch.__version__}"
 
     def _session(
-        self,
-        name: str,
-        module: torch.nn.Module,
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[TensorSpec],
+        self, name: str, module: torch.nn.Module, inputs: Sequence[TensorSpec]
     ) -> Callable[..., tuple[torch.Tensor, ...]]:
-        taken = tuple(f"input_{at}" for at in range(len(inputs)))
-        given = tuple(f"output_{at}" for at in range(len(outputs)))
-        device = inputs[0].device if inputs else torch.device("cpu")
         with tracing(None), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.export's own, about itself
-            example = tuple(
-                torch.zeros(spec.shape, dtype=spec.dtype, device=spec.device) for spec in inputs
-            )
-            program = torch.export.export(plain_copy(module), example, strict=False)
+            program = exported(module, inputs)
+            made = [node.meta["val"] for node in program.graph.output_node().args[0]]
+            taken = tuple(f"input_{at}" for at in range(len(inputs)))
+            given = tuple(f"output_{at}" for at in range(len(made)))
             model = in_memory(to_onnx(name, program, (taken, given)))
-        gpu = (GPU_PROVIDER, {"device_id": device.index or 0})
-        provider = gpu if device.type == "cuda" else "CPUExecutionProvider"
-        options = {**OPEN_OPTIONS, "providers": (provider,), "threads": self.threads}
+        device = inputs[0].device if inputs else torch.device("cpu")
         segment = OrtSegment(
-            open_session(model, options),
+            open_session(model, self._options(device)),
             inputs=taken,
-            outputs=[(n, _value(spec)) for n, spec in zip(given, outputs, strict=True)],
+            outputs=[(n, _value(value)) for n, value in zip(given, made, strict=True)],
             shapes=[spec.shape for spec in inputs],
             device=device,
         )
         return lambda *tensors: segment(*(tensor.contiguous() for tensor in tensors))
 
-
-@final
-class _TensorsOnly(torch.nn.Module):
-    """A module whose results that are no tensors are left out: an ONNX model has none."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the module."""
-        made = self.module(*tensors)
-        made = (made,) if torch.is_tensor(made) else made
-        return tuple(value for value in made if torch.is_tensor(value))
+    def _options(self, device: torch.device) -> dict[str, Any]:
+        """Of the ONNX format, for sessions on a device."""
+        gpu = (GPU_PROVIDER, {"device_id": device.index or 0})
+        provider = gpu if device.type == "cuda" else "CPUExecutionProvider"
+        return {**OPEN_OPTIONS, "providers": (provider,), "threads": self.threads}
 
 
-def _value(spec: TensorSpec) -> ValueSpec:
-    return ValueSpec(dtype=str(spec.dtype).removeprefix("torch."), shape=spec.shape)
+def _value(result: torch.Tensor) -> ValueSpec:
+    return ValueSpec(dtype=str(result.dtype).removeprefix("torch."), shape=tuple(result.shape))

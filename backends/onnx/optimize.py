@@ -8,16 +8,17 @@ rewrites of their own, with exact conditions.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, Final
+
+from deltapass.libraries import optional_module
 
 ROUNDS: Final = 2  # folding shapes makes further constants
 
 
 def optimize(model: Any) -> None:
     """Fold constants, drop what is not needed, and replace what runtimes lack; in place."""
-    passes = importlib.import_module("onnx_ir.passes.common")
-    folding = importlib.import_module("onnxscript.optimizer")
+    passes = optional_module("onnx_ir.passes.common", "export")
+    folding = optional_module("onnxscript.optimizer", "export")
     passes.InlinePass()(model)
     for _ in range(ROUNDS):
         folding.fold_constants(model, onnx_shape_inference=True)
@@ -39,21 +40,18 @@ def optimize(model: Any) -> None:
 
 def replace_boolean_where(model: Any) -> None:
     """Choose between booleans by And, Or and Not: ONNX Runtime's Where takes none on the CPU."""
-    ir = importlib.import_module("onnx_ir")
+    ir = optional_module("onnx_ir", "export")
     for node in list(model.graph.all_nodes()):
         result = node.outputs[0]
         if node.op_type != "Where" or result.dtype != ir.DataType.BOOL:
             continue
         condition, chosen, other = node.inputs
-        inverse = ir.Node("", "Not", [condition], num_outputs=1)
-        first = ir.Node("", "And", [condition, chosen], num_outputs=1)
-        second = ir.Node("", "And", [inverse.outputs[0], other], num_outputs=1)
-        either = ir.Node("", "Or", [first.outputs[0], second.outputs[0]], num_outputs=1)
-        for new in (inverse, first, second, either):
+        made = ir.tape.Tape()
+        first = made.op("And", [condition, chosen])
+        second = made.op("And", [made.op("Not", [condition]), other])
+        either = made.op("Or", [first, second])
+        for new in made.nodes:
             new.outputs[0].type = result.type
-        made, name = either.outputs[0], result.name
-        made.shape = result.shape
-        node.graph.insert_before(node, [inverse, first, second, either])
-        result.replace_all_uses_with(made, replace_graph_outputs=True)
-        node.graph.remove(node, safe=True)
-        made.name = name
+        ir.convenience.replace_nodes_and_values(
+            node.graph, node, [node], made.nodes, [result], [either]
+        )

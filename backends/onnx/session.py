@@ -9,8 +9,9 @@ from typing import Any, Final, final
 import torch
 
 from deltapass.bundles.manifest import ValueSpec
-from deltapass.errors import BundleError, MissingDeviceError, MissingLibraryError, OptionError
-from deltapass.graph.sizes import Dimension, evaluate, multiple_of
+from deltapass.errors import BundleError, MissingDeviceError, OptionError
+from deltapass.graph.sizes import Dimension, evaluate, read_sizes
+from deltapass.libraries import optional_module
 
 # ONNX's own numbers of element types (TensorProto.DataType), which IO binding takes.
 ELEMENTS: Final[Mapping[torch.dtype, int]] = {
@@ -31,19 +32,6 @@ GPU_PROVIDERS: Final = (
 )
 
 
-def library() -> Any:
-    """ONNX Runtime.
-
-    Raises:
-        MissingLibraryError: If it is not installed.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingLibraryError("onnxruntime", "export") from error
-    return onnxruntime
-
-
 def device_of(providers: Any) -> torch.device:
     """Where tensors must lie for the first of these providers."""
     first = _providers(providers)[0]
@@ -60,7 +48,7 @@ def open_session(model: Path | bytes, options: Mapping[str, Any]) -> Any:
         MissingDeviceError: If a provider is not part of this ONNX Runtime.
         BundleError: If ONNX Runtime does not take the model.
     """
-    runtime = library()
+    runtime = optional_module("onnxruntime", "export")
     providers = _providers(options["providers"])
     _check(options)
     names = [given[0] if isinstance(given, tuple) else given for given in providers]
@@ -141,16 +129,8 @@ class OrtSegment:
         device: torch.device,
     ) -> None:
         self._session, self._device = session, device
-        self._inputs = tuple(inputs)
+        self._inputs, self._taken = tuple(inputs), tuple(shapes)
         self._outputs = tuple((name, spec, getattr(torch, spec.dtype)) for name, spec in outputs)
-        self._sizes = {
-            size: (at, axis)
-            for at, shape in enumerate(shapes)
-            for axis, size in enumerate(shape)
-            if isinstance(size, str)
-        }
-        multiples = ((size, multiple_of(size)) for size in self._sizes)
-        self._parts = [(part[1], part[0], size) for size, part in multiples if part]
         self._fixed = not any(isinstance(s, str) for _, spec in outputs for s in spec.shape)
         self._place = device.type, device.index or 0
 
@@ -194,9 +174,10 @@ class OrtSegment:
     def _shapes(self, arguments: Sequence[torch.Tensor]) -> list[tuple[int, ...]]:
         if self._fixed:
             return [tuple(map(int, spec.shape)) for _, spec, _ in self._outputs]
-        known = {size: arguments[at].shape[axis] for size, (at, axis) in self._sizes.items()}
-        for name, times, whole in self._parts:
-            known.setdefault(name, known[whole] // times)
+        given = [(dims, tensor.shape) for dims, tensor in zip(self._taken, arguments, strict=True)]
+        sizes = (pair for dims, shape in given for pair in zip(dims, shape, strict=True))
+        # A formula that an input has is known as a whole, without being calculated.
+        known = read_sizes(given) | {size: n for size, n in sizes if isinstance(size, str)}
         return [
             tuple(known[s] if s in known else evaluate(s, known) for s in spec.shape)
             for _, spec, _ in self._outputs

@@ -16,12 +16,13 @@ from typing import Any, Final, Self, final
 import torch
 from deltapass.backends.tensorrt.cache import Entry, find, graph_digest, key_of, store, write_whole
 from deltapass.backends.tensorrt.library import (
-    EngineBuildError,
     Library,
     Log,
     load_library,
     make_log,
 )
+
+from deltapass.errors import EngineBuildError
 
 CURRENT: Final = "CURRENT"  # the architecture of the GPU at hand
 
@@ -157,11 +158,12 @@ def architectures_of(
         EngineBuildError: If the library does not know one of them.
     """
     known = library.architectures
+    if settings.architectures is None and torch.cuda.is_available():
+        return (CURRENT,) if library.is_rtx else ()
     if settings.architectures is None:
         # SM75 would cost the others: the library's own default leaves it out for that.
         least = 89 if float8 else 80  # the first that computes in 8-bit floats
-        later = tuple(name for name in known if int(name.removeprefix("SM")) >= least)
-        return (CURRENT,) * library.is_rtx if torch.cuda.is_available() else later
+        return tuple(name for name in known if int(name.removeprefix("SM")) >= least)
     strange = [name for name in settings.architectures if name not in (*known, CURRENT)]
     if strange:
         problem = f"it knows {', '.join(known) or 'no'} architectures, not {', '.join(strange)}"

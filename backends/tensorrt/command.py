@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from deltapass.backends.tensorrt.build import Ranges
+from deltapass.backends.tensorrt.build import Range, Ranges
 
 PROGRAMS: Final[Mapping[str, str]] = MappingProxyType(
     {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}
@@ -18,17 +18,10 @@ PROGRAMS: Final[Mapping[str, str]] = MappingProxyType(
 def trtexec_line(onnx_path: Path | str, engine: Path | str, ranges: Ranges, flavour: str) -> str:
     """The command, quoted for a shell. The file it writes is the engine alone, not a cache file.
 
-    Ranges are named only if the model has free dimensions: the program refuses them otherwise.
-
-    Raises:
-        OSError: If the model cannot be read.
+    Ranges are named only where one leaves a dimension free: the program refuses them otherwise.
     """
-    import onnx
-
-    graph = onnx.load(str(onnx_path), load_external_data=False).graph
-    dims = [dim for value in graph.input for dim in value.type.tensor_type.shape.dim]
     words = [PROGRAMS[flavour], f"--onnx={onnx_path}", f"--saveEngine={engine}", "--stronglyTyped"]
-    if any(not dim.HasField("dim_value") for dim in dims):
+    if any(span != Range.fixed(span.usual) for span in ranges.values()):
         for at, word in enumerate(("--minShapes", "--optShapes", "--maxShapes")):
             shapes = ("x".join(map(str, span.shapes[at])) for span in ranges.values())
             pairs = (f"{name}:{shape}" for name, shape in zip(ranges, shapes, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, final
@@ -23,7 +23,7 @@ from deltapass.backends.tensorrt.build import (
     build,
 )
 from deltapass.backends.tensorrt.command import trtexec_line
-from deltapass.backends.tensorrt.library import Library, load_library
+from deltapass.backends.tensorrt.library import load_library
 from deltapass.backends.tensorrt.run import EngineSegment, Workspace, cuda_device, load_segment
 
 from deltapass.bundles.formats import Job, SegmentProgram, Written, WrittenSegment, known_options
@@ -34,16 +34,8 @@ from deltapass.graph.executable import Lowered
 from deltapass.graph.sizes import evaluate
 
 ONNX_FOLDER: Final = "onnx"
-WRITE_OPTIONS: Final = MappingProxyType(
-    {
-        "flavour": None,
-        "cache_dir": None,
-        "architectures": None,
-        "effort": None,
-        "tf32": False,
-        "keep_onnx": False,
-    }
-)
+SETTINGS: Final = MappingProxyType({each.name: each.default for each in fields(Settings)})
+WRITE_OPTIONS: Final = MappingProxyType({**SETTINGS, "keep_onnx": False})
 OPEN_OPTIONS: Final = MappingProxyType({"device": 0})
 
 
@@ -53,7 +45,7 @@ class TensorRTFormat:
 
     Precision is that of the model's own types. Options when written: `flavour`, "tensorrt" or
     "tensorrt-rtx"; `cache_dir`, where engines and timings are kept between exports;
-    `architectures`, `effort`, `tf32`, see `engines.Settings`; `keep_onnx`, which leaves the ONNX
+    `architectures`, `effort`, `tf32`, see `Settings`; `keep_onnx`, which leaves the ONNX
     files in the bundle. Option when opened: `device`, the number of the GPU.
     """
 
@@ -78,9 +70,9 @@ class TensorRTFormat:
             built = build(source, ranges[segment.name], settings, library)
             (job.folder / file).write_bytes(built.engine)
             segments[segment.name] = WrittenSegment(file=file)
-            notes[segment.name] = _note(
-                built, _command(source, file, ranges[segment.name], library)
-            )
+            shown = f"{ONNX_FOLDER}/{source.name}"  # the command is run in the bundle's folder
+            line = trtexec_line(shown, file, ranges[segment.name], library.flavour)
+            notes[segment.name] = _note(built, line)
         return Written(
             segments=segments,
             producer={**sources.producer, library.flavour: library.version},
@@ -164,13 +156,10 @@ def _index(options: Mapping[str, Any]) -> int:
 
 def _settings(options: Mapping[str, Any]) -> Settings:
     folder, architectures = options["cache_dir"], options["architectures"]
-    return Settings(
-        flavour=options["flavour"],
-        cache_dir=None if folder is None else Path(folder),
-        architectures=None if architectures is None else tuple(architectures),
-        effort=options["effort"],
-        tf32=bool(options["tf32"]),
-    )
+    told = {name: options[name] for name in SETTINGS}
+    told["cache_dir"] = None if folder is None else Path(folder)
+    told["architectures"] = None if architectures is None else tuple(architectures)
+    return Settings(**told)
 
 
 def _ranges(segment: SegmentProgram, job: Job) -> Ranges:
@@ -193,13 +182,6 @@ def _ranges(segment: SegmentProgram, job: Job) -> Ranges:
         smallest, largest = (tuple(evaluate(size, sizes) for size in shape) for sizes in ends)
         ranges[name] = Range(smallest=smallest, usual=tuple(example.shape), largest=largest)
     return ranges
-
-
-def _command(source: Path, file: str, ranges: Ranges, library: Library) -> str:
-    """The vendor's own command for the same engine, to be run in the bundle's folder."""
-    line: str = trtexec_line(source, file, ranges, library.flavour)
-    short = f"{ONNX_FOLDER}/{source.name}"
-    return line.replace(str(source), short)
 
 
 def _note(built: Built, command: str) -> dict[str, Any]:

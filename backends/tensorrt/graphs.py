@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
+from deltapass.backends.tensor_graphs import exported
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
 
 from deltapass.graph.program import TensorSpec
 
@@ -16,21 +17,16 @@ TO_COPY: Final = torch.ops.aten._to_copy.default
 INTEGERS: Final = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
 
 
-def export(module: torch.nn.Module, inputs: Sequence[TensorSpec]) -> Any:
-    """The exported program of a module on tensors of these specs, which hold no data.
+def export(module: torch.nn.Module, inputs: Sequence[TensorSpec]) -> ExportedProgram:
+    """The exported program of a module. Its graph says every promotion of an integer.
 
-    Its graph says every promotion of an integer: converters would round the other operand.
+    Converters would round the other operand.
     """
-    with FakeTensorMode():
-        fakes = tuple(
-            torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=spec.device)
-            for spec in inputs
-        )
-    exported = torch.export.export(module, fakes, strict=False)
-    for node in list(exported.graph.nodes):
+    program: ExportedProgram = exported(module, inputs)
+    for node in list(program.graph.nodes):
         if torch.Tag.pointwise in getattr(node.target, "tags", ()):
             _promote(node)
-    return exported
+    return program
 
 
 def _promote(node: fx.Node) -> None:

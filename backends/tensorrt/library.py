@@ -1,4 +1,4 @@
-"""The TensorRT library, of either flavour, and the errors of everything that uses it.
+"""The TensorRT library, of either flavour.
 
 Full TensorRT and TensorRT-RTX have one Python interface under two names. What differs is asked
 here, once: which is installed, what its logger says, which architectures it builds for.
@@ -12,39 +12,12 @@ from dataclasses import dataclass
 from types import MappingProxyType, ModuleType
 from typing import Any, Final, final
 
-from deltapass.errors import (
-    DeltapassError,
-    MissingDeviceError,
-    MissingLibraryError,
-    OptionError,
-)
+from deltapass.errors import MissingDeviceError, MissingLibraryError, OptionError
 
 # Flavour, which is also the name of the pip extra -> the module it is imported as.
 FLAVOURS: Final[Mapping[str, str]] = MappingProxyType(
     {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 )
-LINES_IN_ERRORS: Final = 8
-
-
-class EngineBuildError(DeltapassError):
-    """No engine can be built from a graph."""
-
-    def __init__(self, source: str, flavour: str, problems: Sequence[str], /) -> None:
-        super().__init__(
-            f"{flavour} builds no engine from {source}: {_listed(problems)}",
-            "Replace what it names, or take another lowering or format",
-        )
-
-
-class EngineRunError(DeltapassError, RuntimeError):
-    """A built engine cannot be loaded, or cannot be run on these tensors."""
-
-    def __init__(self, flavour: str, problems: Sequence[str], /) -> None:
-        super().__init__(
-            f"{flavour} does not run the engine: {_listed(problems)}",
-            "An engine runs on the architecture, the library version and the shapes it was built "
-            "for; build it again for these",
-        )
 
 
 @final
@@ -90,15 +63,10 @@ def load_library(flavour: str | None = None) -> Library:
             continue
         if _flavour_of(module) == name:
             return Library(module=module, flavour=name, version=str(module.__version__))
-    raise missing(flavour) from cause
-
-
-def missing(flavour: str | None) -> MissingLibraryError:
-    """The error that names the extra to install."""
     if flavour is not None:
-        return MissingLibraryError(FLAVOURS[flavour], flavour)
-    # The second is what the package index has whole; the first needs the vendor's own index.
-    return MissingLibraryError("neither tensorrt nor tensorrt_rtx", "tensorrt-rtx")
+        raise MissingLibraryError(FLAVOURS[flavour], flavour) from cause
+    # The package index has this extra whole; the other needs the vendor's own index.
+    raise MissingLibraryError("neither tensorrt nor tensorrt_rtx", "tensorrt-rtx") from cause
 
 
 def missing_device(flavour: str, architectures: Sequence[str] = ()) -> MissingDeviceError:
@@ -152,9 +120,3 @@ def make_log(library: Library) -> Log:
 
     members: dict[str, Callable[..., None]] = {"__init__": made, "log": log}
     return Log(logger=type("KeepingLogger", (base,), members)(), lines=lines, errors=errors)
-
-
-def _listed(problems: Sequence[str]) -> str:
-    shown = "; ".join(problem.strip().rstrip(".") for problem in problems[:LINES_IN_ERRORS])
-    more = len(problems) - LINES_IN_ERRORS
-    return f"{shown}; and {more} more" if more > 0 else shown

@@ -13,19 +13,17 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, final
 
 import torch
-from deltapass.backends.inductor import is_trivial
-from deltapass.backends.tensor_graphs import OfTensors, laid_out, without_layouts
+from deltapass.backends.tensor_graphs import engine_of_body, engine_of_graph
 from deltapass.backends.tensorrt.graphs import export, operators_outside
-from deltapass.backends.tensorrt.library import EngineBuildError, missing_device
+from deltapass.backends.tensorrt.library import missing_device
 from torch import fx
 from torch._guards import tracing
 
-from deltapass.errors import MissingLibraryError
+from deltapass.errors import EngineBuildError, MissingLibraryError
 from deltapass.graph.executable import Lowered
 from deltapass.graph.program import Body, TensorSpec
 
@@ -78,8 +76,11 @@ class TensorRTLowering:
 
     def can_lower(self, body: Body) -> str | None:
         """Engines need a CUDA device, for their tensors and for the build."""
-        for kind in sorted({spec.device.type for spec in body.inputs} - {"cuda"}):
-            return f"its tensors are on the {kind} device, and {self.flavour} runs on cuda alone"
+        kinds = {spec.device.type for spec in body.inputs} - {"cuda"}
+        if kinds:
+            return (
+                f"its tensors are on the {min(kinds)} device, and {self.flavour} runs on cuda alone"
+            )
         return None if torch.cuda.is_available() else "there is no CUDA device"
 
     def lower(self, body: Body) -> Lowered:
@@ -88,14 +89,11 @@ class TensorRTLowering:
         Raises:
             EngineBuildError: If an operator stays outside the engine; names all of them.
         """
-        if is_trivial(body):
-            return body.module.forward
-        return InLayout(
-            self._compile(body.name, without_layouts(body.module), body.inputs), body.outputs
-        )
+        run: Lowered = engine_of_body(body, self._compile)
+        return run
 
     def plain(self, module: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
-        """The whole graph as one engine; numbers among its inputs become constants of it.
+        """The whole graph as one engine.
 
         Raises:
             MissingDeviceError: If there is no CUDA device.
@@ -107,15 +105,13 @@ class TensorRTLowering:
         if symbolic:
             problem = f"sizes {', '.join(symbolic)} are symbolic: give torch.compile dynamic=False"
             raise EngineBuildError("the whole graph", self.flavour, [problem])
-        bound = OfTensors(module, tuple(arguments))
-        specs = [TensorSpec.of(value) for value in arguments if torch.is_tensor(value)]
-        run = self._compile("the whole graph", bound, specs)
-        return lambda *values: run(*[value for value in values if torch.is_tensor(value)])
+        run: Callable[..., Any] = engine_of_graph(module, arguments, self._compile)
+        return run
 
     def fingerprint(self) -> str:
         """Versions and settings that an engine depends on."""
-        settings = sorted(self.settings.items(), key=lambda item: item[0])
-        return f"{self.flavour} {self.version} torch-{torch.__version__} {settings}"
+        told = sorted(self.settings.items())
+        return f"{self.flavour} {self.version} torch-{torch.__version__} {told}"
 
     def _compile(
         self, name: str, module: torch.nn.Module, inputs: Sequence[TensorSpec]
@@ -127,9 +123,10 @@ class TensorRTLowering:
             exported = export(module, inputs)
             # Not tensors: it refuses those that are not dense. The engine takes any layout.
             given = [library.Input(shape=spec.shape, dtype=spec.dtype) for spec in inputs]
+            device = inputs[0].device if inputs else torch.device("cuda")
             try:
                 made: fx.GraphModule = library.dynamo.compile(
-                    exported, arg_inputs=given, device=_device(inputs), **self.settings
+                    exported, arg_inputs=given, device=device, **self.settings
                 )
             except Exception as error:
                 raise EngineBuildError(name, self.flavour, [_cause(error)]) from error
@@ -160,22 +157,6 @@ class TensorRTLowering:
         return library
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class InLayout:
-    """An engine whose outputs are laid out as the body says: it gives dense tensors only."""
-
-    run: Callable[..., Any]
-    outputs: tuple[TensorSpec, ...]
-
-    def __call__(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the engine."""
-        made = self.run(*arguments)
-        made = (made,) if torch.is_tensor(made) else made
-        pairs = zip(made, self.outputs, strict=True)
-        return tuple(laid_out(value, spec) for value, spec in pairs)
-
-
 def _installed() -> tuple[str, str]:
     """Flavour and version of the torch_tensorrt that is installed, without importing it.
 
@@ -191,10 +172,6 @@ def _installed() -> tuple[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return "tensorrt", "of unknown version"
-
-
-def _device(inputs: Sequence[TensorSpec]) -> torch.device:
-    return inputs[0].device if inputs else torch.device("cuda")
 
 
 def _cause(error: Exception) -> str:

@@ -13,12 +13,13 @@ from typing import Any, Final, final
 
 import torch
 from deltapass.backends.tensorrt.library import (
-    EngineRunError,
     Library,
     Log,
     make_log,
     missing_device,
 )
+
+from deltapass.errors import EngineRunError
 
 # Names in the library's DataType -> torch's types.
 TYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
@@ -239,7 +240,8 @@ def load_segment(
     loaded = runtime.deserialize_cuda_engine(engine)
     if loaded is None:
         raise EngineRunError(library.flavour, log.problems)
-    context = _context(loaded, library, shared=workspace is not None)
+    shared = trt.ExecutionContextAllocationStrategy.USER_MANAGED  # without memory of its own
+    context = loaded.create_execution_context(*([shared] if workspace is not None else []))
     if context is None:
         raise EngineRunError(library.flavour, log.problems)
     taken, given = _ports(loaded, library)
@@ -261,14 +263,6 @@ def load_segment(
         log=log,
         held=(loaded, runtime),
     )
-
-
-def _context(loaded: Any, library: Library, *, shared: bool) -> Any:
-    """An execution context, without memory of its own if that is shared."""
-    if not shared:
-        return loaded.create_execution_context()
-    strategies = library.module.ExecutionContextAllocationStrategy
-    return loaded.create_execution_context(strategies.USER_MANAGED)
 
 
 def _ports(loaded: Any, library: Library) -> tuple[tuple[Port, ...], tuple[Port, ...]]:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from deltapass.bundles.signature import Signature
-from deltapass.errors import BundleError, MissingLibraryError
+from deltapass.errors import BundleError
 from deltapass.graph.program import Literal, Macs
 from deltapass.graph.sizes import Dimension
+from deltapass.libraries import needs
 from deltapass.schedule.rules import Span
 
 SCHEMA_VERSION: Final = 1
@@ -192,10 +193,8 @@ def _producer(content: Any) -> str:
 
 
 def _check_schema(path: Path, content: Any) -> None:
-    try:
+    with needs("jsonschema", "export"):
         import jsonschema
-    except ImportError as error:
-        raise MissingLibraryError("jsonschema", "export") from error
     schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
     problem = jsonschema.exceptions.best_match(
         jsonschema.Draft202012Validator(schema).iter_errors(content)

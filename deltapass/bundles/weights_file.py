@@ -17,7 +17,8 @@ from typing import Final, final
 
 import torch
 
-from deltapass.errors import BundleError, MissingLibraryError
+from deltapass.errors import BundleError
+from deltapass.libraries import needs
 
 WEIGHTS_FILE: Final = "weights.safetensors"
 
@@ -65,10 +66,8 @@ class TensorStore:
         Raises:
             MissingLibraryError: If safetensors is not installed.
         """
-        try:
+        with needs("safetensors", "export"):
             from safetensors.torch import save_file
-        except ImportError as error:
-            raise MissingLibraryError("safetensors", "export") from error
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         save_file(_unshared(whole), str(path))
         path.chmod(0o644)  # it makes its files private
@@ -97,11 +96,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         MissingLibraryError: If safetensors is not installed.
         BundleError: If the file is no safetensors file.
     """
-    try:
+    with needs("safetensors", "export"):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
-    except ImportError as error:
-        raise MissingLibraryError("safetensors", "export") from error
     try:
         return dict(load_file(str(path)))
     except SafetensorError as error:

@@ -13,8 +13,9 @@ import torch
 
 from deltapass.bundles.loaded import LoadedModel, load
 from deltapass.cli.sources import INDEX, load_pipeline
-from deltapass.errors import MissingLibraryError, OptionError
+from deltapass.errors import OptionError
 from deltapass.exporting.trajectory_file import linear_sampler, write_trajectory
+from deltapass.libraries import needs
 from deltapass.pipelines.attach import attach, denoisers, last_report
 from deltapass.sessions.report import SessionReport
 
@@ -161,10 +162,8 @@ def write_images(images: Any, path: Path) -> None:
     Raises:
         MissingLibraryError: If pillow is not installed.
     """
-    try:
+    with needs("pillow", "demo"):
         from PIL import Image
-    except ImportError as error:
-        raise MissingLibraryError("pillow", "demo") from error
     columns = 5
     rows = -(-len(images) // columns)
     count, height, width, channels = images.shape

@@ -14,7 +14,8 @@ from typing import Any, Final, final
 
 import torch
 
-from deltapass.errors import MissingLibraryError, OptionError
+from deltapass.errors import OptionError
+from deltapass.libraries import needs
 from deltapass.pipelines.attach import denoisers
 
 Source = tuple[Any, tuple[Any, ...], dict[str, Any]]
@@ -60,10 +61,8 @@ def load_pipeline(folder: Path) -> Any:
         MissingLibraryError: If diffusers is not installed.
         OptionError: If diffusers cannot load the folder.
     """
-    try:
+    with needs("diffusers", "demo"):
         from diffusers import DiffusionPipeline
-    except ImportError as error:
-        raise MissingLibraryError("diffusers", "demo") from error
     try:
         pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:

@@ -20,14 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from deltapass.demo.embedded import ClassConditionalPipeline, load_embedded
 from deltapass.demo.machine import compile_cache, faster_threads, seconds_of, start_compiler
-from deltapass.errors import MissingLibraryError
 from deltapass.explanation import Report, explain
+from deltapass.libraries import needs
 from deltapass.sessions.session import session
 
-try:
+with needs("torchmetrics", "demo"):
     from torchmetrics.functional.image import peak_signal_noise_ratio
-except ImportError as error:
-    raise MissingLibraryError("torchmetrics", "demo") from error
 
 ORDERS: Final = (0, 1)
 

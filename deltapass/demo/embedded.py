@@ -13,15 +13,13 @@ from typing import Any, ClassVar, Final, cast
 
 import torch
 
-from deltapass.errors import MissingLibraryError
+from deltapass.libraries import needs
 
-try:
+with needs("diffusers", "demo"):
     import diffusers
     from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, ImagePipelineOutput
     from diffusers.image_processor import VaeImageProcessor
     from diffusers.utils.torch_utils import randn_tensor
-except ImportError as error:
-    raise MissingLibraryError("diffusers", "demo") from error
 
 EMBEDDED: Final = Path(__file__).parents[1] / "assets" / "garments"
 

@@ -16,12 +16,10 @@ from rich.table import Table as RichTable
 
 from deltapass.demo.compare import DemoResult, Outcome
 from deltapass.demo.machine import processor
-from deltapass.errors import MissingLibraryError
+from deltapass.libraries import needs
 
-try:
+with needs("matplotlib", "demo"):
     from matplotlib.figure import Figure
-except ImportError as error:
-    raise MissingLibraryError("matplotlib", "demo") from error
 
 COLUMNS: Final = 5
 CAPTION: Final = (

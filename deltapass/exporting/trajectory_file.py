@@ -15,7 +15,8 @@ from typing import Any, final
 
 import torch
 
-from deltapass.errors import ExportError, MissingLibraryError
+from deltapass.errors import ExportError
+from deltapass.libraries import needs
 
 
 @final
@@ -119,10 +120,8 @@ def write_trajectory(  # noqa: PLR0913 - what such a file holds
     Raises:
         MissingLibraryError: If safetensors is not installed.
     """
-    try:
+    with needs("safetensors", "export"):
         from safetensors.torch import save_file
-    except ImportError as error:
-        raise MissingLibraryError("safetensors", "export") from error
     batch = len(sample) * (2 if guidance is not None else 1)
     times = sampler.timesteps.float()[:, None].expand(-1, batch)
     tensors = {

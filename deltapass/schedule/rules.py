@@ -6,7 +6,6 @@ Python: nothing here knows a graph. Source: Delta-DiT, arXiv:2406.01125, Eq. 3 a
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from deltapass.errors import (
     ScheduleError,
     StepCountError,
     TooManyCachedBlocksError,
+    did_you_mean,
 )
 
 Region = Literal["deep", "shallow", "middle"]
@@ -286,9 +286,8 @@ def check_fits(table: Table, blocks: int) -> None:
 
 def unknown_name(kind: str, name: object, valid: Sequence[str]) -> ScheduleError:
     """The error for a name that is none of `valid`, with the nearest of them."""
-    near = difflib.get_close_matches(str(name), valid, n=1)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
-    return ScheduleError(f"unknown {kind} {name!r}", f"{hint}Known are: {', '.join(valid)}")
+    known = f"Known are: {', '.join(valid)}"
+    return ScheduleError(f"unknown {kind} {name!r}", did_you_mean(name, valid) + known)
 
 
 def _unknown_length(why: str) -> ScheduleError:

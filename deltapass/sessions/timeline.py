@@ -14,7 +14,7 @@ from itertools import groupby
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any, Final, final
 
-from deltapass.errors import MissingLibraryError
+from deltapass.libraries import needs
 from deltapass.schedule.rules import Span
 from deltapass.sessions.report import Cause, Entry, SessionReport
 
@@ -170,10 +170,8 @@ def _letters(causes: Iterable[Cause]) -> dict[Cause, str]:
 
 def _new_figure(width: float, height: float) -> Figure:
     """A figure that belongs to no window."""
-    try:
+    with needs("matplotlib", "demo"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingLibraryError("matplotlib", "demo") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

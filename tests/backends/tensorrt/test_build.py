@@ -19,14 +19,13 @@ pytest.importorskip("onnx")
 from deltapass.backends.tensorrt.build import Built, Range, Settings, build
 from deltapass.backends.tensorrt.command import trtexec_line
 from deltapass.backends.tensorrt.library import (
-    EngineBuildError,
     Library,
     load_library,
 )
 from engine_graphs import EXTERNAL, D, Files, product, weight
 from onnx import TensorProto, helper
 
-from deltapass.errors import MissingLibraryError, OptionError
+from deltapass.errors import EngineBuildError, MissingLibraryError, OptionError
 
 STATIC = {"x": Range.fixed((2, D))}
 BATCHES = {"x": Range(smallest=(1, D), usual=(2, D), largest=(4, D))}

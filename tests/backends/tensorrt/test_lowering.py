@@ -21,14 +21,18 @@ import pytest
 import torch
 from deltapass.backends.tensor_graphs import without_layouts
 from deltapass.backends.tensorrt.graphs import export, operators_outside
-from deltapass.backends.tensorrt.library import EngineBuildError
 from deltapass.backends.tensorrt.lowering import SETTINGS, TensorRTLowering
 from torch import Tensor, fx, nn
 
 import deltapass.compiler.lowering
 import deltapass.options
 from deltapass.compiler.lowering import LoweredBodies
-from deltapass.errors import LoweringError, MissingDeviceError, MissingLibraryError
+from deltapass.errors import (
+    EngineBuildError,
+    LoweringError,
+    MissingDeviceError,
+    MissingLibraryError,
+)
 from deltapass.graph.program import Body, TensorSpec
 
 HERE = Path(__file__).parent
@@ -137,7 +141,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
 @pytest.fixture
 def in_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The lowering can be asked for by name."""
-    monkeypatch.setattr(deltapass.lowering, "LOWERINGS", TABLE)
+    monkeypatch.setattr(deltapass.compiler.lowering, "LOWERINGS", TABLE)
     monkeypatch.setattr(deltapass.options, "LOWERING_NAMES", tuple(TABLE))
     torch._dynamo.reset()
     yield

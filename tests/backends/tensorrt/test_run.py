@@ -14,7 +14,6 @@ import pytest
 import torch
 from deltapass.backends.tensorrt.build import Range, build
 from deltapass.backends.tensorrt.library import (
-    EngineRunError,
     Library,
     load_library,
 )
@@ -28,7 +27,7 @@ from deltapass.backends.tensorrt.run import (
 )
 from torch import Tensor
 
-from deltapass.errors import MissingDeviceError
+from deltapass.errors import EngineRunError, MissingDeviceError
 
 D = 8
 
