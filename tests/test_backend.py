@@ -13,6 +13,8 @@ from raising import raises_in_compile
 from reference import Call
 
 import deltapass
+from deltapass.backend import PerShape
+from deltapass.compiler.lowering import load_lowering
 from deltapass.errors import (
     BoundaryOutsideError,
     GradientsEnabledError,
@@ -27,7 +29,9 @@ from deltapass.errors import (
     UnknownOptionError,
     UnsupportedModeError,
 )
+from deltapass.options import parse_options
 from deltapass.schedule.rules import Span
+from deltapass.selector.recent import LEAST
 
 STEPS = 8
 DEEP, SHALLOW = Span(2, 6), Span(0, 4)
@@ -349,6 +353,28 @@ def test_operator_that_cannot_be_analysed_is_refused() -> None:
     with torch.no_grad(), pytest.warns(RefusalWarning, match="cannot be analysed"):
         ours = compiled(model)(*args, **kwargs)
     assert torch.equal(ours, model(*args, **kwargs))
+
+
+def test_shapes_in_rotation_are_compiled_at_most_twice_and_weights_are_not_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+
+    def make_selector(_: PerShape, arguments: Any) -> Any:
+        made.append(len(arguments[0]))
+        return lambda *given: len(given[0])
+
+    class Weight:
+        """Has no shape to be asked for."""
+
+    monkeypatch.setattr(PerShape, "_compile", make_selector)
+    options = parse_options({"lowering": "eager"}, None)
+    graph = torch.fx.GraphModule({}, torch.fx.Graph())
+    run = PerShape(graph, options, load_lowering("eager"), data=(0,))
+    for _ in range(5):
+        for size in range(1, LEAST + 2):
+            assert run(torch.zeros(size), Weight()) == size
+    assert len(made) <= 2 * (LEAST + 1)
 
 
 def test_refused_graph_of_dynamic_shapes_is_still_lowered() -> None:
