@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,9 +97,7 @@ def test_a_value_is_let_go_of_after_its_last_use() -> None:
         return (made,)
 
     names = ("x", "a", "b", "c", "d")
-    calls = tuple(
-        Made("", (name,), (after,)) for name, after in zip(names, names[1:], strict=False)
-    )
+    calls = tuple(Made("", (name,), (after,)) for name, after in itertools.pairwise(names))
     lower: Callable[[Any], Any] = lambda _: body  # noqa: E731
     results, _ = Executable(Calls(("x",), calls, ("d",)), lower)([torch.zeros(1)])
     assert results[0].item() == 4
