@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -32,7 +32,7 @@ class Calls:
     calls: tuple[Made, ...]
     results: tuple[str | Literal, ...]
     deltas: tuple[str, ...] = ()
-    macs: Macs = Macs()
+    macs: Macs = field(default_factory=Macs)
 
 
 TWO = Calls(
