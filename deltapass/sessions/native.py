@@ -28,6 +28,8 @@ import torch
 
 SOURCE: Final = Path(__file__).with_name("unchanged.cpp")
 MODULE: Final = "deltapass_unchanged"
+OPTIONS: Final = ("-O1", "-std=c++20", "-shared", "-fPIC", "-w")
+LIBRARIES: Final = ("-ltorch_python", "-ltorch_cpu", "-lc10")
 SWITCH: Final = "DELTAPASS_NATIVE"
 POLL: Final = 64  # looks from one question whether the build is done to the next
 STALE: Final = 600.0  # seconds after which a build that is not done counts as dead
@@ -69,8 +71,8 @@ def allowed() -> bool:
 
 def library_path() -> Path:
     """Where the built module lies: by source, torch and Python, in torch's folder of extensions."""
-    parts = (SOURCE.read_text(), *_arguments(), torch.__version__, sys.implementation.cache_tag)
-    seen = "\n".join(map(str, parts))
+    parts = (SOURCE.read_text(), *OPTIONS, torch.__version__, str(sys.implementation.cache_tag))
+    seen = "\n".join(parts)
     key = hashlib.sha256(seen.encode()).hexdigest()[:16]
     told = os.environ.get("TORCH_EXTENSIONS_DIR")
     root = Path(told) if told else Path.home() / ".cache" / "torch_extensions"
@@ -139,7 +141,7 @@ def _arguments() -> list[str]:
     folder = Path(torch.__file__).parent
     include = folder / "include"
     return [
-        *("-O1", "-std=c++20", "-shared", "-fPIC", "-w"),
+        *OPTIONS,
         *(f"-I{at}" for at in (include, include / "torch/csrc/api/include", get_path("include"))),
-        *(str(SOURCE), f"-L{folder / 'lib'}", "-ltorch_python", "-ltorch_cpu", "-lc10"),
+        *(str(SOURCE), f"-L{folder / 'lib'}", *LIBRARIES),
     ]
