@@ -98,13 +98,19 @@ def explain(
         ),
     ] = "embedded",
     steps: Annotated[int, typer.Option(min=1, help="Steps of a trajectory.")] = 20,
+    budget: Annotated[
+        float | None, typer.Option(help="Share of the plain model's MACs to spend: 0.6.")
+    ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Backend option as name=value; may be repeated.")
     ] = None,
 ) -> None:
     """Say what the backend would do with a model, without running it."""
     console = Console()
-    options = {"steps": steps, **parse_pairs(option, {"steps": "--steps"})}
+    own = {} if budget is None else {"budget": "one of --budget and --option"}
+    options = {"steps": steps, **parse_pairs(option, {"steps": "--steps", **own})}
+    if budget is not None:
+        options["budget"] = budget
     with clean_errors():
         from deltapass.cli.sources import load_source
 
