@@ -23,6 +23,7 @@ from deltapass.graph.program import Macs, Program
 from deltapass.options import parse_options
 from deltapass.schedule.budget import Budget
 from deltapass.schedule.emissions import emissions
+from deltapass.schedule.files import table_text
 from deltapass.schedule.rules import Span, Table
 from deltapass.sessions.report import plain_text
 
@@ -51,9 +52,10 @@ class Report:
     """What the pass makes of a model.
 
     MACs are for the example batch; `plain_macs` and `trajectory_macs` for all `steps` steps, with
-    nothing cached and under the schedule. `buffer_bytes` is the most one branch holds at a time.
-    `budget` is the share of the plain MACs that was wanted, if one was.
-    With a `refusal` nothing is cached and the costs are zero or those of the plain model.
+    nothing cached and under the schedule, which `schedule` shows in one line. `buffer_bytes` is
+    the most one branch holds at a time. `budget` is the share of the plain MACs that was wanted,
+    if one was. With a `refusal` nothing is cached and the costs are zero or those of the plain
+    model.
     """
 
     steps: int
@@ -62,6 +64,7 @@ class Report:
     spans: tuple[str, ...] = ()
     variants: tuple[VariantCost, ...] = ()
     schedule_table: Table = ()
+    schedule: str = ""
     plain_macs: Macs = NO_MACS
     trajectory_macs: Macs = NO_MACS
     buffer_bytes: int = 0
@@ -92,8 +95,11 @@ class Report:
         yield f"blocks    {self.blocks}"
         yield f"bodies    {len(self.bodies)} distinct: {', '.join(self.bodies)}"
         yield from (f"span      {span}" for span in self.spans)
-        yield f"schedule  {_marks(self.schedule_table)}"
-        yield f"          ({self.steps} steps; R: refresh; 7-27: blocks 7 to 27 skipped)"
+        yield f"schedule  {self.schedule}"
+        yield (
+            f"          ({self.steps} steps; R: refresh; d21, s21: 21 deepest or shallowest blocks "
+            "skipped; 4:25: blocks 4 to 24)"
+        )
 
     def _foot(self) -> Iterator[str]:
         plain, ours = self.plain_macs, self.trajectory_macs
@@ -156,6 +162,7 @@ def report_of(plan: Plan, steps: int, budget: float | None = None) -> Report:
         spans=tuple(_span_line(plan, wanted) for wanted in plan.spans),
         variants=variants,
         schedule_table=table,
+        schedule=table_text(table, plan.blocks),
         plain_macs=outlined.program.macs * steps,
         trajectory_macs=sum((cost.macs * cost.runs for cost in variants), NO_MACS),
         buffer_bytes=plan.buffer_bytes(table),
@@ -190,11 +197,6 @@ def _span_line(plan: Plan, wanted: Span) -> str:
     streams = ", ".join(f"{stream.live_out} {stream.spec}" for stream in spanned.streams)
     less = f" (wanted {wanted}: {spanned.reason})" if spanned.reason else ""
     return f"{spanned.span}{less}; streams: {streams}; {spanned.nbytes} bytes a delta"
-
-
-def _marks(table: Table) -> str:
-    """One sign a step: R, or where the skipped span starts and stops."""
-    return " ".join("R" if span is None else f"{span.start}-{span.stop - 1}" for span in table)
 
 
 def _variant_table(costs: tuple[VariantCost, ...]) -> RichTable:

@@ -24,7 +24,15 @@ def report_of(name: str, **options: object) -> deltapass.Report:
 
 def test_report_names_blocks_bodies_spans_costs_and_buffers() -> None:
     text = str(report_of("adaln"))
-    for part in ("6 blocks", "distinct", "blocks 2..5", "blocks 0..3", "expected", "bytes"):
+    for part in (
+        "6 blocks",
+        "distinct",
+        "blocks 2..5",
+        "blocks 0..3",
+        "R d4 R d4",
+        "expected",
+        "bytes",
+    ):
         assert part in text
 
 
