@@ -27,8 +27,7 @@ from measure import record
 import deltapass
 from deltapass.bundles.formats import Job, SegmentProgram
 from deltapass.bundles.weights_file import TensorStore
-from deltapass.demo.compare import Settings as DemoSettings
-from deltapass.demo.compare import example_call
+from deltapass.demo.compare import DemoSettings, example_call
 from deltapass.demo.embedded import load_embedded
 from deltapass.exporting.prepare import prepare
 from deltapass.exporting.segment_program import Values, segment_program

@@ -29,7 +29,8 @@ from deltapass.compiler.conditioning import conditioning_of
 from deltapass.compiler.float_inputs import float_inputs, with_floats
 from deltapass.compiler.lowering import LoweredBodies, Lowering, load_lowering
 from deltapass.compiler.outline import Outline, outline
-from deltapass.compiler.plan import Plan, make_plan
+from deltapass.compiler.plan import Plan
+from deltapass.compiler.settle import plan_for
 from deltapass.compiler.variants import Variants
 from deltapass.errors import (
     GradientsEnabledError,
@@ -112,7 +113,7 @@ def _compile(
     gm: fx.GraphModule, arguments: Sequence[Any], options: Options, lowering: Lowering
 ) -> Selector:
     outlined = analyse(gm, arguments)
-    plan = make_plan(outlined, options.schedule, order=options.order, steps=options.steps)
+    plan = plan_for(outlined, options)
     variants = Variants(
         outline=outlined,
         order=options.order,

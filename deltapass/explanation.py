@@ -6,22 +6,26 @@ speed-up and buffer bytes, or why the model is left alone. Works on meta tensors
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from rich.console import Console, Group
+from rich.console import Group
+from rich.table import Column
 from rich.table import Table as RichTable
 
 from deltapass.backend import analyse, trace
-from deltapass.compiler.plan import Plan, make_plan
+from deltapass.compiler.plan import Plan
 from deltapass.compiler.rewrite import cached_program, refresh_program
+from deltapass.compiler.settle import plan_for
 from deltapass.errors import UnsupportedGraphError
 from deltapass.graph.program import Macs, Program
 from deltapass.options import parse_options
+from deltapass.schedule.budget import Budget
 from deltapass.schedule.emissions import emissions
+from deltapass.schedule.files import table_text
 from deltapass.schedule.rules import Span, Table
+from deltapass.sessions.report import plain_text
 
 DEFAULT_STEPS: Final = 20
 GIGA: Final = 1e9
@@ -48,8 +52,10 @@ class Report:
     """What the pass makes of a model.
 
     MACs are for the example batch; `plain_macs` and `trajectory_macs` for all `steps` steps, with
-    nothing cached and under the schedule. `buffer_bytes` is the most one branch holds at a time.
-    With a `refusal` nothing is cached and the costs are zero or those of the plain model.
+    nothing cached and under the schedule, which `schedule` shows in one line. `buffer_bytes` is
+    the most one branch holds at a time. `budget` is the share of the plain MACs that was wanted,
+    if one was. With a `refusal` nothing is cached and the costs are zero or those of the plain
+    model.
     """
 
     steps: int
@@ -58,44 +64,54 @@ class Report:
     spans: tuple[str, ...] = ()
     variants: tuple[VariantCost, ...] = ()
     schedule_table: Table = ()
+    schedule: str = ""
     plain_macs: Macs = NO_MACS
     trajectory_macs: Macs = NO_MACS
     buffer_bytes: int = 0
+    budget: float | None = None
     refusal: str | None = None
 
     @property
+    def share(self) -> float:
+        """Cached over plain trajectory, by MACs with attention counted; 1.0 after a refusal."""
+        plain, ours = self.plain_macs.full, self.trajectory_macs.full
+        return ours / plain if ours else 1.0
+
+    @property
     def expected_speedup(self) -> float:
-        """Plain over cached trajectory, by MACs with attention counted; 1.0 after a refusal."""
+        """Plain over cached trajectory: the inverse of `share`."""
         plain, ours = self.plain_macs.full, self.trajectory_macs.full
         return plain / ours if ours else 1.0
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
-        console.print(self.__rich__())
-        return str(console.file.getvalue()).rstrip()  # type: ignore[attr-defined]
+        return plain_text(self.__rich__(), WIDTH)
 
     def __rich__(self) -> Group:
         if self.refusal is not None:
             return Group(f"nothing cached, full graph: {self.refusal}")
         return Group(*self._head(), _variant_table(self.variants), *self._foot())
 
-    def _head(self) -> list[str]:
-        return [
-            f"blocks    {self.blocks}",
-            f"bodies    {len(self.bodies)} distinct: {', '.join(self.bodies)}",
-            *(f"span      {span}" for span in self.spans),
-            f"schedule  {_marks(self.schedule_table)}",
-            f"          ({self.steps} steps; R: refresh; 7-27: blocks 7 to 27 skipped)",
-        ]
+    def _head(self) -> Iterator[str]:
+        yield f"blocks    {self.blocks}"
+        yield f"bodies    {len(self.bodies)} distinct: {', '.join(self.bodies)}"
+        yield from (f"span      {span}" for span in self.spans)
+        yield f"schedule  {self.schedule}"
+        yield (
+            f"          ({self.steps} steps; R: refresh; d21, s21: 21 deepest or shallowest blocks "
+            "skipped; 4:25: blocks 4 to 24)"
+        )
 
-    def _foot(self) -> list[str]:
+    def _foot(self) -> Iterator[str]:
         plain, ours = self.plain_macs, self.trajectory_macs
-        return [
+        yield (
             f"trajectory  paper count {ours.paper / GIGA:.2f} of {plain.paper / GIGA:.2f} GMACs, "
-            f"full count {ours.full / GIGA:.2f} of {plain.full / GIGA:.2f} GMACs",
-            f"expected    {self.expected_speedup:.2f}x over the plain model, by full MACs",
-            f"buffers     {self.buffer_bytes / MIB:.2f} MiB a branch ({self.buffer_bytes} bytes)",
-        ]
+            f"full count {ours.full / GIGA:.2f} of {plain.full / GIGA:.2f} GMACs"
+        )
+        if self.budget is not None:
+            reached = f"{self.share:.4f} in {self.steps} steps"
+            yield f"budget      {self.budget:g} of the plain full MACs wanted, {reached} reached"
+        yield f"expected    {self.expected_speedup:.2f}x over the plain model, by full MACs"
+        yield f"buffers     {self.buffer_bytes / MIB:.2f} MiB a branch ({self.buffer_bytes} bytes)"
 
 
 def explain(
@@ -117,28 +133,28 @@ def explain(
 
     Raises:
         UnknownOptionError, OptionError, ContradictoryOptionsError: For options unfit for use.
-        ScheduleError: If the schedule does not fit the model or the steps.
+        ScheduleError: If the schedule does not fit the model or the steps, or its budget cannot
+            be met.
         UnsupportedGraphError: With strict=True, instead of a report with a refusal.
     """
     chosen = parse_options(options)
     steps = chosen.steps or DEFAULT_STEPS
     try:
-        outlined = analyse(*trace(model, args, kwargs))
-        plan = make_plan(outlined, chosen.schedule, order=chosen.order, steps=steps)
+        plan = plan_for(analyse(*trace(model, args, kwargs)), chosen)
     except UnsupportedGraphError as error:
         if chosen.strict:
             raise
         return Report(steps=steps, refusal=str(error))
-    return report_of(plan, steps)
+    budget = chosen.schedule.share if isinstance(chosen.schedule, Budget) else None
+    return report_of(plan, steps, budget)
 
 
-def report_of(plan: Plan, steps: int) -> Report:
-    """The report of a plan on trajectories of `steps` steps."""
+def report_of(plan: Plan, steps: int, budget: float | None = None) -> Report:
+    """The report of a plan on trajectories of `steps` steps, made to cost no more than `budget`."""
     outlined = plan.outline
-    table = tuple(
-        plan.spans[span].span if span else None for span in plan.schedule.table(steps, plan.blocks)
-    )
-    variants = _variant_costs(plan, table)
+    rows = plan.schedule.table(steps, plan.blocks)
+    table = tuple(None if span is None else plan.spans[span].span for span in rows)
+    variants = tuple(_variant_costs(plan, table))
     return Report(
         steps=steps,
         blocks=str(outlined.stack),
@@ -146,32 +162,31 @@ def report_of(plan: Plan, steps: int) -> Report:
         spans=tuple(_span_line(plan, wanted) for wanted in plan.spans),
         variants=variants,
         schedule_table=table,
+        schedule=table_text(table, plan.blocks),
         plain_macs=outlined.program.macs * steps,
-        trajectory_macs=sum((cost.macs * cost.runs for cost in variants), Macs()),
+        trajectory_macs=sum((cost.macs * cost.runs for cost in variants), NO_MACS),
         buffer_bytes=plan.buffer_bytes(table),
+        budget=budget,
     )
 
 
-def _variant_costs(plan: Plan, table: Table) -> tuple[VariantCost, ...]:
-    costs = []
-    emitted = emissions(table, plan.order)
-    by_span = {p.span: p for p in plan.spans.values()}
-    refreshes = [emitted[step] for step, span in enumerate(table) if span is None]
+def _variant_costs(plan: Plan, table: Table) -> Iterator[VariantCost]:
+    program = plan.outline.program
+    by_span = {spanned.span: spanned for spanned in plan.spans.values()}
+    steps = zip(table, emissions(table, plan.order), strict=True)
+    refreshes = [emitted for span, emitted in steps if span is None]
     for spans in sorted(set(refreshes), key=sorted):
-        program = refresh_program(plan.outline.program, [by_span[s] for s in sorted(spans)])
-        costs.append(_cost(program, refreshes.count(spans)))
+        variant = refresh_program(program, [by_span[span] for span in sorted(spans)])
+        yield _cost(variant, refreshes.count(spans))
     for span in sorted({span for span in table if span is not None}):
-        program = cached_program(plan.outline.program, by_span[span], plan.order)
-        costs.append(_cost(program, table.count(span)))
-    return tuple(costs)
+        yield _cost(cached_program(program, by_span[span], plan.order), table.count(span))
 
 
 def _cost(program: Program, runs: int) -> VariantCost:
-    blocks = sum(call.label == "block" for call in program.calls)
     return VariantCost(
         name=program.name,
         runs=runs,
-        blocks=blocks,
+        blocks=sum(call.label == "block" for call in program.calls),
         operations=program.operations,
         macs=program.macs,
     )
@@ -184,23 +199,12 @@ def _span_line(plan: Plan, wanted: Span) -> str:
     return f"{spanned.span}{less}; streams: {streams}; {spanned.nbytes} bytes a delta"
 
 
-def _marks(table: Table) -> str:
-    """One sign a step: R, or where the skipped span starts and stops."""
-    return " ".join("R" if span is None else f"{span.start}-{span.stop - 1}" for span in table)
-
-
 def _variant_table(costs: tuple[VariantCost, ...]) -> RichTable:
-    table = RichTable(box=None, pad_edge=False)
-    table.add_column("variant")
-    for title in ("runs", "blocks", "operations", "GMACs paper", "GMACs full"):
-        table.add_column(title, justify="right")
+    numbers = ("runs", "blocks", "operations", "GMACs paper", "GMACs full")
+    columns = (Column(title, justify="right") for title in numbers)
+    table = RichTable("variant", *columns, box=None, pad_edge=False)
     for cost in costs:
-        table.add_row(
-            cost.name,
-            str(cost.runs),
-            str(cost.blocks),
-            str(cost.operations),
-            f"{cost.macs.paper / GIGA:.3f}",
-            f"{cost.macs.full / GIGA:.3f}",
-        )
+        counts = (cost.runs, cost.blocks, cost.operations)
+        gmacs = (f"{macs / GIGA:.3f}" for macs in (cost.macs.paper, cost.macs.full))
+        table.add_row(cost.name, *map(str, counts), *gmacs)
     return table

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, TypeGuard, final
 
 from deltapass.errors import (
@@ -19,6 +20,7 @@ from deltapass.errors import (
     UnsupportedModeError,
     did_you_mean,
 )
+from deltapass.schedule.budget import Budget
 from deltapass.schedule.files import load_schedule
 from deltapass.schedule.presets import SCHEDULES, named_schedule
 from deltapass.schedule.rules import AnySchedule, ExplicitSchedule, Schedule
@@ -28,6 +30,7 @@ OPTION_NAMES: Final = (
     "interval",
     "cached_blocks",
     "boundary",
+    "budget",
     "order",
     "steps",
     "schedule",
@@ -36,7 +39,17 @@ OPTION_NAMES: Final = (
     "strict",
 )
 SCHEDULE_FIELDS: Final = ("interval", "cached_blocks", "boundary")
-LOWERING_NAMES: Final = ("eager", "inductor", "onnx", "tensorrt")
+CHOSEN_BY_BUDGET: Final = ("interval", "cached_blocks", "schedule")
+# Where each lowering is; loaded only when it is used.
+LOWERINGS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "eager": "deltapass.backends.eager:EagerLowering",
+        "inductor": "deltapass.backends.inductor:InductorLowering",
+        "onnx": "deltapass.backends.onnx.lowering:OnnxLowering",
+        "tensorrt": "deltapass.backends.tensorrt.lowering:TensorRTLowering",
+    }
+)
+LOWERING_NAMES: Final = tuple(LOWERINGS)
 ORDERS: Final = (0, 1)
 FUSES: Final = ("blocks", "whole")
 MODES: Final = ("default", "max-autotune-no-cudagraphs")
@@ -52,9 +65,10 @@ class Options:
 
     `lowering` compiles the bodies, each alone or inlined into `fuse`="whole" variants. `order`
     0 reuses the last delta (the paper), 1 extrapolates the last two. `steps` is the length of
-    every trajectory, if known. `per_step` are parts of the names of inputs that change with the
-    step by their nature and say nothing about the prompt. `strict` raises where a refusal would
-    only warn. `mode` is torch.compile's and goes to Inductor.
+    every trajectory, if known. `schedule` may be a budget, for which the plan of a model chooses
+    a schedule. `per_step` are parts of the names of inputs that change with the step by their
+    nature and say nothing about the prompt. `strict` raises where a refusal would only warn.
+    `mode` is torch.compile's and goes to Inductor.
 
     Raises:
         OptionError: If a value has the wrong type or is not in its list.
@@ -67,7 +81,7 @@ class Options:
     lowering: str = "inductor"
     order: int = 0
     steps: int | None = None
-    schedule: AnySchedule
+    schedule: AnySchedule | Budget
     fuse: str = "blocks"
     per_step: tuple[str, ...] = ()
     strict: bool = False
@@ -89,7 +103,7 @@ class Options:
         self._check_schedule()
 
     def _check_schedule(self) -> None:
-        if not isinstance(self.schedule, AnySchedule):
+        if not isinstance(self.schedule, AnySchedule | Budget):
             raise OptionError("schedule", self.schedule, SCHEDULE_FORM)
         if self.steps is None:
             return
@@ -102,7 +116,8 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
     """Check the options of one torch.compile call.
 
     `interval`, `cached_blocks` and `boundary` are fields of a named schedule ('delta-dit' when
-    none is named). None stands for "not given" there and for `schedule` and `steps`.
+    none is named); `budget` chooses the first two. None stands for "not given" for all of these,
+    and for `schedule` and `steps`.
 
     Args:
         raw: Options by name, as given to torch.compile.
@@ -110,7 +125,8 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
 
     Raises:
         UnknownOptionError: If an option does not exist.
-        ContradictoryOptionsError: If a schedule object, file or 'none' comes with its fields.
+        ContradictoryOptionsError: If a schedule object, file or 'none' comes with its fields, or a
+            budget with what it chooses.
         ScheduleError: If the schedule's name, file or fields cannot be used.
         OptionError: If another value cannot be used; see `Options` for the rest.
     """
@@ -120,7 +136,8 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
             raise UnknownOptionError(str(name), OPTION_NAMES)
     fields = {name: given.pop(name, None) for name in SCHEDULE_FIELDS}
     fields = {name: value for name, value in fields.items() if value is not None}
-    schedule = _schedule(given.pop("schedule", None), fields)
+    budget, named = given.pop("budget", None), given.pop("schedule", None)
+    schedule = _schedule(named, fields) if budget is None else _budget(budget, named, fields)
     given["per_step"] = _names(given.get("per_step") or ())
     return Options(schedule=schedule, mode=mode, **given)
 
@@ -139,6 +156,15 @@ def _schedule(value: object, fields: Mapping[str, Any]) -> AnySchedule:
     if value == "none":
         _refuse_fields(fields, "schedule 'none' never caches")
     return named_schedule(value, **fields)
+
+
+def _budget(share: Any, schedule: object, fields: Mapping[str, Any]) -> Budget:
+    given = {**fields, "schedule": schedule}
+    for name in CHOSEN_BY_BUDGET:
+        if given.get(name) is not None:
+            why = "the budget chooses the interval and the blocks to cache"
+            raise ContradictoryOptionsError("budget", name, why)
+    return Budget(share=share, boundary=fields.get("boundary"))
 
 
 def _names(value: object) -> tuple[str, ...]:

@@ -24,7 +24,15 @@ def report_of(name: str, **options: object) -> deltapass.Report:
 
 def test_report_names_blocks_bodies_spans_costs_and_buffers() -> None:
     text = str(report_of("adaln"))
-    for part in ("6 blocks", "distinct", "blocks 2..5", "blocks 0..3", "expected", "bytes"):
+    for part in (
+        "6 blocks",
+        "distinct",
+        "blocks 2..5",
+        "blocks 0..3",
+        "R d4 R d4",
+        "expected",
+        "bytes",
+    ):
         assert part in text
 
 
@@ -52,6 +60,22 @@ def test_expected_speedup_is_the_ratio_of_full_macs() -> None:
 def test_never_caching_expects_no_speedup_and_no_buffers() -> None:
     report = report_of("adaln", cached_blocks=0)
     assert (report.expected_speedup, report.buffer_bytes) == (1.0, 0)
+
+
+def test_budget_is_shown_as_wanted_and_as_reached() -> None:
+    toy = make("adaln")
+    args, kwargs = toy.inputs(999.0, 0)
+    report = deltapass.explain(toy, *args, options={"budget": 0.7, "steps": 8}, **kwargs)
+    assert report.share == pytest.approx(1 / report.expected_speedup)
+    line = f"budget      0.7 of the plain full MACs wanted, {report.share:.4f} in 8 steps reached"
+    assert line in str(report).splitlines()
+    assert "budget" not in str(report_of("adaln"))
+
+
+def test_spans_that_had_to_shrink_are_reported_with_their_buffers() -> None:
+    report = report_of("side_value", cached_blocks=5)
+    assert any("wanted" in span for span in report.spans)
+    assert report.buffer_bytes > 0
 
 
 def test_refusal_is_reported_or_raised() -> None:

@@ -19,6 +19,7 @@ from deltapass.errors import (
     UnsupportedModeError,
 )
 from deltapass.options import LOWERING_NAMES, MODES, OPTION_NAMES, Options, parse_options
+from deltapass.schedule.budget import Budget
 from deltapass.schedule.files import save_schedule
 from deltapass.schedule.presets import delta_cache, never, reversed_phases
 from deltapass.schedule.rules import ExplicitSchedule, Schedule, Span
@@ -30,6 +31,7 @@ def test_the_list_of_options_is_frozen() -> None:
         "interval",
         "cached_blocks",
         "boundary",
+        "budget",
         "order",
         "steps",
         "schedule",
@@ -59,6 +61,7 @@ def test_every_option_is_taken() -> None:
         "interval": 3,
         "cached_blocks": 5,
         "boundary": 4,
+        "budget": None,  # it would choose the interval and the blocks
         "order": 1,
         "steps": 10,
         "schedule": "reversed",
@@ -81,7 +84,7 @@ def test_every_option_is_taken() -> None:
 
 
 def test_none_stands_for_not_given() -> None:
-    names = ("interval", "cached_blocks", "boundary", "schedule", "steps", "per_step")
+    names = ("interval", "cached_blocks", "boundary", "budget", "schedule", "steps", "per_step")
     assert parse_options(dict.fromkeys(names)) == parse_options()
     given = {"schedule": never(), "interval": None}
     assert parse_options(given).schedule == never()
@@ -111,6 +114,9 @@ def test_an_unknown_option_gets_the_near_match() -> None:
         ("per_step", [""], "a list of parts of input names"),
         ("strict", 1, "True or False"),
         ("strict", None, "True or False"),
+        ("budget", 0, "a share of the plain model's MACs, above 0.0 and up to 1.0"),
+        ("budget", 1.5, "above 0.0 and up to 1.0"),
+        ("budget", "0.6", "above 0.0 and up to 1.0"),
         ("schedule", 3, "one of delta-dit, delta-cache-deep"),
         ("schedule", (None,), "a schedule object, or the path"),
     ],
@@ -182,6 +188,24 @@ def test_a_whole_schedule_excludes_its_fields(schedule: Any, why: str, field: st
     match = f"options 'schedule' and '{field}' contradict each other: {why}. Give one of the two"
     with pytest.raises(ContradictoryOptionsError, match=match):
         parse_options({"schedule": schedule, field: 1})
+
+
+def test_a_budget_is_carried_until_the_model_is_known() -> None:
+    parsed = parse_options({"budget": 0.6, "boundary": 4, "steps": 10})
+    assert parsed.schedule == Budget(share=0.6, boundary=4)
+    assert hash(parsed) == hash(parse_options({"budget": 0.6, "boundary": 4, "steps": 10}))
+    with pytest.raises(BoundaryOutsideError, match="boundary 21 lies outside a trajectory of 20"):
+        parse_options({"budget": 0.6, "steps": 20, "boundary": 21})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("interval", 2), ("cached_blocks", 0), ("schedule", "delta-dit"), ("schedule", Schedule())],
+)
+def test_a_budget_excludes_what_it_chooses(name: str, value: object) -> None:
+    match = f"options 'budget' and '{name}' contradict each other: the budget chooses .*Give one of"
+    with pytest.raises(ContradictoryOptionsError, match=match):
+        parse_options({"budget": 0.6, name: value})
 
 
 def test_steps_are_checked_against_the_schedule_early() -> None:

@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 
 import deltapass
-from deltapass.cli.bundles import export_command, run_command, trajectory_command
-from deltapass.cli.command_line import clean_errors, parse_pairs
+from deltapass.cli.bundles import export_command
+from deltapass.cli.command_line import Pairs, clean_errors, parse_pairs
+from deltapass.cli.run import run_command, trajectory_command
 
 app = typer.Typer(
     help="Faster diffusion transformers by Delta-Cache, in the compiler.",
@@ -49,8 +50,7 @@ def demo(  # noqa: PLR0913, PLR0917 - one parameter an option is how typer is to
     rounds: Annotated[int, typer.Option(min=1, help="How often each method is timed.")] = 3,
     lowering: Annotated[str, typer.Option(help="inductor or eager.")] = "inductor",
     option: Annotated[
-        list[str] | None,
-        typer.Option(help="Backend option as name=value: schedule=..., interval=..., ..."),
+        Pairs, typer.Option(help="Backend option as name=value: schedule=..., interval=..., ...")
     ] = None,
     schedule: Annotated[str | None, typer.Option(help="Schedule name, or a file.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for picture and numbers.")] = Path(
@@ -67,10 +67,10 @@ def demo(  # noqa: PLR0913, PLR0917 - one parameter an option is how typer is to
     if schedule is not None:
         options["schedule"] = schedule
     with clean_errors():
-        from deltapass.demo.compare import Settings, progress_bars, run_demo
+        from deltapass.demo.compare import DemoSettings, progress_bars, run_demo
         from deltapass.demo.picture import outcome_table, write_json, write_picture
 
-        settings = Settings(
+        settings = DemoSettings(
             count=4 if quick else count,
             seed=seed,
             steps=steps,
@@ -98,13 +98,19 @@ def explain(
         ),
     ] = "embedded",
     steps: Annotated[int, typer.Option(min=1, help="Steps of a trajectory.")] = 20,
+    budget: Annotated[
+        float | None, typer.Option(help="Share of the plain model's MACs to spend: 0.6.")
+    ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(help="Backend option as name=value; may be repeated.")
+        Pairs, typer.Option(help="Backend option as name=value; may be repeated.")
     ] = None,
 ) -> None:
     """Say what the backend would do with a model, without running it."""
     console = Console()
-    options = {"steps": steps, **parse_pairs(option, {"steps": "--steps"})}
+    own = {} if budget is None else {"budget": "one of --budget and --option"}
+    options = {"steps": steps, **parse_pairs(option, {"steps": "--steps", **own})}
+    if budget is not None:
+        options["budget"] = budget
     with clean_errors():
         from deltapass.cli.sources import load_source
 

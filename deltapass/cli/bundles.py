@@ -1,8 +1,7 @@
-"""The commands `deltapass export`, `run` and `trajectory`."""
+"""The command `deltapass export`, and what it says of the bundle it wrote."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from types import MappingProxyType
@@ -10,12 +9,12 @@ from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
+from rich.table import Column
 from rich.table import Table as RichTable
 
 from deltapass.bundles.manifest import BundlePlan
-from deltapass.cli.command_line import clean_errors, parse_pairs
+from deltapass.cli.command_line import Pairs, clean_errors, parse_call, parse_pairs
 
-Pairs = list[str] | None
 # Arguments of `export` that are no backend options -> what the command calls them.
 FLAGS: Final = MappingProxyType(
     {
@@ -24,7 +23,6 @@ FLAGS: Final = MappingProxyType(
         **dict.fromkeys(("model", "args", "kwargs"), "the argument MODEL"),
     }
 )
-PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def export_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how typer is told of them
@@ -79,67 +77,6 @@ def export_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how t
     console.print(summary(plan, output), highlight=False)
 
 
-def run_command(  # noqa: PLR0913, PLR0917 - as above
-    bundle: Annotated[Path, typer.Argument(help="Folder that export wrote.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Picture to write.")] = Path(
-        "grid.png"
-    ),
-    pipeline: Annotated[str, typer.Option(help="'embedded', or a pipeline's folder.")] = "embedded",
-    count: Annotated[int, typer.Option(min=1, help="Images of the embedded pipeline.")] = 20,
-    seed: Annotated[int, typer.Option(help="Seed of the first image; the others follow.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 20,
-    call: Annotated[str, typer.Option(help="Further arguments of the pipeline, as JSON.")] = "{}",
-    engine: Annotated[
-        Pairs, typer.Option(help="Option of the format as name=value; may be repeated.")
-    ] = None,
-    compare: Annotated[bool, typer.Option(help="Sample the plain model too, and compare.")] = False,
-) -> None:
-    """Sample with a bundle in the place of the pipeline's denoiser."""
-    console = Console()
-    if output.suffix.lower() not in PICTURES:
-        raise typer.BadParameter(f"{output} does not end in {', '.join(PICTURES)}")
-    with clean_errors():
-        from deltapass.cli.sampling import Sampling, sample, write_images
-
-        sampling = Sampling(
-            pipeline=pipeline, count=count, seed=seed, steps=steps, call=parse_call(call)
-        )
-        result = sample(bundle, sampling, parse_pairs(engine, given_by="--engine"), compare=compare)
-        write_images(result.images, output)
-    console.print(result.report, highlight=False)
-    console.print(result.line, highlight=False)
-    console.print(f"picture: {output}")
-
-
-def trajectory_command(
-    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path(
-        "trajectory.safetensors"
-    ),
-    count: Annotated[int, typer.Option(min=1, help="Images.")] = 20,
-    seed: Annotated[int, typer.Option(help="Seed of the first image; the others follow.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 2.0,
-) -> None:
-    """Write the C++ runner's input for the embedded model: sample, labels and sampler."""
-    with clean_errors():
-        from deltapass.cli.sampling import Sampling, write_input
-
-        sampling = Sampling(pipeline="embedded", count=count, seed=seed, steps=steps, call={})
-        write_input(output, sampling, guidance)
-    Console().print(f"input: {output}")
-
-
-def parse_call(text: str) -> dict[str, Any]:
-    """The arguments of a pipeline, from JSON."""
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise typer.BadParameter(f"{text!r} is not JSON: {error}", param_hint="--call") from error
-    if not isinstance(found, dict):
-        raise typer.BadParameter(f"{text!r} is no JSON object", param_hint="--call")
-    return found
-
-
 def parse_range(text: str) -> tuple[int, int]:
     """`1:8` -> (1, 8)."""
     found = re.fullmatch(r"(\d+):(\d+)", text)
@@ -167,10 +104,10 @@ def parse_dimensions(pairs: list[str]) -> dict[str, dict[int, Any]] | None:
 
 def segment_table(plan: BundlePlan) -> RichTable:
     """One row a segment."""
-    table = RichTable(box=None, pad_edge=False)
-    table.add_column("segment")
-    for title in ("file bytes", "GMACs full", "largest error"):
-        table.add_column(title, justify="right")
+    numbers = (
+        Column(title, justify="right") for title in ("file bytes", "GMACs full", "largest error")
+    )
+    table = RichTable("segment", *numbers, box=None, pad_edge=False)
     errors = (plan.verified or {}).get("segments", {})
     for segment in plan.segments:
         table.add_row(
@@ -185,18 +122,16 @@ def segment_table(plan: BundlePlan) -> RichTable:
 def summary(plan: BundlePlan, folder: Path) -> str:
     """What a person wants to know of a bundle, in a few lines."""
     size = sum(spec.bytes for spec in plan.files.values())
-    lines = [
-        f"{folder}: {plan.format}, {len(plan.segments)} segments, {len(plan.variants)} variants, "
-        f"{size} bytes; the weights alone are {plan.weights['bytes']}",
-        f"{len(plan.table)} steps: expected {plan.macs['expected_speedup']:.2f}x by full MACs",
-    ]
-    if plan.verified is None:
-        return "\n".join([*lines, "not verified"])
-    worst = max(plan.verified["variants"].values())
-    return "\n".join(
-        [
-            *lines,
+    verified = "not verified"
+    if plan.verified is not None:
+        worst = max(plan.verified["variants"].values())
+        verified = (
             f"verified with {plan.verified['by']}: every variant within {worst:.1e} of the "
-            f"model's largest value (tolerance {plan.verified['tolerance']:.0e})",
-        ]
+            f"model's largest value (tolerance {plan.verified['tolerance']:.0e})"
+        )
+    return (
+        f"{folder}: {plan.format}, {len(plan.segments)} segments, {len(plan.variants)} variants, "
+        f"{size} bytes; the weights alone are {plan.weights['bytes']}\n"
+        f"{len(plan.table)} steps: expected {plan.macs['expected_speedup']:.2f}x by full MACs\n"
+        f"{verified}"
     )

@@ -1,9 +1,10 @@
-"""What all commands of the command line share: option pairs, and errors without a traceback."""
+"""What all commands share: option pairs, arguments as JSON, and errors without a traceback."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -11,16 +12,18 @@ from rich.text import Text
 
 from deltapass.errors import DeltapassError
 
+Pairs = list[str] | None
+
 
 def parse_pairs(
-    pairs: list[str] | None, flags: Mapping[str, str] | None = None, *, given_by: str = "--option"
-) -> dict[str, object]:
+    pairs: Pairs, flags: Mapping[str, str] | None = None, *, given_by: str = "--option"
+) -> dict[str, Any]:
     """`["interval=2", "schedule=none"]` -> `{"interval": 2, "schedule": "none"}`.
 
     Names in `flags` belong to the command itself, which takes them as what they are mapped to. They
     are refused here: of two places one would win.
     """
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     flags = flags or {}
     for pair in pairs or []:
         name, separator, text = pair.partition("=")
@@ -35,6 +38,17 @@ def parse_pairs(
         except json.JSONDecodeError:
             options[name] = text
     return options
+
+
+def parse_call(text: str) -> dict[str, Any]:
+    """The arguments of a pipeline, from JSON."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise typer.BadParameter(f"{text!r} is not JSON: {error}", param_hint="--call") from error
+    if not isinstance(found, dict):
+        raise typer.BadParameter(f"{text!r} is no JSON object", param_hint="--call")
+    return found
 
 
 class clean_errors:  # noqa: N801 - used as a statement

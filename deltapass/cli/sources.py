@@ -40,11 +40,11 @@ def load_source(model: str, call: Mapping[str, Any] | None = None, count: int = 
         MissingLibraryError: If diffusers is needed and not installed.
     """
     if model == "embedded":
-        from deltapass.demo.compare import Settings, example_call
+        from deltapass.demo.compare import DemoSettings, example_call
         from deltapass.demo.embedded import load_embedded
 
         pipeline = load_embedded()
-        args, kwargs = example_call(pipeline, Settings(count=count, options={}))
+        args, kwargs = example_call(pipeline, DemoSettings(count=count, options={}))
         return pipeline.transformer, args, kwargs
     if (Path(model) / INDEX).is_file():
         return first_call(load_pipeline(Path(model)), call or {})

@@ -1,7 +1,8 @@
-"""Stage 6: the interface every lowering implements, the table of lowerings, and body reuse.
+"""Stage 6: the interface every lowering implements, loading one, and body reuse.
 
 A lowering turns one body into a callable. It is loaded by dotted name, so that nothing of an
-unused library is imported. A new one is a file in backends/ and a line in `LOWERINGS`.
+unused library is imported. A new one is a file in backends/ and a
+line in `LOWERINGS` of options.py.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Final, Protocol, final
+from typing import Any, Protocol, final
 
 import torch
 
 from deltapass.errors import LoweringError, UnknownLoweringError
 from deltapass.graph.executable import Lowered
 from deltapass.graph.program import Body
+from deltapass.options import LOWERINGS
 
 
 def on_device(lowered: Mapping[str, Lowered], place: torch.device) -> dict[str, Lowered]:
@@ -31,16 +32,6 @@ def on_device(lowered: Mapping[str, Lowered], place: torch.device) -> dict[str, 
         return call
 
     return {name: moving(run) for name, run in lowered.items()}
-
-
-LOWERINGS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "eager": "deltapass.backends.eager:EagerLowering",
-        "inductor": "deltapass.backends.inductor:InductorLowering",
-        "onnx": "deltapass.backends.onnx.lowering:OnnxLowering",
-        "tensorrt": "deltapass.backends.tensorrt.lowering:TensorRTLowering",
-    }
-)
 
 
 class Lowering(Protocol):

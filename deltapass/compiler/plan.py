@@ -73,11 +73,15 @@ class Plan:
         return len(self.outline.stack)
 
     def buffer_bytes(self, table: Table | None = None) -> int:
-        """Peak bytes the delta buffers of one branch hold, over a table or over all spans."""
+        """Peak bytes the delta buffers of one branch hold, over a table or over all spans.
+
+        The rows of a table are spans as they are cached, not as they were wanted.
+        """
         if table is None:
             return sum(plan.nbytes for plan in self.spans.values()) * (self.order + 1)
+        nbytes = {plan.span: plan.nbytes for plan in self.spans.values()}
         sizes = (
-            sum(self.spans[span].nbytes * count for span, count in held.items())
+            sum(nbytes[span] * count for span, count in held.items())
             for held in held_deltas(table, self.order)
         )
         return max(sizes, default=0)

@@ -18,21 +18,24 @@ from typing import Any, Final, final
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from deltapass.demo.embedded import ClassConditionalPipeline, load_embedded
+from deltapass.demo.embedded import (
+    ClassConditionalPipeline,
+    class_numbers,
+    generators,
+    load_embedded,
+)
+from deltapass.demo.images import mean_psnr
 from deltapass.demo.machine import compile_cache, faster_threads, seconds_of, start_compiler
 from deltapass.explanation import Report, explain
-from deltapass.libraries import needs
+from deltapass.graph.program import Macs
 from deltapass.sessions.session import session
-
-with needs("torchmetrics", "demo"):
-    from torchmetrics.functional.image import peak_signal_noise_ratio
 
 ORDERS: Final = (0, 1)
 
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
+class DemoSettings:
     """What to run. `options` go to the backend; `rounds` is how often every method is timed."""
 
     count: int = 20
@@ -45,16 +48,14 @@ class Settings:
 
 
 @final
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Method:
-    """One way to sample: a denoiser, its steps, and what it should cost (1.0: the plain run)."""
+    """One way to sample: a denoiser, its steps, and the MACs of all of them."""
 
     name: str
     denoiser: Any
     steps: int
-    cost: float
-    macs_paper: float
-    macs_full: float
+    macs: Macs
 
 
 @final
@@ -86,13 +87,13 @@ class DemoResult:
 
     outcomes: tuple[Outcome, ...]
     report: Report
-    settings: Settings
+    settings: DemoSettings
     threads: int
     compiler_seconds: float
     compile_cache: str
 
 
-def run_demo(settings: Settings, progress: Progress) -> DemoResult:
+def run_demo(settings: DemoSettings, progress: Progress) -> DemoResult:
     """Compile, sample in turns, compare.
 
     Args:
@@ -113,11 +114,10 @@ def run_demo(settings: Settings, progress: Progress) -> DemoResult:
         methods = make_methods(model, settings, report, backend)
         compiled = compile_all(methods, (args, kwargs), progress)
         images, seconds = sample_in_turns(pipeline, methods, settings, progress)
-    outcomes = tuple(
-        _outcome(method, images, seconds, compiled, settings.count) for method in methods
-    )
     return DemoResult(
-        outcomes=outcomes,
+        outcomes=tuple(
+            _outcome(method, methods[0], (images, seconds), compiled) for method in methods
+        ),
         report=report,
         settings=settings,
         threads=threads,
@@ -127,7 +127,7 @@ def run_demo(settings: Settings, progress: Progress) -> DemoResult:
 
 
 def example_call(
-    pipeline: ClassConditionalPipeline, settings: Settings
+    pipeline: ClassConditionalPipeline, settings: DemoSettings
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inputs as the pipeline gives them to the denoiser."""
     config = pipeline.transformer.config
@@ -139,37 +139,26 @@ def example_call(
 
 
 def make_methods(
-    model: torch.nn.Module, settings: Settings, report: Report, backend: Mapping[str, Any]
+    model: torch.nn.Module, settings: DemoSettings, report: Report, backend: Mapping[str, Any]
 ) -> tuple[Method, ...]:
     """Plain, ours at order 0 and 1, and plain with the steps that cost what ours does."""
-    plain = model if settings.lowering == "eager" else torch.compile(model, dynamic=False)
-    share = 1 / report.expected_speedup
-    fewer = max(1, math.floor(settings.steps * share + 0.5))  # half a step goes to the rival
+    eager = settings.lowering == "eager"
+    compiled = model if eager else torch.compile(model, dynamic=False)
 
-    def method(name: str, denoiser: Any, steps: int, cost: float) -> Method:
-        paper = report.plain_macs.paper * steps / settings.steps
-        full = report.plain_macs.full * steps / settings.steps
-        if denoiser is not plain:
-            paper, full = report.trajectory_macs.paper, report.trajectory_macs.full
-        return Method(
-            name=name, denoiser=denoiser, steps=steps, cost=cost, macs_paper=paper, macs_full=full
-        )
+    def plain(steps: int) -> Method:
+        macs = report.plain_macs * (steps / settings.steps)
+        return Method(f"plain, {steps} steps", compiled, steps, macs)
 
-    ours = [
-        method(
-            f"deltadit, order {order}",
-            torch.compile(
-                model, backend="deltadit", dynamic=False, options={**backend, "order": order}
-            ),
-            settings.steps,
-            share,
-        )
-        for order in ORDERS
-    ]
-    whole = method(f"plain, {settings.steps} steps", plain, settings.steps, 1.0)
-    if fewer == settings.steps:  # nothing is cached: the rival would be the plain run again
-        return (whole, *ours)
-    return (whole, *ours, method(f"plain, {fewer} steps", plain, fewer, fewer / settings.steps))
+    def ours(order: int) -> Method:
+        options = {**backend, "order": order}
+        denoiser = torch.compile(model, backend="deltadit", dynamic=False, options=options)
+        name = f"deltadit, order {order}"
+        return Method(name, denoiser, settings.steps, report.trajectory_macs)
+
+    methods = (plain(settings.steps), *map(ours, ORDERS))
+    fewer = max(1, math.floor(settings.steps * report.share + 0.5))  # half a step goes to the rival
+    # Where nothing is cached the rival would be the plain run again.
+    return methods if fewer == settings.steps else (*methods, plain(fewer))
 
 
 @torch.no_grad()
@@ -197,7 +186,7 @@ def compile_all(
 def sample_in_turns(
     pipeline: ClassConditionalPipeline,
     methods: Sequence[Method],
-    settings: Settings,
+    settings: DemoSettings,
     progress: Progress,
 ) -> tuple[dict[str, torch.Tensor], dict[str, list[float]]]:
     """Images of every method, and its seconds in each round; one round first to warm up."""
@@ -222,24 +211,19 @@ def sample_in_turns(
 def _sample(
     pipeline: ClassConditionalPipeline,
     method: Method,
-    settings: Settings,
+    settings: DemoSettings,
     advance: Callable[[], None],
 ) -> tuple[torch.Tensor, float]:
-    classes = pipeline.transformer.config.num_embeds_ada_norm
-    labels = [index % classes for index in range(settings.count)]
-    first, count = settings.seed, settings.count
-    seeds = [torch.Generator().manual_seed(first + index) for index in range(count)]
-
     def after_step(*_: Any) -> dict[str, Any]:
         advance()
         return {}
 
     started = time.perf_counter()
     images = pipeline(
-        labels,
+        class_numbers(pipeline, settings.count),
         guidance_scale=settings.guidance,
         num_inference_steps=method.steps,
-        generator=seeds,
+        generator=generators(settings.seed, settings.count),
         output_type="pt",
         callback_on_step_end=after_step,
     ).images
@@ -248,40 +232,26 @@ def _sample(
 
 def _outcome(
     method: Method,
-    images: Mapping[str, torch.Tensor],
-    seconds: Mapping[str, list[float]],
+    plain: Method,
+    sampled: tuple[Mapping[str, torch.Tensor], Mapping[str, Sequence[float]]],
     compiled: Mapping[str, float],
-    count: int,
 ) -> Outcome:
-    plain = next(iter(seconds))
+    images, seconds = sampled
+    drawn, wanted = images[method.name], images[plain.name]
     median = statistics.median(seconds[method.name])
     return Outcome(
         name=method.name,
         steps=method.steps,
-        seconds_per_image=median / count,
-        speedup=statistics.median(seconds[plain]) / median,
-        expected_speedup=1 / method.cost,
-        gmacs_paper=method.macs_paper / count / 1e9,
-        gmacs_full=method.macs_full / count / 1e9,
-        psnr=None if method.name == plain else mean_psnr(images[method.name], images[plain]),
+        seconds_per_image=median / len(drawn),
+        speedup=statistics.median(seconds[plain.name]) / median,
+        expected_speedup=plain.macs.full / method.macs.full if method.macs.full else 1.0,
+        gmacs_paper=method.macs.paper / len(drawn) / 1e9,
+        gmacs_full=method.macs.full / len(drawn) / 1e9,
+        psnr=None if method is plain else mean_psnr(drawn, wanted),
         compile_seconds=compiled.get(method.name),
         round_seconds=tuple(seconds[method.name]),
-        images=images[method.name],
+        images=drawn,
     )
-
-
-def mean_psnr(images: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Mean over images of the peak signal-to-noise ratio in dB; infinite for equal images.
-
-    Shapes:
-        images, wanted: (B, C, H, W) in 0..1.
-    """
-    if torch.equal(images, wanted):
-        return float("inf")
-    value = peak_signal_noise_ratio(
-        images, wanted, data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3)
-    )
-    return float(value)
 
 
 def progress_bars(console: Any) -> Progress:

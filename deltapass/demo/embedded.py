@@ -178,3 +178,14 @@ def load_embedded(
     # Gradients would only keep the pass from caching: this pipeline samples.
     transformer = transformer.eval().requires_grad_(False)
     return ClassConditionalPipeline(transformer, scheduler, id2label=index["id2label"])
+
+
+def class_numbers(pipeline: ClassConditionalPipeline, count: int) -> list[int]:
+    """Classes of `count` images: all of them in turn."""
+    classes = pipeline.transformer.config.num_embeds_ada_norm
+    return [number % classes for number in range(count)]
+
+
+def generators(seed: int, count: int) -> list[torch.Generator]:
+    """One an image, so that an image does not depend on how many others there are."""
+    return [torch.Generator().manual_seed(seed + number) for number in range(count)]

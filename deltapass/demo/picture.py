@@ -10,18 +10,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from rich.box import SIMPLE_HEAVY
 from rich.table import Table as RichTable
 
 from deltapass.demo.compare import DemoResult, Outcome
+from deltapass.demo.images import grid
 from deltapass.demo.machine import processor
 from deltapass.libraries import needs
 
 with needs("matplotlib", "demo"):
     from matplotlib.figure import Figure
 
-COLUMNS: Final = 5
 CAPTION: Final = (
     "GMACs: paper count / with attention. PSNR in dB against the plain images of the same seeds. "
     "compile: first call less a warm one; later rows reuse what earlier ones left in the cache "
@@ -99,16 +98,6 @@ def write_picture(result: DemoResult, path: Path) -> None:
         axes.set_title(f"{row.name}\n{row.speedup:.2f}x{psnr}", fontsize=10)
         axes.set_axis_off()
     figure.savefig(path, dpi=110, bbox_inches="tight")
-
-
-def grid(images: torch.Tensor, columns: int = COLUMNS) -> torch.Tensor:
-    """Images (B, 1, H, W) as one picture of `columns` columns; missing ones are black."""
-    count, _, height, width = images.shape
-    rows = math.ceil(count / columns)
-    padded = torch.zeros(rows * columns, height, width)
-    padded[:count] = images[:, 0]
-    cells = padded.view(rows, columns, height, width)
-    return cells.permute(0, 2, 1, 3).reshape(rows * height, columns * width)
 
 
 def _decibels(row: Outcome) -> str:

@@ -23,7 +23,8 @@ from deltapass.bundles.weights_file import TensorStore, fingerprint
 from deltapass.compiler.blocks import find_blocks
 from deltapass.compiler.conditioning import conditioning_of
 from deltapass.compiler.outline import outline
-from deltapass.compiler.plan import Plan, make_plan
+from deltapass.compiler.plan import Plan
+from deltapass.compiler.settle import plan_for
 from deltapass.errors import ExportError
 from deltapass.exporting.chains import Chains, chains_of
 from deltapass.exporting.trace import Exported
@@ -47,7 +48,7 @@ def prepare(exported: Exported, options: Options) -> Prepared:
             f"the model returns its own {', '.join(sorted(held))}",
             "Return only what it computes; a bundle's weights are inside its engines",
         )
-    plan = make_plan(outlined, options.schedule, order=options.order, steps=options.steps)
+    plan = plan_for(outlined, options)
     steps = options.steps or DEFAULT_STEPS
     rows = plan.schedule.table(steps, plan.blocks)
     table = tuple(plan.spans[span].span if span else None for span in rows)

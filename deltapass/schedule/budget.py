@@ -3,32 +3,114 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, final
 
-from deltapass.errors import ScheduleError
-from deltapass.schedule.rules import Schedule, Span, Table, check_count, check_fits
+from deltapass.errors import OptionError, ScheduleError
+from deltapass.schedule.rules import (
+    Schedule,
+    Span,
+    Table,
+    check_count,
+    check_fits,
+    unknown_length,
+)
+
+# MACs of one step that skips a span, or of a full one for None.
+StepMacs = Callable[[Span | None], float]
+LONG: Final = 840  # steps; every interval up to 8 divides it, so that no steps are left over
+ROUNDING: Final = 1e-9  # a cost that equals the budget but for rounding keeps it
 
 
-def table_macs(table: Table, block_macs: Sequence[float], other_macs: float = 0.0) -> float:
-    """Cost of a whole trajectory.
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """A Delta-DiT schedule that is chosen once the costs of a model are known.
+
+    `share` is the part of the plain trajectory's MACs that the cached one may cost, above 0.0 and
+    up to 1.0; `boundary` is that of the schedule.
+
+    Raises:
+        OptionError: If the share lies outside.
+        ScheduleError: If the boundary has a value that no trajectory could follow.
+    """
+
+    share: float
+    boundary: int | float | None = None
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
+        if not number or not 0.0 < self.share <= 1.0:
+            allowed = "a share of the plain model's MACs, above 0.0 and up to 1.0"
+            raise OptionError("budget", self.share, allowed)
+        self._schedule()
+
+    def check_steps(self, steps: int) -> None:
+        """Raise BoundaryOutsideError if the boundary lies outside `steps` steps."""
+        self._schedule().check_steps(steps)
+
+    def choose(self, steps: int | None, blocks: int, step_macs: StepMacs) -> Schedule:
+        """The schedule with the smallest interval, then the fewest blocks, that costs no more.
+
+        The interval is that of Eq. 6, or the next larger one that meets the budget: Eq. 6 takes
+        cached steps to be free. Where `steps` is None a long trajectory stands for all; one whose
+        length the interval does not divide costs more by its left-over full steps.
+
+        Args:
+            steps: Steps of every trajectory, if known.
+            blocks: Blocks of the model.
+            step_macs: MACs of a step, by the span it skips.
+
+        Raises:
+            ScheduleError: If not even one refresh and all blocks cached would meet the budget, or
+                if the boundary is a step and the number of steps is not known.
+
+        Source:
+            Eq. 6 and 7, with the MACs of the real graph in place of N_b * M_b.
+        """
+        if steps is None and isinstance(self.boundary, int):
+            raise unknown_length("its budget depends on where the boundary lies")
+        length = steps or LONG
+        plain = length * step_macs(None)
+        most = self.share * plain * (1 + ROUNDING)
+
+        def cost(schedule: Schedule) -> float:
+            return table_macs(schedule.table(length, blocks), blocks, step_macs)
+
+        least = min(cost(schedule) for schedule in self._choices(length, blocks))
+        if least > most:
+            raise _out_of_reach(self.share, least / plain)
+        first = interval_for_budget(length, step_macs(None), most)
+        return next(
+            schedule
+            for interval in range(first, length + 1)
+            for schedule in self._choices(interval, blocks)
+            if cost(schedule) <= most
+        )
+
+    def _choices(self, interval: int, blocks: int) -> Iterator[Schedule]:
+        """The schedules of one interval, by the blocks they cache."""
+        return (self._schedule(interval, cached) for cached in range(blocks + 1))
+
+    def _schedule(self, interval: int = 2, cached: int | None = None) -> Schedule:
+        return Schedule(interval=interval, cached_blocks=cached, boundary=self.boundary)
+
+
+def table_macs(table: Table, blocks: int, step_macs: StepMacs) -> float:
+    """MACs of a whole trajectory.
 
     Args:
         table: What each step does.
-        block_macs: MACs of each block, in the order of the stack.
-        other_macs: MACs before and after the stack, paid at every step.
-
-    Returns:
-        MACs, summed over all steps.
+        blocks: Blocks of the model.
+        step_macs: MACs of a step, by the span it skips.
 
     Raises:
-        TooManyCachedBlocksError: If a row skips blocks beyond `block_macs`.
+        TooManyCachedBlocksError: If a row skips blocks that the model does not have.
     """
-    check_fits(table, len(block_macs))
-    cost: dict[Span | None, float] = {None: math.fsum([*block_macs, other_macs])}
-    for span in {row for row in table if row is not None}:
-        kept = (*block_macs[: span.start], *block_macs[span.stop :], other_macs)
-        cost[span] = math.fsum(kept)
-    return math.fsum(cost[row] for row in table)
+    check_fits(table, blocks)
+    macs = {row: step_macs(row) for row in set(table)}
+    return math.fsum(macs[row] for row in table)
 
 
 def interval_for_budget(steps: int, model_macs: float, budget: float) -> int:
@@ -50,40 +132,13 @@ def interval_for_budget(steps: int, model_macs: float, budget: float) -> int:
         if not 0.0 < value < math.inf:
             raise ScheduleError(f"{name} is {value!r}", "It must be a number of MACs above 0")
     # A ratio that is whole but for rounding must not be counted up to the next one.
-    return max(1, math.ceil(steps * model_macs / budget - 1e-9))
+    return max(1, math.ceil(steps * model_macs / budget - ROUNDING))
 
 
-def schedule_for_budget(
-    budget: float,
-    steps: int,
-    block_macs: Sequence[float],
-    other_macs: float = 0.0,
-    interval: int | None = None,
-) -> Schedule:
-    """The Delta-DiT schedule that caches the fewest blocks and stays within a budget.
-
-    Args:
-        budget: MACs the whole trajectory may cost.
-        steps: Steps of the trajectory.
-        block_macs: MACs of each block; they may differ.
-        other_macs: MACs before and after the stack, paid at every step.
-        interval: Interval N; Eq. 6 chooses it when None.
-
-    Raises:
-        ScheduleError: If the interval cannot reach the budget with all blocks cached.
-
-    Source:
-        Eq. 6 and 7, with the MACs of the real graph in place of N_b * M_b.
-    """
-    n = interval
-    if n is None:
-        n = interval_for_budget(steps, math.fsum([*block_macs, other_macs]), budget)
-    cost = math.inf
-    for cached in range(len(block_macs) + 1):
-        schedule = Schedule(interval=n, cached_blocks=cached)
-        cost = table_macs(schedule.table(steps, len(block_macs)), block_macs, other_macs)
-        if cost <= budget:
-            return schedule
-    fact = f"a budget of {budget:g} MACs for {steps} steps is below the {cost:g} MACs"
-    remedy = "Raise the budget, sample fewer steps, or give a larger interval"
-    raise ScheduleError(f"{fact} that interval {n} reaches with every block cached", remedy)
+def _out_of_reach(share: float, least: float) -> ScheduleError:
+    reached = math.ceil(least * 1000) / 1000
+    return ScheduleError(
+        f"a budget of {share:g} of the plain model's MACs is below {reached:g}, the least possible "
+        "share: one refresh, and all blocks cached at every other step",
+        f"Give a budget of at least {reached:g}, or sample more steps",
+    )

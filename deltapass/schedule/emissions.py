@@ -35,11 +35,6 @@ def reads_after(table: Sequence[Span | None], order: int) -> tuple[frozenset[Spa
     return tuple(reversed(found))
 
 
-def read_after(table: Sequence[Span | None], step: int, order: int) -> frozenset[Span]:
-    """`reads_after` of one step."""
-    return reads_after(table, order)[step]
-
-
 def emissions(table: Sequence[Span | None], order: int) -> tuple[frozenset[Span], ...]:
     """For every step, the spans whose deltas a refresh there must emit; none for cached steps."""
     read = reads_after(table, order)

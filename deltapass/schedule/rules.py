@@ -149,7 +149,7 @@ class Schedule:
             TooManyCachedBlocksError: If `cached_blocks` is above `blocks`.
         """
         if self.needs_steps:
-            raise _unknown_length("its boundary is a step or its last steps are full")
+            raise unknown_length("its boundary is a step or its last steps are full")
         outline, detail = self._phases(blocks, few=False)
         if index < max(1, self.warm_up) or (index - self.warm_up) % self._stride == 0:
             return None
@@ -231,7 +231,7 @@ class ExplicitSchedule:
 
     def at(self, index: int, level: float, blocks: int) -> Span | None:
         """Raise ScheduleError: a table needs the number of steps."""
-        raise _unknown_length(f"step {index} of {len(self.rows)} at noise level {level:g}")
+        raise unknown_length(f"step {index} of {len(self.rows)} at noise level {level:g}")
 
     def spans(self, blocks: int, steps: int | None = None) -> tuple[Span, ...]:
         """The distinct spans of the rows, in the order of their first use."""
@@ -290,7 +290,8 @@ def unknown_name(kind: str, name: object, valid: Sequence[str]) -> ScheduleError
     return ScheduleError(f"unknown {kind} {name!r}", did_you_mean(name, valid) + known)
 
 
-def _unknown_length(why: str) -> ScheduleError:
+def unknown_length(why: str) -> ScheduleError:
+    """The error for a schedule that cannot be followed without the number of steps."""
     return ScheduleError(
         f"this schedule needs the number of steps: {why}",
         "Give options={'steps': n} or open a session with steps=n",

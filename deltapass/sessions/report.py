@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final, final
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -280,14 +280,19 @@ class SessionReport:
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=NO_WRAP, color_system=None)
-        console.print(self.__rich__())
-        lines = str(console.file.getvalue()).splitlines()  # type: ignore[attr-defined]
-        return "\n".join(map(str.rstrip, lines))
+        return plain_text(self.__rich__(), NO_WRAP)
 
     def __rich__(self) -> Group:
         summary = Text(self.summary)
         return Group(summary, self.table()) if self.entries else Group(summary)
+
+
+def plain_text(shown: RenderableType, width: int) -> str:
+    """What a terminal without colours would show, in lines of at most `width` letters."""
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(shown)
+    return "\n".join(map(str.rstrip, captured.get().splitlines()))
 
 
 def _extent(entries: tuple[Entry, ...]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from string import ascii_lowercase
@@ -19,7 +19,6 @@ from deltapass.schedule.rules import Span
 from deltapass.sessions.report import Cause, Entry, SessionReport
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -96,7 +95,9 @@ def draw(report: SessionReport) -> Figure:
         axes.broken_barh([(first, last - first)], (top, BAR), color=EMPTY, linewidth=0)
         _bars(axes, top, row, styles)
         _marks(axes, top, row, letters, glyph)
-    _legend(figure, _keys(cells, styles, letters), ncols)
+    keys = _keys(cells, styles, letters)
+    look: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": INK}
+    figure.legend([*keys.values()], [*keys], loc="outside lower left", ncols=ncols, **look)
     return figure
 
 
@@ -251,51 +252,21 @@ def _runs(row: list[_Cell], least: float) -> Iterator[list[_Cell]]:
             yield cells
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _Letter:
-    """A letter in place of a coloured patch in the legend; the class is its handler there."""
-
-    letter: str
-
-    @staticmethod
-    def legend_artist(_: object, handle: _Letter, size: float, box: Any) -> Artist:
-        """Write the letter into the box that the legend keeps for it."""
-        from matplotlib.text import Text
-
-        place: dict[str, Any] = {"ha": "center", "va": "baseline", "fontweight": "bold"}
-        text = Text(box.width / 2, 0, handle.letter, fontsize=size, color=INK, **place)
-        box.add_artist(text)
-        return text
-
-
 def _keys(
-    cells: Iterable[_Cell], styles: Mapping[Variant, _Style], letters: Mapping[Cause, str]
-) -> dict[str, object]:
+    cells: Sequence[_Cell], styles: Mapping[Variant, _Style], letters: Mapping[Cause, str]
+) -> dict[str, Any]:
     """What stands for what: variants, then causes, each with its number of calls."""
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    cells = list(cells)
     variants = Counter(cell.variant for cell in cells)
     causes = Counter(cell.entry.cause for cell in cells)
-    keys: dict[str, object] = {}
+    keys: dict[str, Any] = {}
     for variant, style in styles.items():
         name = f"{variant} skipped" if isinstance(variant, Span) else variant
         keys[f"{name} ({variants[variant]})"] = Patch(edgecolor="white", **style)
+    letter_look: dict[str, Any] = {"color": INK, "linewidth": 0, "markeredgewidth": 0}
     for cause, letter in letters.items():
-        keys[f"{cause} ({causes[cause]})"] = _Letter(letter)
+        marker = rf"$\mathbf{{{letter}}}$"
+        keys[f"{cause} ({causes[cause]})"] = Line2D([], [], marker=marker, **letter_look)
     return keys
-
-
-def _legend(figure: Figure, keys: Mapping[str, Any], ncols: int) -> None:
-    handlers: dict[Any, Any] = {_Letter: _Letter}
-    figure.legend(
-        handles=[*keys.values()],
-        labels=[*keys],
-        handler_map=handlers,
-        loc="outside lower left",
-        ncols=ncols,
-        frameon=False,
-        fontsize=9,
-        labelcolor=INK,
-    )

@@ -12,12 +12,13 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from deltapass.compiler.capture import capture
-from deltapass.compiler.lowering import LOWERINGS, LoweredBodies, Lowering, load_lowering
+from deltapass.compiler.lowering import LoweredBodies, Lowering, load_lowering
 from deltapass.compiler.outline import Outline, outline
 from deltapass.compiler.plan import plan_span
 from deltapass.compiler.rewrite import cached_program, inline, refresh_program
 from deltapass.errors import MissingLibraryError
 from deltapass.graph.program import Block, Body, Stack, TensorSpec
+from deltapass.options import LOWERINGS
 from deltapass.schedule.rules import Span
 
 D, T, S = 16, 6, 3

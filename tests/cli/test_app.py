@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def call(*words: str) -> tuple[int, str]:
 
 
 def toy() -> tuple[object, tuple[object, ...], dict[str, object]]:
-    """A factory for `deltapass explain --model test_cli:toy`."""
+    """A factory for `deltapass explain --model test_app:toy`."""
     model = make("adaln")
     return (model, *model.inputs(999.0, 0))
 
@@ -44,18 +45,30 @@ def test_explain_the_embedded_model() -> None:
 
 
 def test_explain_a_model_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-    code, text = call("explain", "--model", "test_cli:toy", "--option", "cached_blocks=4")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    code, text = call("explain", "--model", "test_app:toy", "--option", "cached_blocks=4")
     assert code == 0
     assert "6 blocks" in text
+
+
+@pytest.mark.parametrize("words", [["--budget", "0.6"], ["--option", "budget=0.6"]])
+def test_explain_a_budget(words: list[str]) -> None:
+    code, text = call("explain", *words)
+    assert code == 0
+    found = re.search(r"budget +0\.6 of .* wanted, (0\.\d+) in 20 steps reached", text)
+    assert found is not None
+    assert 0.58 < float(found[1]) <= 0.6
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--budget", "0.01"], "the least possible share"),
+        (["--budget", "1.5"], "above 0.0 and up to 1.0"),
+        (["--budget", "0.6", "--option", "interval=3"], "contradict each other"),
         (["--model", "nothing"], "module:factory"),
         (["--model", "no_such_module:make"], "No module named"),
-        (["--model", "test_cli:wrong"], "gave int"),
+        (["--model", "test_app:wrong"], "gave int"),
         (["--option", "intervall=3"], "Did you mean 'interval'"),
         (["--option", "cached_blocks=99"], "99 but the model has 28 blocks"),
     ],
@@ -63,7 +76,7 @@ def test_explain_a_model_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> No
 def test_errors_are_one_message_without_a_traceback(
     words: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
     code, text = call("explain", *words)
     assert code == 1
     assert message in " ".join(text.split())
@@ -99,6 +112,7 @@ def test_pair_without_an_equals_sign_is_refused() -> None:
         (["export", "--option", "path=here"], "use --output"),
         (["export", "--dim", "a.2=1:4", "--dim", "a.2=1:8"], "a.2 is given twice"),
         (["demo", "--schedule", "none", "--option", "schedule=none"], "one of --schedule"),
+        (["explain", "--budget", "1", "--option", "budget=1"], "one of --budget"),
         (
             ["explain", "--option", "interval=2", "--option", "interval=3"],
             "interval is given twice",

@@ -37,14 +37,14 @@ def call(*words: str) -> tuple[int, str]:
 
 
 def toy() -> tuple[object, tuple[object, ...], dict[str, object]]:
-    """A factory for `deltapass export test_cli_bundles:toy`."""
+    """A factory for `deltapass export test_bundles:toy`."""
     model = make("adaln")
     return (model, *model.inputs(999.0, 0))
 
 
 def test_export_of_a_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-    words = ["export", "test_cli_bundles:toy", "-o", str(tmp_path / "b"), "--batch", "1:4"]
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    words = ["export", "test_bundles:toy", "-o", str(tmp_path / "b"), "--batch", "1:4"]
     code, text = call(*words, "--option", "cached_blocks=4", "--option", "order=1")
     assert code == 0, text
     assert "verified with ONNX Runtime, CPU" in text

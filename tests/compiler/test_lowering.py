@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from deltapass.backend import analyse, trace
-from deltapass.compiler.lowering import LOWERINGS, LoweredBodies, load_lowering, on_device
+from deltapass.compiler.lowering import LoweredBodies, load_lowering, on_device
 from deltapass.compiler.outline import Outline
 from deltapass.errors import LoweringError, MissingLibraryError, UnknownLoweringError
 from deltapass.graph.executable import Executable, Lowered
 from deltapass.graph.program import Body, Call, Literal, Program, TensorSpec
-from deltapass.options import LOWERING_NAMES
+from deltapass.options import LOWERING_NAMES, LOWERINGS
 
 
 def body(name: str = "body", key: tuple[object, ...] = ("key",)) -> Body:

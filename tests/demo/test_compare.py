@@ -11,16 +11,17 @@ import pytest
 import torch
 
 pytest.importorskip("diffusers")
-pytest.importorskip("torchmetrics")
+pytest.importorskip("matplotlib")
 
 from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
 from PIL import Image
 from rich.console import Console
 
 from deltapass.demo import compare as demo
-from deltapass.demo.compare import DemoResult, Settings, mean_psnr, progress_bars, run_demo
+from deltapass.demo.compare import DemoResult, DemoSettings, progress_bars, run_demo
 from deltapass.demo.embedded import ClassConditionalPipeline
-from deltapass.demo.picture import grid, outcome_table, write_json, write_picture
+from deltapass.demo.images import grid, mean_psnr
+from deltapass.demo.picture import outcome_table, write_json, write_picture
 
 # diffusers' schedulers make arrays of tensors in a way that newer numpy warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -42,7 +43,7 @@ def run(**changes: Any) -> DemoResult:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "load_embedded", small)
         with progress_bars(Console(file=io.StringIO())) as progress:
-            return run_demo(Settings(**chosen), progress)
+            return run_demo(DemoSettings(**chosen), progress)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from deltapass.schedule.emissions import (
     fresh_since,
     held_deltas,
     kept_after,
-    read_after,
     reads_after,
 )
 from deltapass.schedule.rules import ExplicitSchedule, Schedule, Span, Table
@@ -56,7 +55,6 @@ def held_by_definition(table: Table, order: int) -> list[dict[Span, int]]:
 def test_every_step_has_the_reads_of_the_definition(table: Table, order: int) -> None:
     read = [by_definition(table, step, order) for step in range(len(table))]
     assert list(reads_after(table, order)) == read
-    assert [read_after(table, step, order) for step in range(len(table))] == read
 
 
 @given(table=tables, order=orders)

@@ -1,4 +1,4 @@
-"""schedule/rules.py: properties of every schedule, the paper's MACs, files, messages."""
+"""schedule/rules.py: properties of every schedule, files, messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from deltapass.errors import (
     StepCountError,
     TooManyCachedBlocksError,
 )
-from deltapass.schedule.budget import interval_for_budget, schedule_for_budget, table_macs
 from deltapass.schedule.files import load_schedule, save_schedule, table_rows, table_text
 from deltapass.schedule.presets import (
     SCHEDULES,
@@ -32,29 +31,6 @@ from deltapass.schedule.presets import (
     reversed_phases,
 )
 from deltapass.schedule.rules import REGIONS, ExplicitSchedule, Schedule, Span, Table, region_span
-
-# table, method, schedule, steps, blocks, full MACs in T, printed MACs in T: the paper's figures,
-# not ours.
-PIXART, DIT, DIT_250, LCM, SD3 = 85.651, 4.579, 57.24, 8.565, 168.256
-PRINTED = [
-    *((t, r, delta_cache(r), 20, 28, PIXART, 53.532) for t in (1, 6) for r in REGIONS),
-    (1, "delta-dit", delta_dit(boundary=12, cached_blocks=21, interval=2), 20, 28, PIXART, 53.532),
-    (6, "delta-dit", delta_dit(boundary=12), 20, 28, PIXART, 53.532),
-    *((2, r, delta_cache(r), 20, 28, DIT, 2.862) for r in REGIONS),
-    (2, "delta-dit", delta_dit(boundary=12), 20, 28, DIT, 2.862),
-    (3, "delta-dit Nc=4", delta_dit(), 4, 28, LCM, 7.953),
-    (3, "delta-dit Nc=6", delta_dit(boundary=2, cached_blocks=6), 4, 28, LCM, 7.647),
-    (8, "delta-dit Nc=11", delta_dit(boundary=2, cached_blocks=11), 4, 28, LCM, 6.883),
-    (8, "delta-dit Nc=16", delta_dit(boundary=2, cached_blocks=16), 4, 28, LCM, 6.118),
-    *((7, r, delta_cache(r), 28, 24, SD3, 105.160) for r in REGIONS),
-    (7, "delta-dit", delta_dit(), 28, 24, SD3, 105.160),
-    (10, "Nc=0", delta_dit(cached_blocks=0), 20, 28, PIXART, 85.651),
-    (10, "Nc=21 b=12", delta_dit(cached_blocks=21, boundary=12), 20, 28, PIXART, 53.532),
-    (10, "Nc=12 b=10", delta_dit(cached_blocks=12, boundary=10), 20, 28, PIXART, 67.297),
-    (10, "Nc=20 b=8", delta_dit(cached_blocks=20, boundary=8), 20, 28, PIXART, 55.061),
-    *((12, r, delta_cache(r), 250, 28, DIT_250, 35.77) for r in REGIONS),
-    (12, "delta-dit", delta_dit(), 250, 28, DIT_250, 35.77),
-]
 
 
 @st.composite
@@ -340,71 +316,6 @@ def test_schedules_pickle_and_hash() -> None:
     for schedule in (Schedule(boundary=3), ExplicitSchedule((None, Span(0, 2)))):
         assert pickle.loads(pickle.dumps(schedule)) == schedule
         assert hash(schedule) == hash(pickle.loads(pickle.dumps(schedule)))
-
-
-# ---- MACs and budget --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("table", "row", "schedule", "steps", "blocks", "full", "macs"), PRINTED)
-def test_macs_are_those_printed_in_the_paper(
-    table: int, row: str, schedule: Schedule, steps: int, blocks: int, full: float, macs: float
-) -> None:
-    block = full / (steps * blocks)
-    ours = table_macs(schedule.table(steps, blocks), [block] * blocks)
-    assert ours == pytest.approx(macs, rel=1.5e-3), (table, row)
-
-
-def test_other_macs_are_paid_at_every_step() -> None:
-    table = (None, Span(1, 3), None)
-    assert table_macs(table, [1.0, 10.0, 100.0, 1000.0], 0.5) == 1111.5 * 2 + 1001.5
-    with pytest.raises(TooManyCachedBlocksError, match="3 but the model has 2"):
-        table_macs(table, [1.0, 1.0])
-
-
-def test_interval_follows_equation_6() -> None:
-    assert interval_for_budget(20, 4.2825, 53.532) == 2
-    assert interval_for_budget(20, 1.0, 20.0) == 1
-    assert interval_for_budget(20, 0.1, 1.0) == 2
-    assert interval_for_budget(20, 1.0, 6.0) == 4
-    assert interval_for_budget(4, 1.0, 1e9) == 1
-    with pytest.raises(ScheduleError, match="budget is 0"):
-        interval_for_budget(4, 1.0, 0)
-
-
-def test_the_papers_budget_gives_the_papers_blocks() -> None:
-    schedule = schedule_for_budget(0.625 * 560, 20, [1] * 28)
-    assert schedule == Schedule(interval=2, cached_blocks=21)
-
-
-@given(
-    st.lists(st.integers(1, 50), min_size=1, max_size=12),
-    st.integers(0, 40),
-    st.integers(1, 30),
-    st.floats(0.05, 1.2),
-    st.none() | st.integers(2, 5),
-)
-def test_budget_is_kept_with_the_fewest_blocks(
-    macs: list[int], other: int, steps: int, share: float, interval: int | None
-) -> None:
-    budget = share * steps * (sum(macs) + other)
-    try:
-        schedule = schedule_for_budget(budget, steps, macs, other, interval)
-    except ScheduleError:
-        n = interval or interval_for_budget(steps, sum(macs) + other, budget)
-        most = Schedule(interval=n, cached_blocks=len(macs)).table(steps, len(macs))
-        assert table_macs(most, macs, other) > budget
-        return
-    blocks, cached = len(macs), schedule.cached_blocks
-    assert cached is not None
-    assert table_macs(schedule.table(steps, blocks), macs, other) <= budget
-    if cached > 0:
-        fewer = Schedule(interval=schedule.interval, cached_blocks=cached - 1)
-        assert table_macs(fewer.table(steps, blocks), macs, other) > budget
-
-
-def test_a_budget_out_of_reach_states_the_minimum() -> None:
-    with pytest.raises(ScheduleError, match=r"budget of 10 MACs for 4 steps is below the 16 MACs"):
-        schedule_for_budget(10, 4, [2, 2], 2, interval=2)
 
 
 # ---- text and files ---------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from models import make
 from tiny import make_tiny
 
 import deltapass
-from deltapass.demo.compare import Settings, example_call
+from deltapass.demo.compare import DemoSettings, example_call
 from deltapass.demo.embedded import load_embedded
 from deltapass.errors import DynamicShapeError, MissingDeviceError
 
@@ -40,7 +40,7 @@ def source(name: str) -> tuple[Any, Any]:
         tiny = make_tiny(name)
         return tiny.model, tiny.call(1.0)
     pipeline = load_embedded()
-    return pipeline.transformer, example_call(pipeline, Settings(count=1, options={}))
+    return pipeline.transformer, example_call(pipeline, DemoSettings(count=1, options={}))
 
 
 @pytest.fixture(scope="module")

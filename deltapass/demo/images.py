@@ -1,0 +1,26 @@
+"""Images (B, C, H, W) in 0..1: how near they are to others, and all of them as one picture."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import torch
+from torch.nn import functional as F
+
+COLUMNS: Final = 5
+
+
+def mean_psnr(images: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Mean over images of the peak signal-to-noise ratio in dB; infinite for equal images."""
+    squared_error = (images - wanted).square().mean(dim=(1, 2, 3))
+    return float(-10 * squared_error.log10().mean())
+
+
+def grid(images: torch.Tensor, columns: int = COLUMNS) -> torch.Tensor:
+    """One picture (H, W), or (H, W, C) in colour, of `columns` columns; what is left is black."""
+    count, channels, height, width = images.shape
+    rows = math.ceil(count / columns)
+    padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, rows * columns - count))
+    cells = padded.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
+    return cells.reshape(rows * height, columns * width, channels).squeeze(-1)
