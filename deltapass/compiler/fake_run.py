@@ -2,7 +2,8 @@
 
 Takes a graph and its inputs; gives the value of every node (shapes, layouts, numbers), its
 multiply-accumulates by torch's own FLOP formulas, and the nodes that write in place into a
-tensor that already existed.
+tensor that already existed. What was run before on the same values is not run again: of the
+blocks of a stack, that leaves the first one or two.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ LAYER_OPERATORS: Final = frozenset(
 )
 # On a sliced input torch runs a linear layer as a batched product; it stays a layer.
 LAYERS: Final = frozenset({torch.nn.functional.linear, aten.linear.default})
+PLAIN: Final = (int, float, bool, complex, str, torch.dtype, torch.device, torch.Size)
 
 
 def to_fake(arguments: Sequence[Any]) -> list[Any]:
@@ -67,34 +69,97 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @final
-class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps every value, with the costs and writes of each node."""
+class _WrittenError(Exception):
+    """A graph writes in place: a value that stands for others of its layout may have changed."""
 
-    def __init__(self, module: fx.GraphModule, observer: _Observer) -> None:
+
+@final
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps every value, with the costs and writes of each node.
+
+    If `sharing`, values of one layout are one fake tensor, unless they share memory with another
+    value. So the blocks after the first ask for what was run before, on the same fake tensors.
+    """
+
+    def __init__(self, module: fx.GraphModule, observer: _Observer, *, sharing: bool) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.observer = observer
         self.seen = Seen()
+        self._sharing = sharing
         self._owned: set[int] = set()
+        self._of_layout: dict[tuple[object, ...], torch.Tensor] = {}
+        self._known: dict[tuple[object, ...], tuple[Any, Macs]] = {}
+        # Counts the nodes that may change how later ones work, such as entering autocast.
+        self._state = 0
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one node and note what it did."""
-        self.observer.macs, self.observer.written = Macs(), set()
-        value = super().run_node(n)
-        if self.observer.written & self._owned:
-            self.seen.writes.append(n.name)
-        self._owned |= {_storage(tensor) for tensor in tree_iter(value) if torch.is_tensor(tensor)}
+        """Run one node, or remember what it gave before, and note what it did."""
+        asked: object = object()
+        if self._sharing and n.op.startswith("call"):
+            asked = _comparable(self.fetch_args_kwargs_from_env(n))
+        key = (self._state, n.op, n.target, asked)
+        if key not in self._known:
+            self._known[key] = self._run(n)
+        value, counted = self._known[key]
         self.seen.values[n.name] = value
-        counted = self.observer.macs
         if counted.full:
             whole = Macs(counted.full, counted.full)
             self.seen.macs[n.name] = whole if n.target in LAYERS else counted
         return value
 
+    def _run(self, n: fx.Node) -> tuple[Any, Macs]:
+        self.observer.macs, self.observer.written = Macs(), set()
+        value = super().run_node(n)
+        if self.observer.written & self._owned:
+            if self._sharing:
+                raise _WrittenError
+            self.seen.writes.append(n.name)
+        if self._sharing and torch.is_tensor(value):
+            value = self._shared(value)
+        leaves = list(tree_iter(value))
+        if not all(torch.is_tensor(leaf) or isinstance(leaf, PLAIN) for leaf in leaves):
+            self._state += 1
+        self._owned |= {_storage(leaf) for leaf in leaves if torch.is_tensor(leaf)}
+        return value, self.observer.macs
+
+    def _shared(self, value: torch.Tensor) -> torch.Tensor:
+        """The first value of this layout, if this one has memory of its own."""
+        if _storage(value) in self._owned:
+            return value
+        layout = (value.shape, value.stride(), value.dtype, value.device, value.storage_offset())
+        key = (*layout, value.untyped_storage().nbytes(), value.requires_grad)
+        if key not in self._of_layout:
+            self._of_layout[key] = value.detach()  # what is written must not be the caller's
+        return self._of_layout[key]
+
+
+def _comparable(value: Any) -> object:
+    """Equal for arguments that are the same tensors and equal numbers; else equal to nothing."""
+    told: object = object()
+    if torch.is_tensor(value):
+        told = id(value)
+    elif isinstance(value, PLAIN) or value is None:
+        told = type(value), value
+    elif isinstance(value, slice):
+        told = slice, _comparable((value.start, value.stop, value.step))
+    elif isinstance(value, tuple | list):
+        told = type(value), *map(_comparable, value)
+    elif isinstance(value, dict):
+        told = tuple((name, _comparable(item)) for name, item in value.items())
+    return told
+
 
 def observe(module: fx.GraphModule, fakes: Sequence[Any]) -> Seen:
     """Run a graph on fake tensors, node by node."""
+    try:
+        return _record(module, fakes, sharing=True)
+    except _WrittenError:
+        return _record(module, fakes, sharing=False)
+
+
+def _record(module: fx.GraphModule, fakes: Sequence[Any], *, sharing: bool) -> Seen:
     observer = _Observer()
-    recorder = _Recorder(module, observer)
+    recorder = _Recorder(module, observer, sharing=sharing)
     mode = next((f.fake_mode for f in fakes if isinstance(f, FakeTensor)), FakeTensorMode())
     with mode, observer:
         recorder.run(*fakes)

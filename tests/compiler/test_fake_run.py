@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 
 from deltapass.compiler.fake_run import Seen, observe, spec_of, to_fake
@@ -131,6 +132,80 @@ def test_functional_graph_has_no_writes() -> None:
 def test_scratch_inside_one_operator_is_no_write() -> None:
     # Filling a tensor that the operator itself made changes nothing that the graph holds.
     assert seen(lambda x: x + torch.full((3,), 2.0), torch.ones(3)).writes == []
+
+
+# ---- what was run before is not run again ------------------------------------------------------
+
+
+def two_layers(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    for weight in (first, second):
+        x = x + F.gelu(F.linear(x, weight))
+    return x
+
+
+def operators_run(count: int) -> int:
+    """Operators that reach the fake tensors for this number of equal layers."""
+    graph = fx.Graph()
+    value = graph.placeholder("x")
+    for at in range(count):
+        weight = graph.placeholder(f"weight_{at}")
+        value = graph.call_function(F.gelu, (graph.call_function(F.linear, (value, weight)),))
+        value = graph.call_method("view", (value, graph.call_method("size", (value, 0)), -1))
+    graph.output(value)
+    fakes = to_fake([torch.ones(2, 4), *(torch.ones(4, 4) for _ in range(count))])
+    with noted_operators() as found:
+        observe(fx.GraphModule(nn.Module(), graph), fakes)
+    return len(found)
+
+
+@contextmanager
+def noted_operators() -> Iterator[list[Any]]:
+    """Operators that reach the fake tensors' dispatch."""
+    found: list[Any] = []
+    dispatch = FakeTensorMode.dispatch
+
+    def noting(self: FakeTensorMode, func: Any, *rest: Any) -> Any:
+        found.append(func)
+        return dispatch(self, func, *rest)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(FakeTensorMode, "dispatch", noting)
+        yield found
+
+
+def test_equal_layers_are_run_once() -> None:
+    assert operators_run(8) == operators_run(4)
+
+
+def test_every_layer_has_its_values_and_costs() -> None:
+    found = seen(two_layers, *(torch.ones(n, 4) for n in (2, 4, 4)))
+    assert found.macs == {"linear": Macs(32, 32), "linear_1": Macs(32, 32)}
+    assert found.values["linear_1"].shape == (2, 4)
+
+
+def test_equal_operations_in_and_out_of_autocast_differ() -> None:
+    x, w = torch.ones(2, 4), torch.ones(4, 4)
+    graph = fx.Graph()
+    given = graph.placeholder("x"), graph.placeholder("w")
+    enter = graph.call_function(
+        torch.amp.autocast_mode._enter_autocast, ("cpu", torch.bfloat16, True, None)
+    )
+    inside = graph.call_function(F.linear, given)
+    graph.call_function(torch.amp.autocast_mode._exit_autocast, (enter,))
+    graph.output((inside, graph.call_function(F.linear, given)))
+    values = observe(fx.GraphModule(nn.Module(), graph), to_fake([x, w])).values
+    assert [value.dtype for value in values["output"]] == [torch.bfloat16, torch.float32]
+
+
+def test_layout_changed_in_place_leaves_other_values_as_they_were() -> None:
+    found = seen(lambda x: ((x * 2.0).t_(), x * 3.0), torch.ones(2, 3))
+    assert found.writes == ["t_"]
+    assert found.values["mul_1"].shape == (2, 3)
+
+
+def test_numbers_that_differ_in_kind_alone_are_told_apart() -> None:
+    found = seen(lambda x: (x + 1, x + 1.0), torch.ones(2, dtype=torch.int64))
+    assert [value.dtype for value in found.values["output"]] == [torch.int64, torch.float32]
 
 
 # ---- values ------------------------------------------------------------------------------------
