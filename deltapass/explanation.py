@@ -14,9 +14,10 @@ from typing import Any, Final, final
 from rich.console import Console, Group
 from rich.table import Table as RichTable
 
-from deltapass.backend import analyse, trace
+from deltapass.backend import analyse
 from deltapass.compiler.plan import Plan, make_plan
 from deltapass.compiler.rewrite import cached_program, refresh_program
+from deltapass.compiler.tracing import trace
 from deltapass.errors import UnsupportedGraphError
 from deltapass.graph.program import Macs, Program
 from deltapass.options import parse_options
