@@ -26,7 +26,7 @@ SEEN_BY_BACKENDS = {
 }
 PRIVATE = ("torch._dynamo", "torch._guards", "torch._inductor", "torch._subclasses")
 # One place to mend for a new torch release.
-MAY_BE_PRIVATE = {"compiler.fake_run", "compiler.capture", "compiler.tracing", "backend"}
+MAY_BE_PRIVATE = {"compiler.fake_run", "compiler.tracing", "backend"}
 
 
 def seen_from() -> dict[str, set[str]]:

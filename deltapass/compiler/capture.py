@@ -16,15 +16,14 @@ from typing import Any, final
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_iter
 
-from deltapass.compiler.fake_run import observe, spec_of, to_fake
+from deltapass.compiler.fake_run import fake_run, spec_of, to_fake
 from deltapass.compiler.inputs import argument_name, classify, is_state, source_of
 from deltapass.compiler.tracing import detached_from_dynamo
-from deltapass.errors import MixedDevicesError, MutationError, UnsupportedOperatorError
+from deltapass.errors import MixedDevicesError, MutationError
 from deltapass.graph.copying import keep_source
 from deltapass.graph.program import Captured
 from deltapass.graph.sizes import Size
@@ -48,26 +47,23 @@ def capture(module: fx.GraphModule, arguments: Sequence[Any]) -> Captured:
         UnsupportedOperatorError: If an operator does not run on tensors without data.
     """
     with detached_from_dynamo():
-        fakes = to_fake(arguments)
-        try:
-            seen = observe(module, fakes)
-        except (NotImplementedError, DataDependentOutputException) as error:
-            raise UnsupportedOperatorError(str(error).split("\n")[0]) from error
-        if seen.writes:
-            module = _functionalise(module, fakes, seen.writes[0])
-            seen = observe(module, fakes)
-    _refuse_mixed_devices(seen.values.values())
-    static = _fold_numbers(module, seen.values)
+        run = fake_run(module, arguments)
+        if run.writes:
+            module = _functionalise(module, to_fake(arguments), run.writes[0])
+            run = fake_run(module, arguments)
+    _refuse_mixed_devices(run.distinct.values())
+    specs = {place: spec_of(value) for place, value in run.distinct.items()}
+    static = _fold_numbers(module, run.values)
     placeholders = module.graph.find_nodes(op="placeholder")
     inputs = [static.names[node.name] for node in placeholders]
-    output = seen.values[module.graph.output_node().name]
+    output = run.values[module.graph.output_node().name]
     return Captured(
         graph=static.graph,
         root=module,
         inputs=classify(placeholders, inputs, arguments, output),
         constants=static.constants,
-        values={new: spec_of(seen.values[old]) for old, new in static.names.items()},
-        macs={static.names[name]: macs for name, macs in seen.macs.items()},
+        values={new: specs[id(run.values[old])] for old, new in static.names.items()},
+        macs={static.names[name]: macs for name, macs in run.macs.items()},
     )
 
 

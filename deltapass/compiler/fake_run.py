@@ -14,11 +14,17 @@ from typing import Any, Final, final
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from deltapass.errors import UnsupportedOperatorError
+from deltapass.graph.keys import comparable
 from deltapass.graph.program import Macs, TensorSpec
 
 aten = torch.ops.aten
@@ -32,28 +38,83 @@ LAYERS: Final = frozenset({torch.nn.functional.linear, aten.linear.default})
 PLAIN: Final = (int, float, bool, complex, str, torch.dtype, torch.device, torch.Size)
 
 
-def to_fake(arguments: Sequence[Any]) -> list[Any]:
-    """Fake tensors of static shapes in one mode of their own; numbers stay as they are."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-
-    def fake(value: Any) -> Any:
-        return mode.from_tensor(value, static_shapes=True) if torch.is_tensor(value) else value
-
-    return [fake(value) for value in arguments]
-
-
 @final
 @dataclass(kw_only=True)
-class Seen:
-    """What one run on fake tensors showed."""
+class FakeRun:
+    """What one run on fake tensors showed: of every node its value, its costs, its writes."""
 
     values: dict[str, Any] = field(default_factory=dict)
     macs: dict[str, Macs] = field(default_factory=dict)
     writes: list[str] = field(default_factory=list)
 
+    @property
+    def distinct(self) -> dict[int, Any]:
+        """The values by identity: many nodes give one and the same."""
+        return {id(value): value for value in self.values.values()}
+
+
+def fake_run(module: fx.GraphModule, arguments: Sequence[Any]) -> FakeRun:
+    """Run a graph on fake tensors, node by node.
+
+    Args:
+        module: The graph.
+        arguments: Real tensors and plain numbers.
+
+    Raises:
+        UnsupportedOperatorError: If an operator does not run on tensors without data.
+    """
+    try:
+        try:
+            return _record(module, arguments, sharing=True)
+        except _WrittenError:
+            return _record(module, arguments, sharing=False)
+    except (NotImplementedError, DataDependentOutputException) as error:
+        raise UnsupportedOperatorError(str(error).split("\n")[0]) from error
+
+
+def to_fake(arguments: Sequence[Any], *, sharing: bool = False) -> list[Any]:
+    """Fake tensors of static shapes in one mode of their own; numbers stay as they are.
+
+    Args:
+        arguments: Real tensors and plain numbers.
+        sharing: Whether arguments of one layout may be one fake tensor.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    known: dict[object, Any] = {}
+
+    def fake(value: Any) -> Any:
+        if not torch.is_tensor(value):
+            return value
+        plain = sharing and type(value) in (torch.Tensor, torch.nn.Parameter)
+        layout = (type(value), *_layout(value)) if plain else id(value)
+        if layout not in known:
+            known[layout] = mode.from_tensor(value, static_shapes=True)
+        return known[layout]
+
+    return list(map(fake, arguments))
+
+
+def spec_of(value: Any) -> Any:
+    """A value with every tensor in it replaced by its spec."""
+
+    def one(leaf: Any) -> Any:
+        return TensorSpec.of(leaf) if torch.is_tensor(leaf) else leaf
+
+    return tree_map(one, value)
+
+
+def _record(module: fx.GraphModule, arguments: Sequence[Any], *, sharing: bool) -> FakeRun:
+    fakes = to_fake(arguments, sharing=sharing)
+    operators = _Operators()
+    recorder = _Recorder(module, operators, sharing=sharing)
+    mode = next((f.fake_mode for f in fakes if isinstance(f, FakeTensor)), FakeTensorMode())
+    with mode, operators:
+        recorder.run(*fakes)
+    return recorder.noted
+
 
 @final
-class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every primitive operation: counts its MACs, and notes which storages it writes."""
 
     def __init__(self) -> None:
@@ -81,10 +142,10 @@ class _Recorder(fx.Interpreter):
     value. So the blocks after the first ask for what was run before, on the same fake tensors.
     """
 
-    def __init__(self, module: fx.GraphModule, observer: _Observer, *, sharing: bool) -> None:
+    def __init__(self, module: fx.GraphModule, operators: _Operators, *, sharing: bool) -> None:
         super().__init__(module, garbage_collect_values=False)
-        self.observer = observer
-        self.seen = Seen()
+        self.operators = operators
+        self.noted = FakeRun()
         self._sharing = sharing
         self._owned: set[int] = set()
         self._of_layout: dict[tuple[object, ...], torch.Tensor] = {}
@@ -94,76 +155,47 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node, or remember what it gave before, and note what it did."""
-        asked: object = object()
+        asked: object = object()  # equal to nothing
         if self._sharing and n.op.startswith("call"):
-            asked = _comparable(self.fetch_args_kwargs_from_env(n))
+            asked = comparable((n.args, n.kwargs), self._told)
         key = (self._state, n.op, n.target, asked)
         if key not in self._known:
             self._known[key] = self._run(n)
         value, counted = self._known[key]
-        self.seen.values[n.name] = value
+        self.noted.values[n.name] = value
         if counted.full:
             whole = Macs(counted.full, counted.full)
-            self.seen.macs[n.name] = whole if n.target in LAYERS else counted
+            self.noted.macs[n.name] = whole if n.target in LAYERS else counted
         return value
 
     def _run(self, n: fx.Node) -> tuple[Any, Macs]:
-        self.observer.macs, self.observer.written = Macs(), set()
+        self.operators.macs, self.operators.written = Macs(), set()
         value = super().run_node(n)
-        if self.observer.written & self._owned:
+        if self.operators.written & self._owned:
             if self._sharing:
                 raise _WrittenError
-            self.seen.writes.append(n.name)
+            self.noted.writes.append(n.name)
         if self._sharing and torch.is_tensor(value):
             value = self._shared(value)
         leaves = list(tree_iter(value))
         if not all(torch.is_tensor(leaf) or isinstance(leaf, PLAIN) for leaf in leaves):
             self._state += 1
         self._owned |= {_storage(leaf) for leaf in leaves if torch.is_tensor(leaf)}
-        return value, self.observer.macs
+        return value, self.operators.macs
+
+    def _told(self, node: fx.Node) -> object:
+        """Equal for equal numbers, and for values that are one and the same."""
+        value = self.env[node]
+        return (type(value), value) if isinstance(value, PLAIN) else id(value)
 
     def _shared(self, value: torch.Tensor) -> torch.Tensor:
         """The first value of this layout, if this one has memory of its own."""
         if _storage(value) in self._owned:
             return value
-        layout = (value.shape, value.stride(), value.dtype, value.device, value.storage_offset())
-        key = (*layout, value.untyped_storage().nbytes(), value.requires_grad)
-        if key not in self._of_layout:
-            self._of_layout[key] = value.detach()  # what is written must not be the caller's
-        return self._of_layout[key]
-
-
-def _comparable(value: Any) -> object:
-    """Equal for arguments that are the same tensors and equal numbers; else equal to nothing."""
-    told: object = object()
-    if torch.is_tensor(value):
-        told = id(value)
-    elif isinstance(value, PLAIN) or value is None:
-        told = type(value), value
-    elif isinstance(value, slice):
-        told = slice, _comparable((value.start, value.stop, value.step))
-    elif isinstance(value, tuple | list):
-        told = type(value), *map(_comparable, value)
-    elif isinstance(value, dict):
-        told = tuple((name, _comparable(item)) for name, item in value.items())
-    return told
-
-
-def observe(module: fx.GraphModule, fakes: Sequence[Any]) -> Seen:
-    """Run a graph on fake tensors, node by node."""
-    try:
-        return _record(module, fakes, sharing=True)
-    except _WrittenError:
-        return _record(module, fakes, sharing=False)
-
-
-def _record(module: fx.GraphModule, fakes: Sequence[Any], *, sharing: bool) -> Seen:
-    observer = _Observer()
-    recorder = _Recorder(module, observer, sharing=sharing)
-    mode = next((f.fake_mode for f in fakes if isinstance(f, FakeTensor)), FakeTensorMode())
-    with mode, observer:
-        recorder.run(*fakes)
-    return recorder.seen
+        layout = _layout(value)
+        if layout not in self._of_layout:
+            self._of_layout[layout] = value.detach()  # what is written must not be the caller's
+        return self._of_layout[layout]
 
 
 def _macs_of(func: Any, args: Any, kwargs: Any, out: Any) -> Macs:
@@ -195,10 +227,8 @@ def _storage(tensor: torch.Tensor) -> int:
     return address
 
 
-def spec_of(value: Any) -> Any:
-    """A value with every tensor in it replaced by its spec."""
-
-    def one(leaf: Any) -> Any:
-        return TensorSpec.of(leaf) if torch.is_tensor(leaf) else leaf
-
-    return tree_map(one, value)
+def _layout(value: torch.Tensor) -> tuple[object, ...]:
+    """All that an operator can tell of a tensor without its data."""
+    place = (value.dtype, value.device, value.requires_grad)
+    storage = (value.storage_offset(), value.untyped_storage().nbytes())
+    return (value.shape, value.stride(), *place, *storage)

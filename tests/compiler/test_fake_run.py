@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 
-from deltapass.compiler.fake_run import Seen, observe, spec_of, to_fake
+from deltapass.compiler.fake_run import FakeRun, fake_run, spec_of, to_fake
 from deltapass.graph.program import Macs, TensorSpec
 
 
@@ -24,9 +24,9 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight)
 
 
-def seen(model: Callable[..., Any], *arguments: Any) -> Seen:
+def seen(model: Callable[..., Any], *arguments: Any) -> FakeRun:
     with torch.no_grad():
-        return observe(fx.symbolic_trace(model), to_fake(arguments))
+        return fake_run(fx.symbolic_trace(model), arguments)
 
 
 def cost(model: Callable[..., Any], *arguments: Any) -> Macs:
@@ -119,7 +119,7 @@ def test_write_through_a_call_of_setitem_is_found() -> None:
     graph.call_method("__setitem__", (doubled, 0, 0.0))
     graph.output(doubled)
     module = fx.GraphModule(nn.Module(), graph)
-    assert observe(module, to_fake([torch.ones(3, 2)])).writes == ["setitem"]
+    assert fake_run(module, [torch.ones(3, 2)]).writes == ["setitem"]
 
 
 def test_functional_graph_has_no_writes() -> None:
@@ -152,9 +152,9 @@ def products_run(count: int) -> int:
         value = graph.call_function(F.gelu, (graph.call_function(F.linear, (value, weight)),))
         value = graph.call_method("view", (value, graph.call_method("size", (value, 0)), -1))
     graph.output(value)
-    fakes = to_fake([torch.ones(2, 4), *(torch.ones(4, 4) for _ in range(count))])
+    given = [torch.ones(2, 4), *(torch.ones(4, 4) for _ in range(count))]
     with noted_operators() as found:
-        observe(fx.GraphModule(nn.Module(), graph), fakes)
+        fake_run(fx.GraphModule(nn.Module(), graph), given)
     return sum(operator is torch.ops.aten.mm.default for operator in found)
 
 
@@ -193,7 +193,7 @@ def test_equal_operations_in_and_out_of_autocast_differ() -> None:
     inside = graph.call_function(F.linear, given)
     graph.call_function(torch.amp.autocast_mode._exit_autocast, (enter,))
     graph.output((inside, graph.call_function(F.linear, given)))
-    values = observe(fx.GraphModule(nn.Module(), graph), to_fake([x, w])).values
+    values = fake_run(fx.GraphModule(nn.Module(), graph), [x, w]).values
     assert [value.dtype for value in values["output"]] == [torch.bfloat16, torch.float32]
 
 
