@@ -20,7 +20,8 @@ DIRECTIONS = (
 )
 # What backends see besides each other: the lowering and format interfaces, and their data.
 SEEN_BY_BACKENDS = {
-    *("errors", "libraries", "graph.executable", "graph.program", "graph.sizes"),
+    *("errors", "libraries"),
+    *("graph.copying", "graph.executable", "graph.program", "graph.sizes"),
     "compiler.lowering",
     *("bundles.formats", "bundles.manifest", "bundles.weights_file"),
 }

@@ -67,21 +67,16 @@ def _longest_run(signatures: np.ndarray) -> tuple[int, int, int]:
 
 def _best_cut(nodes: list[fx.Node], period: int, start: int, length: int) -> int:
     """Where in the first period to cut: most full blocks, then fewest values alive, then first."""
-    places = range(start, start + period)
-    return min(
-        places,
-        key=lambda at: (
-            -((length - (at - start)) // period),
-            _alive(nodes, at + period, at),
-            at,
-        ),
-    )
-
-
-def _alive(nodes: list[fx.Node], cut: int, block_start: int) -> int:
-    """Values made since `block_start` that are read at or after position `cut`."""
     place = {node: at for at, node in enumerate(nodes)}
-    return sum(
-        any(place.get(user, len(nodes)) >= cut for user in node.users)
-        for node in nodes[block_start:cut]
-    )
+
+    def last_read(node: fx.Node) -> int:
+        return max((place.get(user, len(nodes)) for user in node.users), default=-1)
+
+    reads = list(map(last_read, nodes))
+
+    def rank(at: int) -> tuple[int, int, int]:
+        blocks = (length - (at - start)) // period
+        alive = sum(read >= at + period for read in reads[at : at + period])
+        return -blocks, alive, at
+
+    return min(range(start, start + period), key=rank)

@@ -42,12 +42,5 @@ def key_of_attribute(root: Any, node: fx.Node) -> object:
     held = getattr(root, str(node.target), None)
     if not isinstance(held, fx.GraphModule):
         return node.name
-    return node.name, tuple(
-        (
-            n.op,
-            key_of_attribute(held, n) if n.op == "get_attr" else str(n.target),
-            str(n.args),
-            str(n.kwargs),
-        )
-        for n in held.graph.nodes
-    )
+    inner = held.graph.find_nodes(op="get_attr")
+    return node.name, str(held.graph), tuple(key_of_attribute(held, each) for each in inner)
