@@ -11,6 +11,7 @@ from torch._guards import tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from deltapass.graph.copying import copy_of
 from deltapass.graph.executable import Lowered
 from deltapass.graph.program import Body, TensorSpec
 
@@ -38,7 +39,8 @@ class InductorLowering:
         """Compile a body, outside Dynamo's own tracing context."""
         if is_trivial(body):
             return body.module.forward
-        module = torch.fx.GraphModule(body.module, _copy(body.module.graph))
+        # Inductor takes ownership of the graph it is given.
+        module = torch.fx.GraphModule(body.module, copy_of(body.module.graph))
         with tracing(None), torch.no_grad(), warnings.catch_warnings():
             # Inductor warns about its own internals, which users can do nothing about.
             warnings.simplefilter("ignore")
@@ -73,13 +75,6 @@ def is_trivial(body: Body) -> bool:
     """
     calls = [node for node in body.module.graph.nodes if node.op.startswith("call")]
     return all(node.target in SIMPLE for node in calls)
-
-
-def _copy(graph: torch.fx.Graph) -> torch.fx.Graph:
-    """A copy, because Inductor takes ownership of the graph it is given."""
-    copied = torch.fx.Graph()
-    copied.output(copied.graph_copy(graph, {}))
-    return copied
 
 
 def _fake(spec: TensorSpec, mode: FakeTensorMode) -> torch.Tensor:

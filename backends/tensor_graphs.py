@@ -15,6 +15,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 
+from deltapass.graph.copying import copy_of
 from deltapass.graph.executable import Lowered
 from deltapass.graph.program import Body, TensorSpec
 
@@ -65,10 +66,7 @@ class OfTensors(torch.nn.Module):
 def exported(module: torch.nn.Module, inputs: Sequence[TensorSpec]) -> ExportedProgram:
     """The exported program of a module on tensors of these specs, which hold no data."""
     with FakeTensorMode():
-        fakes = tuple(
-            torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=spec.device)
-            for spec in inputs
-        )
+        fakes = tuple(spec.empty() for spec in inputs)
     return torch.export.export(module, fakes, strict=False)
 
 
@@ -78,8 +76,7 @@ def without_layouts(module: fx.GraphModule) -> fx.GraphModule:
     Another tracer might take the notes for its own.
     Before: out = empty_strided(...); copy = out.copy_(x). After: x.
     """
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
+    graph = copy_of(module.graph)
     for node in list(graph.nodes):
         node.meta.clear()
         into = node.args[0] if node.target == "copy_" else None

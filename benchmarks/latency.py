@@ -17,8 +17,9 @@ from denoisers import DENOISERS, Denoiser
 from measure import arguments, record, seconds, trajectory_timesteps
 
 import deltapass
-from deltapass.backend import compile_graph, trace
+from deltapass.backend import compile_graph
 from deltapass.compiler.lowering import load_lowering
+from deltapass.compiler.tracing import trace
 from deltapass.graph.program import Macs
 from deltapass.options import parse_options
 

@@ -21,7 +21,8 @@ from diffusers import PixArtTransformer2DModel
 from measure import trajectory_timesteps
 
 import deltapass
-from deltapass.backend import compile_graph, trace
+from deltapass.backend import compile_graph
+from deltapass.compiler.tracing import trace
 from deltapass.graph.program import Body, Role
 from deltapass.options import parse_options
 from deltapass.selector.selector import Selector

@@ -7,7 +7,6 @@ graph runs under the same lowering, and a warning says why (`strict=True` raises
 from __future__ import annotations
 
 import gc
-import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,23 +17,22 @@ import torch
 from torch import fx
 
 from deltapass.compiler.blocks import find_blocks
-from deltapass.compiler.capture import (
-    capture,
-    data_positions,
-    detached_from_dynamo,
-    refuse_fragment,
-    refuse_number_timesteps,
-)
+from deltapass.compiler.capture import capture
 from deltapass.compiler.conditioning import conditioning_of
 from deltapass.compiler.float_inputs import float_inputs, with_floats
+from deltapass.compiler.inputs import data_positions
 from deltapass.compiler.lowering import LoweredBodies, Lowering, load_lowering
 from deltapass.compiler.outline import Outline, outline
 from deltapass.compiler.plan import Plan
 from deltapass.compiler.settle import plan_for
+from deltapass.compiler.tracing import (
+    detached_from_dynamo,
+    refuse_fragment,
+    refuse_number_timesteps,
+)
 from deltapass.compiler.variants import Variants
 from deltapass.errors import (
     GradientsEnabledError,
-    GraphBreakError,
     RefusalWarning,
     ScheduleError,
     UnsupportedGraphError,
@@ -232,59 +230,6 @@ class Uncached:
         if session is not None:
             session.note_uncached(self.reason)
         return results
-
-
-def trace(
-    model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[fx.GraphModule, tuple[Any, ...]]:
-    """The graph Dynamo would hand to the backend, and its inputs; the model is not run.
-
-    Raises:
-        GraphBreakError: If the model does not trace as one graph.
-    """
-    caught: list[tuple[fx.GraphModule, tuple[Any, ...]]] = []
-
-    def catch(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
-        caught.append((gm, tuple(example_inputs)))
-        return _stop
-
-    try:
-        with torch.no_grad():
-            once = torch.compile(_fresh(model), backend=catch, fullgraph=True, dynamic=False)
-            once(*args, **kwargs)
-    except _TracedError:
-        return caught[0]
-    except torch._dynamo.exc.Unsupported as error:
-        raise GraphBreakError(str(error).split("\n")[0]) from error
-    raise GraphBreakError("Dynamo gave no graph for it")
-
-
-def _fresh(model: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function under a code object of its own.
-
-    Dynamo keeps what it compiles by code object: tracing the model's own would count against its
-    recompile limit, and keep weights and inputs alive.
-    """
-    bound = model.forward if isinstance(model, torch.nn.Module) else model
-    function = getattr(bound, "__func__", bound)
-    if not isinstance(function, types.FunctionType):
-        return model
-    code = function.__code__.replace()
-    copy = types.FunctionType(
-        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
-    )
-    copy.__kwdefaults__ = function.__kwdefaults__
-    owner = getattr(bound, "__self__", None)
-    return copy if owner is None else types.MethodType(copy, owner)
-
-
-@final
-class _TracedError(Exception):
-    """Stops a traced model before it runs."""
-
-
-def _stop(*_: Any) -> Any:
-    raise _TracedError
 
 
 def _refuse_gradients(arguments: Sequence[Any]) -> None:

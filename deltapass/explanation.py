@@ -18,6 +18,7 @@ from deltapass.backend import analyse, trace
 from deltapass.compiler.plan import Plan
 from deltapass.compiler.rewrite import cached_program, refresh_program
 from deltapass.compiler.settle import plan_for
+from deltapass.compiler.tracing import trace
 from deltapass.errors import UnsupportedGraphError
 from deltapass.graph.program import Macs, Program
 from deltapass.options import parse_options

@@ -20,13 +20,14 @@ DIRECTIONS = (
 )
 # What backends see besides each other: the lowering and format interfaces, and their data.
 SEEN_BY_BACKENDS = {
-    *("errors", "libraries", "graph.executable", "graph.program", "graph.sizes"),
+    *("errors", "libraries"),
+    *("graph.copying", "graph.executable", "graph.program", "graph.sizes"),
     "compiler.lowering",
     *("bundles.formats", "bundles.manifest", "bundles.weights_file"),
 }
 PRIVATE = ("torch._dynamo", "torch._guards", "torch._inductor", "torch._subclasses")
 # One place to mend for a new torch release.
-MAY_BE_PRIVATE = {"compiler.fake_run", "compiler.capture", "backend"}
+MAY_BE_PRIVATE = {"compiler.fake_run", "compiler.tracing", "backend"}
 
 
 def seen_from() -> dict[str, set[str]]:

@@ -52,7 +52,7 @@ def same_shape(captured: Captured, one: fx.Node, other: fx.Node) -> bool:
     return first is not None and second is not None and first.shape == second.shape
 
 
-def addends(captured: Captured, addition: fx.Node) -> list[fx.Node]:
+def addends_of(captured: Captured, addition: fx.Node) -> list[fx.Node]:
     """The operands that have the sum's own shape: a stream is never one that is broadcast."""
     given = [term for term in addition.args[:2] if isinstance(term, fx.Node)]
     return [term for term in given if same_shape(captured, term, addition)]
@@ -108,8 +108,8 @@ def _adds_to(part: fx.Node, whole: fx.Node, bounds: tuple[Any, ...]) -> bool:
 
 
 @final
-class Sums:
-    """The addend that each sum of a graph continues.
+class Addends:
+    """The addend that each sum of a graph continues. The graph is read when first asked.
 
     Of two addends of the sum's shape it is
 
@@ -127,8 +127,6 @@ class Sums:
         self._onto: dict[fx.Node, fx.Node] = {}  # sums and carriers: what each continues
         self._root: dict[fx.Node, fx.Node] = {}  # what the chain of these began with
         self._read: set[fx.Node] = set()  # roots that were read so far
-        for node in captured.module.graph.nodes:
-            self._visit(node)
 
     def continued(self, addition: fx.Node) -> fx.Node | None:
         """The operand that an addition is a sum onto; None if that cannot be told.
@@ -137,10 +135,11 @@ class Sums:
         then the other may be a stream of its own that ends in the sum, such as a running total
         of what the blocks give.
         """
+        self._visit_all()
         chosen = self._onto.get(addition)
         if chosen is None or not self._lives_on(chosen, addition):
             return chosen
-        others = (term for term in addends(self._captured, addition) if term is not chosen)
+        others = (term for term in addends_of(self._captured, addition) if term is not chosen)
         certain = all(
             self._lives_on(other, addition) or handed_in(self._captured, other) for other in others
         )
@@ -148,7 +147,13 @@ class Sums:
 
     def beginning(self, value: fx.Node) -> fx.Node:
         """What the chain of sums and carriers that ends in a value began with."""
+        self._visit_all()
         return self._root[value]
+
+    def _visit_all(self) -> None:
+        if not self._root:
+            for node in self._captured.nodes:
+                self._visit(node)
 
     def _lives_on(self, value: fx.Node, addition: fx.Node) -> bool:
         """Whether the value, or what it was handed on from, is used after the sum."""
@@ -165,12 +170,12 @@ class Sums:
             self._onto[node] = onto
         elif node.target not in ADDITIONS:
             self._read.update(self._root[value] for value in node.all_input_nodes)
-        elif any(map(self._is_read, addends(self._captured, node))):
+        elif any(map(self._is_read, addends_of(self._captured, node))):
             self._read.add(node)  # a sum of streams, from which a new one starts
 
     def _choose(self, node: fx.Node) -> fx.Node | None:
         if node.target in ADDITIONS:
-            return self._of_addends(addends(self._captured, node))
+            return self._of_addends(addends_of(self._captured, node))
         if node.target is aten.slice_scatter.default:
             return added_in_place(node)
         return carried(self._captured, node) if node.target in CARRIERS else None

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
 from torch import fx
 
+from deltapass.compiler.addends import Addends
 from deltapass.compiler.repeats import find_repeats
 from deltapass.compiler.streams import pair_streams
 from deltapass.errors import NoBlocksError, StreamError
 from deltapass.graph.program import Block, Captured, Macs, Stack
 
 MIN_BLOCKS: Final = 2
+Blocks = tuple[Block, ...]
 
 
 def find_blocks(captured: Captured) -> Stack:
@@ -35,16 +38,22 @@ def find_blocks(captured: Captured) -> Stack:
     Raises:
         NoBlocksError: If neither the metadata nor the operations repeat.
     """
-    containers = _containers(captured)
-    if containers:
-        main = max(range(len(containers)), key=lambda i: _cost(captured, containers[i]).full)
-        return Stack(blocks=_extend(captured, containers, main), found_by="module stack")
+    containers = _Containers(captured)
+    stacks = containers.stacks()
+    if stacks:
+        main = max(stacks, key=lambda blocks: _cost(captured, blocks))
+        return Stack(blocks=containers.extended(stacks, main), found_by="module stack")
     blocks = find_repeats(captured)
     # Small repetitions are everywhere; a stack of blocks is most of what a denoiser computes.
     total = sum(captured.macs.values(), Macs()).full
-    if len(blocks) < MIN_BLOCKS or _cost(captured, blocks).full * 2 < total:
+    if len(blocks) < MIN_BLOCKS or _cost(captured, blocks) * 2 < total:
         raise NoBlocksError(captured.operations, "neither module lists nor operations repeat")
     return Stack(blocks=blocks, found_by="repeated structure")
+
+
+def _cost(captured: Captured, blocks: Sequence[Block]) -> float:
+    covered = (node for block in blocks for node in captured.nodes[block.first : block.stop])
+    return sum(captured.macs[node.name].full for node in covered if node.name in captured.macs)
 
 
 @final
@@ -57,45 +66,91 @@ class _Entry:
     key: str
 
 
-def _containers(captured: Captured) -> list[tuple[Block, ...]]:
-    """Groups of two or more blocks that stand one after another in one container."""
-    nodes = list(captured.module.graph.nodes)
-    entries = [list(_numbered(node)) if node.op.startswith("call") else [] for node in nodes]
-    counts: dict[str, set[str]] = {}
-    for entry in (entry for found in entries for entry in found):
-        counts.setdefault(entry.container, set()).add(entry.key)
-    groups: dict[str, dict[_Entry, list[int]]] = {}
-    for position, found in enumerate(entries):
-        # The outermost container of several modules: lists inside a block do not count.
-        outer = next((e for e in found if len(counts[e.container]) >= MIN_BLOCKS), None)
-        if outer is not None:
-            groups.setdefault(outer.container, {}).setdefault(outer, []).append(position)
-    stacks = [_in_order(instances) for instances in groups.values()]
-    # Layers in a torch.nn.Sequential are numbered too, but carry no stream. Data flow tells; only
-    # where it tells of no stack at all, as with norms after the additions, may shape.
-    kept = _residual_stacks(captured, stacks, by_shape=False)
-    kept = kept or _residual_stacks(captured, stacks, by_shape=True)
-    return sorted(kept, key=lambda stack: stack[0].first)
+@final
+class _Containers:
+    """The containers of numbered modules in a graph, such as module lists."""
+
+    def __init__(self, captured: Captured) -> None:
+        self._captured = captured
+        self._addends = Addends(captured)
+        self._known: dict[tuple[str, str], _Entry | None] = {}
+
+    def stacks(self) -> list[Blocks]:
+        """Groups of two or more blocks that stand one after another in one container."""
+        stacks = [_in_order(instances) for instances in self._instances().values()]
+        # Layers in a torch.nn.Sequential are numbered too, but carry no stream. Data flow tells;
+        # only where it tells of no stack at all, as with norms after the additions, may shape.
+        kept = self._residual(stacks, by_shape=False) or self._residual(stacks, by_shape=True)
+        return sorted(kept, key=lambda stack: stack[0].first)
+
+    def extended(self, stacks: Sequence[Blocks], main: Blocks) -> Blocks:
+        """Join neighbouring containers that carry the same residual streams on."""
+        at = stacks.index(main)
+        stack = main
+        for later in stacks[at + 1 :]:
+            if not self._joins(stack[-1], later[0]):
+                break
+            stack = (*stack, *later)
+        for earlier in reversed(stacks[:at]):
+            if not self._joins(earlier[-1], stack[0]):
+                break
+            stack = (*earlier, *stack)
+        return stack
+
+    def _instances(self) -> dict[str, dict[_Entry, list[int]]]:
+        """Container -> its modules -> the positions of their nodes."""
+        entries = {
+            position: list(self._numbered(node))
+            for position, node in enumerate(self._captured.nodes)
+            if node.op.startswith("call")
+        }
+        distinct = {entry for found in entries.values() for entry in found}
+        keys = {(entry.container, entry.key) for entry in distinct}
+        counts = Counter(container for container, _ in keys)
+        groups: dict[str, dict[_Entry, list[int]]] = {}
+        for position, found in entries.items():
+            # The outermost container of several modules: lists inside a block do not count.
+            outer = next((e for e in found if counts[e.container] >= MIN_BLOCKS), None)
+            if outer is not None:
+                groups.setdefault(outer.container, {}).setdefault(outer, []).append(position)
+        return groups
+
+    def _numbered(self, node: fx.Node) -> Iterator[_Entry]:
+        """Entries such as `blocks.3` on a node's module stack, outermost first."""
+        stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
+        for key, (path, _) in stack.items():
+            if (key, path) not in self._known:
+                self._known[key, path] = _entry(str(key), str(path))
+            entry = self._known[key, path]
+            if entry is not None:
+                yield entry
+
+    def _residual(self, stacks: Sequence[Blocks], *, by_shape: bool) -> list[Blocks]:
+        """The stacks in which two blocks or more hand on nothing but streams."""
+        return [
+            stack
+            for stack in stacks
+            if sum(self._is_residual([block], by_shape=by_shape) for block in stack) >= MIN_BLOCKS
+        ]
+
+    def _joins(self, one: Block, two: Block) -> bool:
+        return one.stop <= two.first and self._is_residual((one, two), by_shape=False)
+
+    def _is_residual(self, blocks: Sequence[Block], *, by_shape: bool) -> bool:
+        """Whether all that these blocks hand on are streams that entered them."""
+        try:
+            found = pair_streams(
+                self._captured, blocks, "the stack", by_shape=by_shape, addends=self._addends
+            )
+        except StreamError:
+            return False
+        return bool(found)
 
 
-def _residual_stacks(
-    captured: Captured, stacks: Sequence[tuple[Block, ...]], *, by_shape: bool
-) -> list[tuple[Block, ...]]:
-    """The stacks in which two blocks or more hand on nothing but streams."""
-    return [
-        stack
-        for stack in stacks
-        if sum(_is_residual(captured, [block], by_shape=by_shape) for block in stack) >= MIN_BLOCKS
-    ]
-
-
-def _numbered(node: fx.Node) -> Iterator[_Entry]:
-    """Entries such as `blocks.3` on a node's module stack, outermost first."""
-    stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
-    for key, (path, _) in stack.items():
-        found = re.fullmatch(r"(.*)\.(\d+)", _plain_path(str(path)))
-        if found:
-            yield _Entry(found.group(1), found.group(2), str(key))
+def _entry(key: str, path: str) -> _Entry | None:
+    """The entry of a module's path, if that ends with a number."""
+    found = re.fullmatch(r"(.*)\.(\d+)", _plain_path(path))
+    return _Entry(found.group(1), found.group(2), key) if found else None
 
 
 def _plain_path(path: str) -> str:
@@ -104,15 +159,13 @@ def _plain_path(path: str) -> str:
     return re.sub(r"\['?([^'\]]*)'?\]", r".\1", path)
 
 
-def _in_order(instances: dict[_Entry, list[int]]) -> tuple[Block, ...]:
+def _in_order(instances: dict[_Entry, list[int]]) -> Blocks:
     """Blocks by position; empty where the ranges of two blocks overlap."""
-    blocks = sorted(
-        (
-            Block(name=_block_name(entry), first=positions[0], stop=positions[-1] + 1)
-            for entry, positions in instances.items()
-        ),
-        key=lambda block: block.first,
-    )
+    blocks = [
+        Block(name=_block_name(entry), first=positions[0], stop=positions[-1] + 1)
+        for entry, positions in instances.items()
+    ]
+    blocks.sort(key=lambda block: block.first)
     overlap = any(one.stop > two.first for one, two in itertools.pairwise(blocks))
     return () if overlap else tuple(blocks)
 
@@ -120,37 +173,3 @@ def _in_order(instances: dict[_Entry, list[int]]) -> tuple[Block, ...]:
 def _block_name(entry: _Entry) -> str:
     container = entry.container.rsplit(".", 1)[-1]
     return f"{container}.{entry.index}"
-
-
-def _cost(captured: Captured, blocks: Sequence[Block]) -> Macs:
-    names = [node.name for node in captured.module.graph.nodes]
-    covered = (name for block in blocks for name in names[block.first : block.stop])
-    return sum((captured.macs.get(name, Macs()) for name in covered), Macs())
-
-
-def _extend(
-    captured: Captured, containers: Sequence[tuple[Block, ...]], main: int
-) -> tuple[Block, ...]:
-    """Join neighbouring containers that carry the same residual streams on."""
-    stack = containers[main]
-    for later in containers[main + 1 :]:
-        if not _joins(captured, stack[-1], later[0]):
-            break
-        stack = (*stack, *later)
-    for earlier in reversed(containers[:main]):
-        if not _joins(captured, earlier[-1], stack[0]):
-            break
-        stack = (*earlier, *stack)
-    return stack
-
-
-def _joins(captured: Captured, one: Block, two: Block) -> bool:
-    return one.stop <= two.first and _is_residual(captured, (one, two), by_shape=False)
-
-
-def _is_residual(captured: Captured, blocks: Sequence[Block], *, by_shape: bool) -> bool:
-    """Whether all that these blocks hand on are streams that entered them."""
-    try:
-        return bool(pair_streams(captured, blocks, "the stack", by_shape=by_shape))
-    except StreamError:
-        return False

@@ -15,7 +15,7 @@ from typing import Final, final
 import torch
 from torch import fx
 
-from deltapass.compiler.addends import ADDITIONS, CARRIERS, PARTS, Sums, same_shape
+from deltapass.compiler.addends import ADDITIONS, CARRIERS, PARTS, Addends, same_shape
 from deltapass.compiler.outline import Outline
 from deltapass.errors import OptionError
 from deltapass.graph.program import Block, Captured, Role, Stack, shown
@@ -41,7 +41,7 @@ def conditioning_of(outline: Outline, per_step: Sequence[str]) -> dict[int, str]
         if not any(part in name for name in data.values()):
             known = ", ".join(map(shown, data.values())) or "(there is none)"
             raise OptionError("per_step", part, f"part of the name of a data input: {known}")
-    passing = residual_inputs(outline.captured, outline.stack)
+    passing = added_inputs(outline.captured, outline.stack)
     return {
         at: name
         for at, name in data.items()
@@ -49,10 +49,10 @@ def conditioning_of(outline: Outline, per_step: Sequence[str]) -> dict[int, str]
     }
 
 
-def residual_inputs(captured: Captured, stack: Stack) -> frozenset[str]:
+def added_inputs(captured: Captured, stack: Stack) -> frozenset[str]:
     """Names of the data inputs that are only ever added, perhaps scaled, to a stream."""
     data = {given.name for given in captured.inputs if given.role is Role.DATA}
-    nodes = [node for node in captured.module.graph.nodes if node.op == "placeholder"]
+    nodes = captured.graph.find_nodes(op="placeholder")
     finder = _Finder(captured, stack)
     return frozenset(
         node.name for node in nodes if node.name in data and finder.is_only_added(node)
@@ -62,8 +62,8 @@ def residual_inputs(captured: Captured, stack: Stack) -> frozenset[str]:
 @final
 class _Finder:
     def __init__(self, captured: Captured, stack: Stack) -> None:
-        self._place = {node: at for at, node in enumerate(captured.module.graph.nodes)}
-        self._captured, self._blocks, self._sums = captured, stack.blocks, Sums(captured)
+        self._place = {node: at for at, node in enumerate(captured.nodes)}
+        self._captured, self._blocks, self._addends = captured, stack.blocks, Addends(captured)
 
     def is_only_added(self, value: fx.Node) -> bool:
         """Whether all that is done with a value is adding it to a stream."""
@@ -78,13 +78,13 @@ class _Finder:
 
     def _is_stream_sum(self, addition: fx.Node, value: fx.Node) -> bool:
         """Whether the sum lies in the stack and continues something that entered its block."""
-        stream = self._sums.continued(addition)
+        stream = self._addends.continued(addition)
         at = self._place[addition]
         whole = same_shape(self._captured, value, addition)  # not broadcast onto it
         if not whole or stream is None or stream is value or at < self._blocks[0].first:
             return False
         block = self._block_at(at)
-        return block is None or self._place[self._sums.beginning(stream)] < block.first
+        return block is None or self._place[self._addends.beginning(stream)] < block.first
 
     def _block_at(self, at: int) -> Block | None:
         return next((block for block in self._blocks if block.first <= at < block.stop), None)

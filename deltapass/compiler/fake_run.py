@@ -2,7 +2,8 @@
 
 Takes a graph and its inputs; gives the value of every node (shapes, layouts, numbers), its
 multiply-accumulates by torch's own FLOP formulas, and the nodes that write in place into a
-tensor that already existed.
+tensor that already existed. What was run before on the same values is not run again: of the
+blocks of a stack, that leaves the first one or two.
 """
 
 from __future__ import annotations
@@ -13,11 +14,17 @@ from typing import Any, Final, final
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from deltapass.errors import UnsupportedOperatorError
+from deltapass.graph.keys import comparable
 from deltapass.graph.program import Macs, TensorSpec
 
 aten = torch.ops.aten
@@ -28,30 +35,86 @@ LAYER_OPERATORS: Final = frozenset(
 )
 # On a sliced input torch runs a linear layer as a batched product; it stays a layer.
 LAYERS: Final = frozenset({torch.nn.functional.linear, aten.linear.default})
-
-
-def to_fake(arguments: Sequence[Any]) -> list[Any]:
-    """Fake tensors of static shapes in one mode of their own; numbers stay as they are."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-
-    def fake(value: Any) -> Any:
-        return mode.from_tensor(value, static_shapes=True) if torch.is_tensor(value) else value
-
-    return [fake(value) for value in arguments]
+PLAIN: Final = (int, float, bool, complex, str, torch.dtype, torch.device, torch.Size)
 
 
 @final
 @dataclass(kw_only=True)
-class Seen:
-    """What one run on fake tensors showed."""
+class FakeRun:
+    """What one run on fake tensors showed: of every node its value, its costs, its writes."""
 
     values: dict[str, Any] = field(default_factory=dict)
     macs: dict[str, Macs] = field(default_factory=dict)
     writes: list[str] = field(default_factory=list)
 
+    @property
+    def distinct(self) -> dict[int, Any]:
+        """The values by identity: many nodes give one and the same."""
+        return {id(value): value for value in self.values.values()}
+
+
+def fake_run(module: fx.GraphModule, arguments: Sequence[Any]) -> FakeRun:
+    """Run a graph on fake tensors, node by node.
+
+    Args:
+        module: The graph.
+        arguments: Real tensors and plain numbers.
+
+    Raises:
+        UnsupportedOperatorError: If an operator does not run on tensors without data.
+    """
+    try:
+        try:
+            return _record(module, arguments, sharing=True)
+        except _WrittenError:
+            return _record(module, arguments, sharing=False)
+    except (NotImplementedError, DataDependentOutputException) as error:
+        raise UnsupportedOperatorError(str(error).split("\n")[0]) from error
+
+
+def to_fake(arguments: Sequence[Any], *, sharing: bool = False) -> list[Any]:
+    """Fake tensors of static shapes in one mode of their own; numbers stay as they are.
+
+    Args:
+        arguments: Real tensors and plain numbers.
+        sharing: Whether arguments of one layout may be one fake tensor.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    known: dict[object, Any] = {}
+
+    def fake(value: Any) -> Any:
+        if not torch.is_tensor(value):
+            return value
+        plain = sharing and type(value) in (torch.Tensor, torch.nn.Parameter)
+        layout = (type(value), *_layout(value)) if plain else id(value)
+        if layout not in known:
+            known[layout] = mode.from_tensor(value, static_shapes=True)
+        return known[layout]
+
+    return list(map(fake, arguments))
+
+
+def spec_of(value: Any) -> Any:
+    """A value with every tensor in it replaced by its spec."""
+
+    def one(leaf: Any) -> Any:
+        return TensorSpec.of(leaf) if torch.is_tensor(leaf) else leaf
+
+    return tree_map(one, value)
+
+
+def _record(module: fx.GraphModule, arguments: Sequence[Any], *, sharing: bool) -> FakeRun:
+    fakes = to_fake(arguments, sharing=sharing)
+    operators = _Operators()
+    recorder = _Recorder(module, operators, sharing=sharing)
+    mode = next((f.fake_mode for f in fakes if isinstance(f, FakeTensor)), FakeTensorMode())
+    with mode, operators:
+        recorder.run(*fakes)
+    return recorder.noted
+
 
 @final
-class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every primitive operation: counts its MACs, and notes which storages it writes."""
 
     def __init__(self) -> None:
@@ -67,38 +130,72 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @final
-class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps every value, with the costs and writes of each node."""
+class _WrittenError(Exception):
+    """A graph writes in place: a value that stands for others of its layout may have changed."""
 
-    def __init__(self, module: fx.GraphModule, observer: _Observer) -> None:
+
+@final
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps every value, with the costs and writes of each node.
+
+    If `sharing`, values of one layout are one fake tensor, unless they share memory with another
+    value. So the blocks after the first ask for what was run before, on the same fake tensors.
+    """
+
+    def __init__(self, module: fx.GraphModule, operators: _Operators, *, sharing: bool) -> None:
         super().__init__(module, garbage_collect_values=False)
-        self.observer = observer
-        self.seen = Seen()
+        self.operators = operators
+        self.noted = FakeRun()
+        self._sharing = sharing
         self._owned: set[int] = set()
+        self._of_layout: dict[tuple[object, ...], torch.Tensor] = {}
+        self._known: dict[tuple[object, ...], tuple[Any, Macs]] = {}
+        # Counts the nodes that may change how later ones work, such as entering autocast.
+        self._state = 0
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one node and note what it did."""
-        self.observer.macs, self.observer.written = Macs(), set()
-        value = super().run_node(n)
-        if self.observer.written & self._owned:
-            self.seen.writes.append(n.name)
-        self._owned |= {_storage(tensor) for tensor in tree_iter(value) if torch.is_tensor(tensor)}
-        self.seen.values[n.name] = value
-        counted = self.observer.macs
+        """Run one node, or remember what it gave before, and note what it did."""
+        asked: object = object()  # equal to nothing
+        if self._sharing and n.op.startswith("call"):
+            asked = comparable((n.args, n.kwargs), self._told)
+        key = (self._state, n.op, n.target, asked)
+        if key not in self._known:
+            self._known[key] = self._run(n)
+        value, counted = self._known[key]
+        self.noted.values[n.name] = value
         if counted.full:
             whole = Macs(counted.full, counted.full)
-            self.seen.macs[n.name] = whole if n.target in LAYERS else counted
+            self.noted.macs[n.name] = whole if n.target in LAYERS else counted
         return value
 
+    def _run(self, n: fx.Node) -> tuple[Any, Macs]:
+        self.operators.macs, self.operators.written = Macs(), set()
+        value = super().run_node(n)
+        if self.operators.written & self._owned:
+            if self._sharing:
+                raise _WrittenError
+            self.noted.writes.append(n.name)
+        if self._sharing and torch.is_tensor(value):
+            value = self._shared(value)
+        leaves = list(tree_iter(value))
+        if not all(torch.is_tensor(leaf) or isinstance(leaf, PLAIN) for leaf in leaves):
+            self._state += 1
+        self._owned |= {_storage(leaf) for leaf in leaves if torch.is_tensor(leaf)}
+        return value, self.operators.macs
 
-def observe(module: fx.GraphModule, fakes: Sequence[Any]) -> Seen:
-    """Run a graph on fake tensors, node by node."""
-    observer = _Observer()
-    recorder = _Recorder(module, observer)
-    mode = next((f.fake_mode for f in fakes if isinstance(f, FakeTensor)), FakeTensorMode())
-    with mode, observer:
-        recorder.run(*fakes)
-    return recorder.seen
+    def _told(self, node: fx.Node) -> object:
+        """Equal for equal numbers, and for values that are one and the same."""
+        value = self.env[node]
+        return (type(value), value) if isinstance(value, PLAIN) else id(value)
+
+    def _shared(self, value: torch.Tensor) -> torch.Tensor:
+        """The first value of this layout, if this one has memory of its own."""
+        if _storage(value) in self._owned:
+            return value
+        layout = _layout(value)
+        if layout not in self._of_layout:
+            self._of_layout[layout] = value.detach()  # what is written must not be the caller's
+        return self._of_layout[layout]
 
 
 def _macs_of(func: Any, args: Any, kwargs: Any, out: Any) -> Macs:
@@ -130,10 +227,8 @@ def _storage(tensor: torch.Tensor) -> int:
     return address
 
 
-def spec_of(value: Any) -> Any:
-    """A value with every tensor in it replaced by its spec."""
-
-    def one(leaf: Any) -> Any:
-        return TensorSpec.of(leaf) if torch.is_tensor(leaf) else leaf
-
-    return tree_map(one, value)
+def _layout(value: torch.Tensor) -> tuple[object, ...]:
+    """All that an operator can tell of a tensor without its data."""
+    place = (value.dtype, value.device, value.requires_grad)
+    storage = (value.storage_offset(), value.untyped_storage().nbytes())
+    return (value.shape, value.stride(), *place, *storage)

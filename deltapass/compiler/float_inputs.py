@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from deltapass.graph.copying import keep_source
+
 
 def float_inputs(gm: fx.GraphModule, arguments: Sequence[Any]) -> tuple[int, ...]:
     """Positions of the inputs that stand for a Python float."""
-    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    placeholders = gm.graph.find_nodes(op="placeholder")
     return tuple(
         at
         for at, (node, value) in enumerate(zip(placeholders, arguments, strict=True))
@@ -29,17 +31,15 @@ def with_floats(
     gm: fx.GraphModule, arguments: Sequence[Any], positions: Sequence[int]
 ) -> fx.GraphModule:
     """The graph with the present values of these inputs as literals; the inputs stay, unread."""
-    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    value_of = {placeholders[at]: float(arguments[at]) for at in positions}
-    graph, env = fx.Graph(), dict[fx.Node, Any]()
-    for node in gm.graph.nodes:
-        if _is_item(node) and node.args[0] in value_of:
-            env[node] = value_of[node.args[0]]
-        else:
-            env[node] = graph.node_copy(node, env.__getitem__)
-            if hasattr(node, "_dynamo_source"):
-                env[node]._dynamo_source = node._dynamo_source
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    copies: dict[fx.Node, Any] = {
+        item: float(arguments[at]) for at in positions for item in placeholders[at].users
+    }
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(gm.graph, copies))
     graph.lint()
+    for node in placeholders:
+        keep_source(node, copies[node])
     return fx.GraphModule(gm, graph)
 
 

@@ -15,13 +15,15 @@ Weights are arguments of a body, so a body is lowered once however many blocks u
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, final
 
 from torch import fx
 
-from deltapass.errors import InternalError, NoBlocksError
+from deltapass.errors import NoBlocksError
+from deltapass.graph.keys import Key, comparable, key_of_attribute
 from deltapass.graph.program import (
     Body,
     Call,
@@ -33,7 +35,6 @@ from deltapass.graph.program import (
     Stack,
     TensorSpec,
 )
-from deltapass.graph.sizes import Size
 
 
 @final
@@ -85,12 +86,27 @@ def outline(captured: Captured, stack: Stack) -> Outline:
         builder.add("block", block.first, block.stop)
         block_calls.append(len(builder.calls) - 1)
         position = block.stop
-    builder.add("epilogue", position, len(builder.nodes))
+    builder.add("epilogue", position, len(captured.nodes))
     return Outline(
-        program=builder.program(),
+        program=_program(captured, builder.calls),
         block_calls=tuple(block_calls),
         captured=captured,
         stack=stack,
+    )
+
+
+def _program(captured: Captured, calls: Sequence[Call]) -> Program:
+    """The calls as a program with the model's inputs and outputs."""
+    given: Any = captured.graph.output_node().args[0]
+    results = given if isinstance(given, tuple | list) else (given,)
+    weights = (i.name for i in captured.inputs if i.role is Role.WEIGHT)
+    return Program(
+        name="full",
+        inputs=(*(i.name for i in captured.inputs), *captured.constants),
+        calls=tuple(calls),
+        results=tuple(r.name if isinstance(r, fx.Node) else Literal(r) for r in results),
+        specs={n: s for n, s in captured.values.items() if isinstance(s, TensorSpec)},
+        weights=frozenset((*weights, *captured.constants)),
     )
 
 
@@ -101,98 +117,76 @@ class _Builder:
 
     captured: Captured
     calls: list[Call] = field(default_factory=list)
-    bodies: dict[tuple[object, ...], Body] = field(default_factory=dict)
-
-    @property
-    def nodes(self) -> list[fx.Node]:
-        """All nodes of the captured graph, in order."""
-        return list(self.captured.module.graph.nodes)
+    bodies: dict[Key, Body] = field(default_factory=dict)
 
     def add(self, label: str, first: int, stop: int) -> None:
         """Turn the operations at positions [first, stop) into one call."""
-        kept = ("placeholder", "output")
-        nodes = [node for node in self.nodes[first:stop] if node.op not in kept]
+        nodes = self.captured.nodes[first:stop]
+        nodes = tuple(node for node in nodes if node.op not in ("placeholder", "output"))
         if not nodes:
             return
-        region = _Region(captured=self.captured, nodes=tuple(nodes))
+        region = _Region(self.captured, nodes)
         key = region.key()
         if key not in self.bodies:
             alike = sum(body.name.startswith(label) for body in self.bodies.values())
             name = f"{label}_{alike}" if alike or label == "block" else label
             self.bodies[key] = region.body(name, key)
-        self.calls.append(
-            Call(
-                label=label,
-                body=self.bodies[key],
-                inputs=tuple(node.name for node in region.inputs),
-                outputs=tuple(node.name for node in region.outputs),
-            )
+        inputs, outputs = (
+            tuple(node.name for node in nodes) for nodes in (region.inputs, region.outputs)
         )
-
-    def program(self) -> Program:
-        """The calls as a program with the model's inputs and outputs."""
-        output = self.nodes[-1]
-        given: Any = output.args[0]
-        results = given if isinstance(given, tuple | list) else (given,)
-        captured = self.captured
-        weights = {i.name for i in captured.inputs if i.role is Role.WEIGHT}
-        return Program(
-            name="full",
-            inputs=(*(i.name for i in captured.inputs), *captured.constants),
-            calls=tuple(self.calls),
-            results=tuple(r.name if isinstance(r, fx.Node) else Literal(r) for r in results),
-            specs={n: s for n, s in captured.values.items() if isinstance(s, TensorSpec)},
-            weights=frozenset(weights | set(captured.constants)),
-        )
+        self.calls.append(Call(label=label, body=self.bodies[key], inputs=inputs, outputs=outputs))
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Region:
     """A run of operations that becomes one call."""
 
     captured: Captured
     nodes: tuple[fx.Node, ...]
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[fx.Node, ...]:
         """Values from outside, in order of first use: equal blocks take them in equal order."""
         own = set(self.nodes)
-        outside: dict[fx.Node, None] = {}
-        for node in self.nodes:
-            outside.update({value: None for value in node.all_input_nodes if value not in own})
-        return tuple(outside)
+        used = dict.fromkeys(value for node in self.nodes for value in node.all_input_nodes)
+        return tuple(value for value in used if value not in own)
 
-    @property
+    @cached_property
     def outputs(self) -> tuple[fx.Node, ...]:
         """Values that later regions or the model's output read."""
         own = set(self.nodes)
         return tuple(node for node in self.nodes if any(user not in own for user in node.users))
 
-    def key(self) -> tuple[object, ...]:
+    def key(self) -> Key:
         """Operations, edges, literals and input layouts, free of names."""
         number = {node: at for at, node in enumerate((*self.inputs, *self.nodes))}
         operations = tuple(
-            (node.op, self._target(node), _frozen((node.args, node.kwargs), number))
+            (
+                node.op,
+                self._target(node),
+                comparable((node.args, node.kwargs), number.__getitem__),
+            )
             for node in self.nodes
         )
         specs = tuple(self.captured.values[node.name] for node in self.inputs)
-        return (specs, operations, tuple(number[node] for node in self.outputs))
+        return Key((specs, operations, tuple(number[node] for node in self.outputs)))
 
     def _target(self, node: fx.Node) -> object:
-        return _held(self.captured.module, node) if node.op == "get_attr" else node.target
+        attribute = node.op == "get_attr"
+        return key_of_attribute(self.captured.root, node) if attribute else node.target
 
-    def body(self, name: str, key: tuple[object, ...]) -> Body:
+    def body(self, name: str, key: Key) -> Body:
         """Copy the region into a graph of its own."""
         graph = fx.Graph()
-        env = {node: graph.placeholder(f"in_{at}") for at, node in enumerate(self.inputs)}
+        copies = {node: graph.placeholder(f"in_{at}") for at, node in enumerate(self.inputs)}
         for node in self.nodes:
-            env[node] = graph.node_copy(node, env.__getitem__)
-        graph.output(tuple(env[node] for node in self.outputs))
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+        graph.output(tuple(copies[node] for node in self.outputs))
         graph.lint()
         return Body(
             name=name,
-            module=fx.GraphModule(self.captured.module, graph),
+            module=fx.GraphModule(self.captured.root, graph),
             key=key,
             inputs=self._specs(self.inputs),
             outputs=self._specs(self.outputs),
@@ -208,52 +202,3 @@ class _Region:
                 raise NoBlocksError(self.captured.operations, problem)
             specs.append(spec)
         return tuple(specs)
-
-
-def _frozen(value: Any, number: Mapping[fx.Node, int]) -> object:
-    """Arguments as a hashable value, with nodes replaced by their number."""
-    if isinstance(value, fx.Node):
-        return ("node", number[value])
-    if isinstance(value, slice):
-        return ("slice", _frozen((value.start, value.stop, value.step), number))
-    if isinstance(value, dict):
-        return tuple((name, _frozen(item, number)) for name, item in sorted(value.items()))
-    if isinstance(value, tuple | list):
-        return (type(value).__name__, *(_frozen(item, number) for item in value))
-    # 1, 1.0 and True are equal to Python but not to a graph; and two dimensions that may vary are
-    # not one because they have one size in the example.
-    return (type(value).__name__, value.formula if isinstance(value, Size) else repr(value))
-
-
-def verify(program: Program) -> None:
-    """Check that every value is made before it is used, and used with the layout it has.
-
-    Raises:
-        InternalError: If not; that is a bug of ours, never the user's.
-    """
-    made = set(program.inputs)
-    for call in program.calls:
-        for name, wanted in zip(call.inputs, call.body.inputs, strict=True):
-            if name not in made:
-                raise InternalError(f"{program.name}: {call.label} reads {name!r} too early")
-            found = program.specs[name]
-            if found != wanted:
-                raise InternalError(
-                    f"{program.name}: {call.label} wants {name!r} as {wanted} with strides "
-                    f"{wanted.stride}, it is {found} with strides {found.stride}"
-                )
-        made.update(call.outputs)
-    missing = [name for name in (*program.value_results, *program.deltas) if name not in made]
-    if missing:
-        raise InternalError(f"{program.name}: results {missing} are never made")
-
-
-def _held(module: fx.GraphModule, node: fx.Node) -> object:
-    """What a graph holds under an attribute: of a sub-graph its operations, with all literals."""
-    held = getattr(module, str(node.target), None)
-    if not isinstance(held, fx.GraphModule):
-        return node.name
-    return node.name, tuple(
-        (n.op, _held(held, n) if n.op == "get_attr" else str(n.target), str(n.args), str(n.kwargs))
-        for n in held.graph.nodes
-    )

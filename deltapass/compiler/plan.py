@@ -12,21 +12,10 @@ from dataclasses import dataclass
 from typing import final
 
 from deltapass.compiler.outline import Outline
-from deltapass.compiler.streams import pair_streams
+from deltapass.compiler.streams import Stream, pair_streams
 from deltapass.errors import NoBlocksError, StreamError
-from deltapass.graph.program import TensorSpec
 from deltapass.schedule.emissions import held_deltas
 from deltapass.schedule.rules import AnySchedule, Span, Table
-
-
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stream:
-    """One residual stream over a span; `spec` is that of the live-out and of its delta."""
-
-    live_in: str
-    live_out: str
-    spec: TensorSpec
 
 
 @final
@@ -136,16 +125,12 @@ def plan_span(outline: Outline, wanted: Span) -> SpanPlan:
 
 def _streams(outline: Outline, span: Span) -> tuple[Stream, ...]:
     blocks = outline.stack.blocks[span.start : span.stop]
-    pairs = pair_streams(outline.captured, blocks, str(span))
-    specs = outline.program.specs
-    for pair in pairs:
+    streams = pair_streams(outline.captured, blocks, str(span))
+    for stream in streams:
         # An expanded view has no memory of its own to lay a sum out in.
-        if 0 in specs[pair.live_out].stride:
-            raise StreamError(str(span), pair.live_out, "is an expanded view")
-    return tuple(
-        Stream(live_in=pair.live_in, live_out=pair.live_out, spec=specs[pair.live_out])
-        for pair in pairs
-    )
+        if 0 in stream.spec.stride:
+            raise StreamError(str(span), stream.live_out, "is an expanded view")
+    return streams
 
 
 def _shrink(span: Span, blocks: int) -> Span | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from torch import fx
 
+from deltapass.graph.keys import comparable
 from deltapass.graph.program import Block, Captured
 
 
@@ -22,12 +23,12 @@ def find_repeats(captured: Captured) -> tuple[Block, ...]:
     Returns:
         Two or more blocks of equal length in program order, or nothing.
     """
-    nodes = [node for node in captured.module.graph.nodes if node.op.startswith("call")]
+    nodes = [node for node in captured.nodes if node.op.startswith("call")]
     period, start, length = _longest_run(_signatures(captured, nodes))
     if length < 2 * period or not period:
         return ()
     offset = _best_cut(nodes, period, start, length)
-    positions = {node: at for at, node in enumerate(captured.module.graph.nodes)}
+    positions = {node: at for at, node in enumerate(captured.nodes)}
     count = (length - (offset - start)) // period
     return tuple(
         Block(
@@ -41,30 +42,14 @@ def find_repeats(captured: Captured) -> tuple[Block, ...]:
 
 def _signatures(captured: Captured, nodes: list[fx.Node]) -> np.ndarray:
     """One number an operation: equal numbers, equal operator, literals and input shapes."""
+
+    def shape(value: fx.Node) -> object:
+        spec = captured.spec(value)
+        return (spec.shape, spec.dtype) if spec else None
+
     numbers: dict[object, int] = {}
-    rows = []
-    for node in nodes:
-        literals: list[object] = []
-        _collect((node.args, node.kwargs), literals)
-        shapes = tuple(_shape(captured, value) for value in node.all_input_nodes)
-        signature = (str(node.target), repr(literals), shapes)
-        rows.append(numbers.setdefault(signature, len(numbers)))
-    return np.array(rows)
-
-
-def _shape(captured: Captured, value: fx.Node) -> object:
-    spec = captured.spec(value)
-    return (spec.shape, spec.dtype) if spec else None
-
-
-def _collect(value: object, found: list[object]) -> None:
-    if isinstance(value, dict):
-        value = list(value.items())
-    if isinstance(value, tuple | list):
-        for item in value:
-            _collect(item, found)
-    elif not isinstance(value, fx.Node):
-        found.append(value)
+    signatures = ((node.target, comparable((node.args, node.kwargs), shape)) for node in nodes)
+    return np.array([numbers.setdefault(each, len(numbers)) for each in signatures])
 
 
 def _longest_run(signatures: np.ndarray) -> tuple[int, int, int]:
@@ -82,21 +67,16 @@ def _longest_run(signatures: np.ndarray) -> tuple[int, int, int]:
 
 def _best_cut(nodes: list[fx.Node], period: int, start: int, length: int) -> int:
     """Where in the first period to cut: most full blocks, then fewest values alive, then first."""
-    places = range(start, start + period)
-    return min(
-        places,
-        key=lambda at: (
-            -((length - (at - start)) // period),
-            _alive(nodes, at + period, at),
-            at,
-        ),
-    )
-
-
-def _alive(nodes: list[fx.Node], cut: int, block_start: int) -> int:
-    """Values made since `block_start` that are read at or after position `cut`."""
     place = {node: at for at, node in enumerate(nodes)}
-    return sum(
-        any(place.get(user, len(nodes)) >= cut for user in node.users)
-        for node in nodes[block_start:cut]
-    )
+
+    def last_read(node: fx.Node) -> int:
+        return max((place.get(user, len(nodes)) for user in node.users), default=-1)
+
+    reads = list(map(last_read, nodes))
+
+    def rank(at: int) -> tuple[int, int, int]:
+        blocks = (length - (at - start)) // period
+        alive = sum(read >= at + period for read in reads[at : at + period])
+        return -blocks, alive, at
+
+    return min(range(start, start + period), key=rank)

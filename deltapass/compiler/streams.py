@@ -11,7 +11,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final, final
 
 import torch
@@ -21,9 +20,9 @@ from deltapass.compiler.addends import (
     ADDITIONS,
     CARRIERS,
     SPLITS,
-    Sums,
+    Addends,
     added_in_place,
-    addends,
+    addends_of,
     carried,
     read_before,
 )
@@ -38,11 +37,15 @@ SLICE_ARGUMENTS: Final = 4  # aten.slice.Tensor(input, dim, start, end)
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pair:
-    """One residual stream over a span: the value that enters and the value that leaves."""
+class Stream:
+    """One residual stream over a span: the value that enters and the value that leaves.
+
+    `spec` is that of the live-out.
+    """
 
     live_in: str
     live_out: str
+    spec: TensorSpec
 
 
 @final
@@ -66,8 +69,13 @@ Origin = fx.Node | _Joined | _Several | None  # None: computed anew within the s
 
 
 def pair_streams(
-    captured: Captured, blocks: Sequence[Block], span: str, *, by_shape: bool = True
-) -> tuple[Pair, ...]:
+    captured: Captured,
+    blocks: Sequence[Block],
+    span: str,
+    *,
+    by_shape: bool = True,
+    addends: Addends | None = None,
+) -> tuple[Stream, ...]:
     """Pair every live-out of a run of consecutive blocks with its live-in.
 
     Args:
@@ -75,40 +83,44 @@ def pair_streams(
         blocks: The blocks of the span, in order.
         span: The span's name, for messages.
         by_shape: Whether shape may decide where data flow does not.
+        addends: Those of the graph, for who asks about many spans of it.
 
     Returns:
-        One pair a live-out, in program order; live-in and live-out agree in shape and dtype.
+        One stream a live-out, in program order; live-in and live-out agree in shape and dtype.
 
     Raises:
         StreamError: If a live-out continues no live-in, or more than one could be meant.
     """
-    nodes = list(captured.module.graph.nodes)
-    within = nodes[blocks[0].first : blocks[-1].stop]
+    within = captured.nodes[blocks[0].first : blocks[-1].stop]
     inside = set(within)
     outs = [node for node in within if any(user not in inside for user in node.users)]
-    tracer = _Tracer(captured, inside)
-    found = {out: _leaf(tracer.origin(out), captured.spec(out), captured) for out in outs}
-    unpaired = [out for out in outs if found[out] is None]
+    tracer = _Tracer(captured, inside, addends or Addends(captured))
+    origins = ((out, tracer.origin(out)) for out in outs)
+    found = {
+        out: origin
+        for out, origin in origins
+        if isinstance(origin, fx.Node) and _alike(captured, origin, out)
+    }
+    unpaired = [out for out in outs if out not in found]
     if unpaired:
         taken = set(found.values())
-        entering = _entering(captured, nodes[: blocks[0].stop], inside)
+        entering = _entering(captured, captured.nodes[: blocks[0].stop], inside)
         spare = [node for node in entering if node not in taken and by_shape]
         found.update(_by_shape(captured, unpaired, spare, span))
-    pairs = ((out, found[out]) for out in outs)
-    return tuple(Pair(live_in=node.name, live_out=out.name) for out, node in pairs if node)
+    pairs = ((found[out], out, captured.spec(out)) for out in outs)
+    return tuple(
+        Stream(live_in=entered.name, live_out=out.name, spec=spec)
+        for entered, out, spec in pairs
+        if spec
+    )
 
 
-def _leaf(origin: Origin, spec: TensorSpec | None, captured: Captured) -> fx.Node | None:
-    """The origin, if it is one value of the live-out's own shape and dtype."""
-    if not isinstance(origin, fx.Node) or spec is None:
-        return None
-    return origin if _alike(captured.spec(origin), spec) else None
-
-
-def _alike(one: TensorSpec | None, other: TensorSpec | None) -> bool:
-    if one is None or other is None:
+def _alike(captured: Captured, one: fx.Node, other: fx.Node) -> bool:
+    """Whether both are single tensors of one shape and type on one device."""
+    first, second = captured.spec(one), captured.spec(other)
+    if first is None or second is None:
         return False
-    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+    return (first.shape, first.dtype, first.device) == (second.shape, second.dtype, second.device)
 
 
 def _entering(
@@ -133,9 +145,8 @@ def _by_shape(
     """Pair by shape and dtype, where both sides leave exactly one choice."""
     pairs: dict[fx.Node, fx.Node] = {}
     for out in outs:
-        spec = captured.spec(out)
-        choices = [node for node in spare if _alike(captured.spec(node), spec)]
-        rivals = [other for other in outs if _alike(captured.spec(other), spec)]
+        choices = [node for node in spare if _alike(captured, node, out)]
+        rivals = [other for other in outs if _alike(captured, other, out)]
         if not choices:
             raise StreamError(span, out.name, "continues no value that enters it")
         if len(choices) > 1 or len(rivals) > 1:
@@ -149,15 +160,9 @@ def _by_shape(
 class _Tracer:
     """Follows values backwards through additions to where they entered the span."""
 
-    def __init__(self, captured: Captured, inside: set[fx.Node]) -> None:
-        self.captured = captured
-        self.inside = inside
+    def __init__(self, captured: Captured, inside: set[fx.Node], addends: Addends) -> None:
+        self.captured, self.inside, self.addends = captured, inside, addends
         self.known: dict[fx.Node, Origin] = {}
-
-    @cached_property
-    def sums(self) -> Sums:
-        """The whole graph's sums, looked at only where the span alone leaves two choices."""
-        return Sums(self.captured)
 
     def origin(self, node: fx.Node) -> Origin:
         """The value (or concatenation of values) from outside that `node` is a sum onto."""
@@ -181,13 +186,13 @@ class _Tracer:
         return self._through_carrier if node.target in CARRIERS else None
 
     def _through_addition(self, node: fx.Node) -> Origin:
-        leading = [t for t in addends(self.captured, node) if self.origin(t) is not None]
+        leading = [t for t in addends_of(self.captured, node) if self.origin(t) is not None]
         if not leading:
             return None
         if len(leading) == 1 and read_before(leading[0], node):
             return self.origin(leading[0])
         # Two lead out of the span, or one that may be a side input: the whole graph can tell.
-        chosen = self.sums.continued(node)
+        chosen = self.addends.continued(node)
         if chosen is not None:
             return self.origin(chosen)
         return self.origin(leading[0]) if len(leading) == 1 else _SEVERAL

@@ -22,10 +22,11 @@ from dataclasses import replace
 import torch
 from torch.utils._pytree import tree_iter
 
-from deltapass.compiler.outline import Outline, verify
+from deltapass.compiler.outline import Outline
 from deltapass.compiler.rewrite import inline
 from deltapass.graph.program import Body, Call, Program, TensorSpec
 from deltapass.graph.sizes import Dimension, Dimensions, Size, multiple_of, symbols_of
+from deltapass.graph.verify import verify
 from deltapass.schedule.rules import Span
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any, final
 
 import torch
@@ -35,6 +36,11 @@ class TensorSpec:
             dtype=tensor.dtype,
             device=tensor.device,
         )
+
+    def empty(self, device: torch.device | str | None = None) -> torch.Tensor:
+        """A new tensor of this spec, if need be on another device."""
+        place = device or self.device
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=place)
 
     @property
     def nbytes(self) -> int:
@@ -85,29 +91,46 @@ class Input:
     spec: TensorSpec | None
 
 
+def operations_of(graph: fx.Graph) -> int:
+    """Number of a graph's operations: neither inputs nor attributes nor the output."""
+    return sum(node.op.startswith("call") for node in graph.nodes)
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Captured:
     """A functional graph of static shapes, and what was learned by running it on fake tensors.
 
     Attributes:
-        module: The graph; its placeholders are `inputs`, then the constants.
+        graph: Its placeholders are `inputs`, then the constants.
+        root: Where what the graph gets by attribute lies: sub-graphs.
         inputs: The model's inputs, in calling order.
         constants: Tensors the graph holds itself, by placeholder name.
         values: Node name -> spec (a tuple of specs where a node gives several tensors).
         macs: Node name -> multiply-accumulates, for nodes that have any.
     """
 
-    module: fx.GraphModule
+    graph: fx.Graph
+    root: torch.nn.Module
     inputs: tuple[Input, ...]
     constants: Mapping[str, torch.Tensor]
     values: Mapping[str, Any]
     macs: Mapping[str, Macs]
 
+    @cached_property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """The nodes in order; blocks are told by their positions."""
+        return tuple(self.graph.nodes)
+
+    @cached_property
+    def module(self) -> fx.GraphModule:
+        """The graph as something that runs. Generating its code takes time, and few need it."""
+        return fx.GraphModule(self.root, self.graph)
+
     @property
     def operations(self) -> int:
         """Number of operations, placeholders and output left out."""
-        return sum(node.op.startswith("call") for node in self.module.graph.nodes)
+        return operations_of(self.graph)
 
     def spec(self, node: fx.Node) -> TensorSpec | None:
         """The spec of a node that gives one tensor, else None."""
@@ -159,7 +182,7 @@ class Body:
     @property
     def operations(self) -> int:
         """Number of operations in the body."""
-        return sum(node.op.startswith("call") for node in self.module.graph.nodes)
+        return operations_of(self.module.graph)
 
 
 @final

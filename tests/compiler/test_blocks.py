@@ -12,9 +12,9 @@ import torch
 from models import AdaLNBlock, AdaLNDenoiser, CrossAttentionBlock, D, Denoiser, noise
 from torch import Tensor, fx, nn
 
-from deltapass.backend import trace
 from deltapass.compiler.blocks import find_blocks
 from deltapass.compiler.capture import capture
+from deltapass.compiler.tracing import trace
 from deltapass.errors import NoBlocksError
 from deltapass.graph.program import Captured, Stack
 

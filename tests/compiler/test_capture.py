@@ -13,8 +13,8 @@ import torch
 from raising import raises_in_compile
 from torch import Tensor, fx, nn
 
-from deltapass.backend import trace
-from deltapass.compiler.capture import capture, refuse_fragment
+from deltapass.compiler.capture import capture
+from deltapass.compiler.tracing import refuse_fragment, trace
 from deltapass.errors import (
     GraphBreakError,
     MixedDevicesError,

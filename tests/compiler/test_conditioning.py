@@ -15,8 +15,9 @@ from raising import raises_in_compile
 from torch import Tensor, nn
 
 import deltapass
-from deltapass.backend import analyse, trace
-from deltapass.compiler.conditioning import conditioning_of, residual_inputs
+from deltapass.backend import analyse
+from deltapass.compiler.conditioning import added_inputs, conditioning_of
+from deltapass.compiler.tracing import trace
 from deltapass.errors import ChangingInputError, OptionError, RefusalWarning
 from deltapass.schedule.rules import Span
 from deltapass.sessions.report import Cause
@@ -82,7 +83,7 @@ READ: dict[str, Use] = {
 def test_input_that_is_only_added_between_blocks_is_no_conditioning(use: Use) -> None:
     model = toy(use)
     outlined = analyse(*trace(model, inputs(model, 0, 0), {}))
-    assert residual_inputs(outlined.captured, outlined.stack) == {"control"}
+    assert added_inputs(outlined.captured, outlined.stack) == {"control"}
     assert conditioning(model) == set()
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 
-from deltapass.compiler.fake_run import Seen, observe, spec_of, to_fake
+from deltapass.compiler.fake_run import FakeRun, fake_run, spec_of, to_fake
 from deltapass.graph.program import Macs, TensorSpec
 
 
@@ -23,9 +24,9 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight)
 
 
-def seen(model: Callable[..., Any], *arguments: Any) -> Seen:
+def seen(model: Callable[..., Any], *arguments: Any) -> FakeRun:
     with torch.no_grad():
-        return observe(fx.symbolic_trace(model), to_fake(arguments))
+        return fake_run(fx.symbolic_trace(model), arguments)
 
 
 def cost(model: Callable[..., Any], *arguments: Any) -> Macs:
@@ -118,7 +119,7 @@ def test_write_through_a_call_of_setitem_is_found() -> None:
     graph.call_method("__setitem__", (doubled, 0, 0.0))
     graph.output(doubled)
     module = fx.GraphModule(nn.Module(), graph)
-    assert observe(module, to_fake([torch.ones(3, 2)])).writes == ["setitem"]
+    assert fake_run(module, [torch.ones(3, 2)]).writes == ["setitem"]
 
 
 def test_functional_graph_has_no_writes() -> None:
@@ -131,6 +132,80 @@ def test_functional_graph_has_no_writes() -> None:
 def test_scratch_inside_one_operator_is_no_write() -> None:
     # Filling a tensor that the operator itself made changes nothing that the graph holds.
     assert seen(lambda x: x + torch.full((3,), 2.0), torch.ones(3)).writes == []
+
+
+# ---- what was run before is not run again ------------------------------------------------------
+
+
+def two_layers(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    for weight in (first, second):
+        x = x + F.gelu(F.linear(x, weight))
+    return x
+
+
+def products_run(count: int) -> int:
+    """Matrix products that are run on fake tensors for this number of equal layers."""
+    graph = fx.Graph()
+    value = graph.placeholder("x")
+    for at in range(count):
+        weight = graph.placeholder(f"weight_{at}")
+        value = graph.call_function(F.gelu, (graph.call_function(F.linear, (value, weight)),))
+        value = graph.call_method("view", (value, graph.call_method("size", (value, 0)), -1))
+    graph.output(value)
+    given = [torch.ones(2, 4), *(torch.ones(4, 4) for _ in range(count))]
+    with noted_operators() as found:
+        fake_run(fx.GraphModule(nn.Module(), graph), given)
+    return sum(operator is torch.ops.aten.mm.default for operator in found)
+
+
+@contextmanager
+def noted_operators() -> Iterator[list[Any]]:
+    """Operators that reach the fake tensors' dispatch."""
+    found: list[Any] = []
+    dispatch = FakeTensorMode.dispatch
+
+    def noting(self: FakeTensorMode, func: Any, *rest: Any) -> Any:
+        found.append(func)
+        return dispatch(self, func, *rest)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(FakeTensorMode, "dispatch", noting)
+        yield found
+
+
+def test_equal_layers_are_run_once() -> None:
+    assert products_run(8) == products_run(2) == 2  # on the input, and on a layer's result
+
+
+def test_every_layer_has_its_values_and_costs() -> None:
+    found = seen(two_layers, *(torch.ones(n, 4) for n in (2, 4, 4)))
+    assert found.macs == {"linear": Macs(32, 32), "linear_1": Macs(32, 32)}
+    assert found.values["linear_1"].shape == (2, 4)
+
+
+def test_equal_operations_in_and_out_of_autocast_differ() -> None:
+    x, w = torch.ones(2, 4), torch.ones(4, 4)
+    graph = fx.Graph()
+    given = graph.placeholder("x"), graph.placeholder("w")
+    enter = graph.call_function(
+        torch.amp.autocast_mode._enter_autocast, ("cpu", torch.bfloat16, True, None)
+    )
+    inside = graph.call_function(F.linear, given)
+    graph.call_function(torch.amp.autocast_mode._exit_autocast, (enter,))
+    graph.output((inside, graph.call_function(F.linear, given)))
+    values = fake_run(fx.GraphModule(nn.Module(), graph), [x, w]).values
+    assert [value.dtype for value in values["output"]] == [torch.bfloat16, torch.float32]
+
+
+def test_layout_changed_in_place_leaves_other_values_as_they_were() -> None:
+    found = seen(lambda x: ((x * 2.0).t_(), x * 3.0), torch.ones(2, 3))
+    assert found.writes == ["t_"]
+    assert found.values["mul_1"].shape == (2, 3)
+
+
+def test_numbers_that_differ_in_kind_alone_are_told_apart() -> None:
+    found = seen(lambda x: (x + 1, x + 1.0), torch.ones(2, dtype=torch.int64))
+    assert [value.dtype for value in found.values["output"]] == [torch.int64, torch.float32]
 
 
 # ---- values ------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ pytest.importorskip("diffusers")
 from models import make
 from tiny import make_tiny
 
-from deltapass.backend import analyse, trace
+from deltapass.backend import analyse
 from deltapass.compiler.layouts import representatives, share_layouts
+from deltapass.compiler.tracing import trace
 from deltapass.graph.executable import Executable
 from deltapass.graph.program import Program
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from deltapass.backend import analyse, trace
+from deltapass.backend import analyse
 from deltapass.compiler.lowering import LoweredBodies, load_lowering, on_device
 from deltapass.compiler.outline import Outline
+from deltapass.compiler.tracing import trace
 from deltapass.errors import LoweringError, MissingLibraryError, UnknownLoweringError
 from deltapass.graph.executable import Executable, Lowered
 from deltapass.graph.program import Body, Call, Literal, Program, TensorSpec

@@ -12,12 +12,14 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from deltapass.backend import analyse, trace
+from deltapass.backend import analyse
 from deltapass.compiler.capture import capture
-from deltapass.compiler.outline import Outline, outline, verify
+from deltapass.compiler.outline import Outline, outline
+from deltapass.compiler.tracing import trace
 from deltapass.errors import InternalError, NoBlocksError
 from deltapass.graph.executable import Executable
 from deltapass.graph.program import Block, Stack, TensorSpec
+from deltapass.graph.verify import verify
 
 D = 8
 Traced = tuple[fx.GraphModule, tuple[Any, ...]]

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltapass.backend import analyse, trace
+from deltapass.backend import analyse
 from deltapass.compiler.outline import Outline
 from deltapass.compiler.plan import Plan, make_plan, plan_span
+from deltapass.compiler.tracing import trace
 from deltapass.errors import NoBlocksError, StreamError, TooManyCachedBlocksError
 from deltapass.schedule.emissions import emissions, held_deltas
 from deltapass.schedule.presets import delta_dit, never

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from deltapass.backend import trace
 from deltapass.compiler.capture import capture
 from deltapass.compiler.repeats import find_repeats
+from deltapass.compiler.tracing import trace
 from deltapass.graph.program import Block, Captured
 
 D = 8

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from deltapass.backend import analyse, trace
+from deltapass.backend import analyse
 from deltapass.compiler.capture import capture
-from deltapass.compiler.outline import Outline, outline, verify
+from deltapass.compiler.outline import Outline, outline
 from deltapass.compiler.plan import SpanPlan, plan_span
 from deltapass.compiler.rewrite import (
     cached_program,
@@ -24,9 +24,11 @@ from deltapass.compiler.rewrite import (
     inline,
     refresh_program,
 )
+from deltapass.compiler.tracing import trace
 from deltapass.errors import StreamError
 from deltapass.graph.executable import Executable
 from deltapass.graph.program import Block, Program, Role, Stack, TensorSpec
+from deltapass.graph.verify import verify
 from deltapass.schedule.rules import Span
 
 Golden = Callable[[str, str], None]

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from deltapass.backend import trace
 from deltapass.compiler.blocks import find_blocks
 from deltapass.compiler.capture import capture
 from deltapass.compiler.streams import pair_streams
+from deltapass.compiler.tracing import trace
 from deltapass.errors import StreamError
 from deltapass.graph.program import Block, Captured, Role
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, fx
 
 import deltapass
-from deltapass.backend import analyse, compile_graph, trace
+from deltapass.backend import analyse, compile_graph
 from deltapass.compiler.lowering import LoweredBodies
 from deltapass.compiler.outline import Outline
 from deltapass.compiler.plan import make_plan
+from deltapass.compiler.tracing import trace
 from deltapass.compiler.variants import Variants, fused
 from deltapass.errors import RefusalWarning, StreamError
 from deltapass.graph.executable import Executable, Lowered

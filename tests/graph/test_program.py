@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -140,16 +141,19 @@ def test_no_macs_is_neutral() -> None:
 # ---- captured, stack, literals -----------------------------------------------------------------
 
 
+def captured(values: dict[str, Any]) -> Captured:
+    module = body("b").module
+    graph = module.graph
+    return Captured(graph=graph, root=module, inputs=(), constants={}, values=values, macs={})
+
+
 def test_captured_counts_operations_but_no_inputs_or_output() -> None:
-    captured = Captured(module=body("b").module, inputs=(), constants={}, values={}, macs={})
-    assert captured.operations == 2
+    assert captured({}).operations == 2
 
 
 def test_captured_gives_no_spec_for_several_tensors() -> None:
-    module = body("b").module
-    values = {"x": spec(2), "sin": (spec(2), spec(2))}
-    captured = Captured(module=module, inputs=(), constants={}, values=values, macs={})
-    found = {node.name: captured.spec(node) for node in module.graph.nodes}
+    graph = captured({"x": spec(2), "sin": (spec(2), spec(2))})
+    found = {node.name: graph.spec(node) for node in graph.nodes}
     assert found == {"x": spec(2), "sin": None, "neg": None, "output": None}
 
 

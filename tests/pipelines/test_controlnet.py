@@ -24,10 +24,11 @@ from diffusers import ChromaTransformer2DModel
 from tiny import BATCH, HEADS, WIDTH, Tiny, make_tiny
 
 import deltapass
-from deltapass.backend import analyse, trace
+from deltapass.backend import analyse
 from deltapass.compiler.outline import Outline
 from deltapass.compiler.plan import plan_span
 from deltapass.compiler.rewrite import cached_program, refresh_program
+from deltapass.compiler.tracing import trace
 from deltapass.graph.executable import Executable
 from deltapass.graph.program import Program, Role
 from deltapass.schedule.rules import Span

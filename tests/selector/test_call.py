@@ -8,9 +8,10 @@ from driving import compiled, follow
 from models import make
 
 import deltapass
-from deltapass.backend import analyse, model_info, trace
+from deltapass.backend import analyse, model_info
 from deltapass.compiler.lowering import LoweredBodies, load_lowering
 from deltapass.compiler.plan import make_plan
+from deltapass.compiler.tracing import trace
 from deltapass.compiler.variants import Variants
 from deltapass.errors import RefusalWarning, StepUnknownError
 from deltapass.schedule.rules import AnySchedule, Schedule, Span

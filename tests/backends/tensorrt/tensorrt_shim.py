@@ -110,9 +110,10 @@ def bodies_of(name: str) -> list[Any]:
         return [make() for make in BODIES.values()]
     from tiny import make_tiny
 
-    from deltapass.backend import analyse, trace
+    from deltapass.backend import analyse
     from deltapass.compiler.plan import plan_span
     from deltapass.compiler.rewrite import cached_program, refresh_program
+    from deltapass.compiler.tracing import trace
     from deltapass.schedule.rules import Span
 
     model = make_tiny(name)

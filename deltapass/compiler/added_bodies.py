@@ -1,0 +1,77 @@
+"""The small bodies that the compiler adds to those of the model: a delta, a prediction, a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from deltapass.graph.copying import laid_out
+from deltapass.graph.keys import Key
+from deltapass.graph.program import Body, TensorSpec
+
+
+def delta_body(live_out: TensorSpec, live_in: TensorSpec) -> Body:
+    """What a span adds to a stream (Eq. 3)."""
+    return _body("delta", torch.sub, live_out=live_out, live_in=live_in)
+
+
+def predict_body(delta: TensorSpec, live_in: TensorSpec, live_out: TensorSpec, order: int) -> Body:
+    """live_in + predicted delta, in the live-out's own layout.
+
+    The delta comes first in the sum: it has the live-out's layout, which the next body expects,
+    while the live-in may be laid out otherwise (a patch embedding is a transposed view).
+    """
+    if order:
+        given = {"delta": delta, "delta_before": delta, "trend": weight_spec(delta)}
+        body = _body("predict_1", _from_last_two, **given, live_in=live_in)
+    else:
+        body = _body("predict_0", torch.add, delta=delta, live_in=live_in)
+    return body if body.outputs[0].stride == live_out.stride else _in_layout(body, live_out)
+
+
+def relayout_body(given: TensorSpec, wanted: TensorSpec) -> Body:
+    """A copy of a tensor in another layout."""
+    return _in_layout(_body("relayout", lambda value: value, value=given), wanted)
+
+
+def weight_spec(delta: TensorSpec) -> TensorSpec:
+    """The weight of the trend, a scalar beside the deltas."""
+    return TensorSpec(shape=(), stride=(), dtype=torch.float32, device=delta.device)
+
+
+def _from_last_two(delta: Any, delta_before: Any, trend: Any, live_in: Any) -> Any:
+    change = torch.sub(delta, delta_before)
+    return torch.add(torch.add(delta, torch.mul(trend, change)), live_in)
+
+
+def _body(name: str, function: Callable[..., Any], **inputs: TensorSpec) -> Body:
+    """A function of tensors as a body; its output is laid out as torch chooses."""
+    graph = fx.Graph()
+    tracer = fx.proxy.GraphAppendingTracer(graph)
+    result = function(*(fx.Proxy(graph.placeholder(given), tracer) for given in inputs))
+    graph.output((result.node,))
+    specs = tuple(inputs.values())
+    made = TensorSpec.of(function(*(spec.empty("meta") for spec in specs)))  # without data
+    made = replace(made, device=specs[0].device)
+    return Body(
+        name=name,
+        module=fx.GraphModule(torch.nn.Module(), graph),
+        key=Key((name, specs, made)),
+        inputs=specs,
+        outputs=(made,),
+    )
+
+
+def _in_layout(body: Body, spec: TensorSpec) -> Body:
+    """The body with its result copied into another layout."""
+    graph = body.module.graph
+    output = graph.output_node()
+    (result,) = output.all_input_nodes
+    with graph.inserting_before(output):
+        output.args = ((laid_out(graph, result, spec),),)
+    body.module.recompile()
+    return replace(body, key=Key((body.name, body.inputs, spec)), outputs=(spec,))

@@ -1,0 +1,46 @@
+"""Keys by which graphs are compared: equal keys, equal code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, final
+
+from torch import fx
+
+from deltapass.graph.sizes import Size
+
+
+@final
+class Key(tuple[object, ...]):
+    """A tuple that works out its hash once: keys are long, and each is looked up many times."""
+
+    _hash: int
+
+    def __hash__(self) -> int:
+        if not hasattr(self, "_hash"):
+            self._hash = super().__hash__()
+        return self._hash
+
+
+def comparable(value: Any, of_node: Callable[[fx.Node], object]) -> object:
+    """Arguments of a node as a hashable value, with nodes replaced by what `of_node` gives."""
+    if isinstance(value, fx.Node):
+        return ("node", of_node(value))
+    if isinstance(value, slice):
+        return ("slice", comparable((value.start, value.stop, value.step), of_node))
+    if isinstance(value, dict):
+        return tuple((name, comparable(item, of_node)) for name, item in sorted(value.items()))
+    if isinstance(value, tuple | list):
+        return (type(value).__name__, *(comparable(item, of_node) for item in value))
+    # 1, 1.0 and True are equal to Python but not to a graph; and two dimensions that may vary are
+    # not one because they have one size in the example.
+    return (type(value).__name__, value.formula if isinstance(value, Size) else repr(value))
+
+
+def key_of_attribute(root: Any, node: fx.Node) -> object:
+    """What a graph holds under an attribute: of a sub-graph its operations, with all literals."""
+    held = getattr(root, str(node.target), None)
+    if not isinstance(held, fx.GraphModule):
+        return node.name
+    inner = held.graph.find_nodes(op="get_attr")
+    return node.name, str(held.graph), tuple(key_of_attribute(held, each) for each in inner)
