@@ -9,10 +9,10 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, final
 
 import torch
+from msgspec import Struct
 
 from deltapass.errors import ExportError, SignatureError
 
@@ -23,8 +23,7 @@ PLAIN: Final = (bool, int, float, str, type(None))
 
 
 @final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Signature:
+class Signature(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The call that was exported.
 
     Attributes:

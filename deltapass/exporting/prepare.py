@@ -12,6 +12,7 @@ import torch
 
 from deltapass.bundles.formats import Job, SegmentProgram, Written
 from deltapass.bundles.manifest import (
+    SCHEMA_VERSION,
     BundlePlan,
     InputSpec,
     Row,
@@ -133,6 +134,8 @@ class Prepared:
             macs=self._macs(),
             attributes=attributes,
             build=written.build,
+            verified=None,
+            schema=SCHEMA_VERSION,
         )
 
     def _inputs(self) -> tuple[InputSpec, ...]:
@@ -169,7 +172,8 @@ class Prepared:
         rows = []
         for step, span in enumerate(self.table):
             if span is None:
-                rows.append(Row(variant=self.chains.name("refresh", sorted(emitted[step]))))
+                name = self.chains.name("refresh", sorted(emitted[step]))
+                rows.append(Row(variant=name, trend=None))
             else:
                 name = self.chains.name("cached", [span])
                 rows.append(Row(variant=name, trend=self._trend(step, span)))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, final
 
+import msgspec
 import torch
 from torch import fx
 from torch.export import ExportedProgram
@@ -196,7 +197,7 @@ def _captured(
         call=call,
         held=frozenset(path for path in tensors if tensor_at(model, path) is not None),
         example={n: v for n, v in renamed.items() if isinstance(v, torch.Tensor)},
-        signature=replace(signature, template=template_of(call, names)),
+        signature=msgspec.structs.replace(signature, template=template_of(call, names)),
         dimensions=_bounds(program, symbols),
         shapes=dict(_shapes(program, found, symbols)) if symbols else {},
     )
