@@ -159,19 +159,21 @@ class _Sizes:
 
     def _size(self, formula: str) -> Any:
         if formula not in self._made:
-            if formula in self._places:
-                made = self._graph.call_function(aten.sym_size.int, self._places[formula])
-            elif formula.isidentifier() and formula in self._multiples:
-                times, place = self._multiples[formula]
-                whole = self._graph.call_function(aten.sym_size.int, place)
-                made = self._graph.call_function(operator.floordiv, (whole, times))
-            elif formula.isidentifier():
-                raise InternalError(f"no input of the segment tells the size {formula!r}")
-            else:
-                symbols = {symbol: self._size(symbol) for symbol in symbols_of(formula)}
-                made = write_out(self._graph, formula, symbols)
-            self._made[formula] = made
+            self._made[formula] = self._make(formula)
         return self._made[formula]
+
+    def _make(self, formula: str) -> fx.Node | int:
+        """An input's own dimension, a part of one, or a formula over such."""
+        if formula in self._places:
+            return self._graph.call_function(aten.sym_size.int, self._places[formula])
+        if not formula.isidentifier():
+            symbols = {symbol: self._size(symbol) for symbol in symbols_of(formula)}
+            return write_out(self._graph, formula, symbols)
+        if formula not in self._multiples:
+            raise InternalError(f"no input of the segment tells the size {formula!r}")
+        times, place = self._multiples[formula]
+        whole = self._graph.call_function(aten.sym_size.int, place)
+        return self._graph.call_function(operator.floordiv, (whole, times))
 
 
 def _export(
