@@ -29,7 +29,7 @@ Natural = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 # As `deltapass.graph.sizes.Dimension`.
-Size = Annotated[
+SizeOrFormula = Annotated[
     Natural | str,
     Meta(description="A size, or a formula (+ - * // %) over the names in `dimensions`."),
 ]
@@ -40,25 +40,25 @@ class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 @final
-class ValueSpec(Spec):
+class ValueSpec(Spec, frozen=True):
     """Type and dimensions of one value; a dimension that varies is a formula."""
 
     dtype: str
-    shape: tuple[Size, ...]
+    shape: tuple[SizeOrFormula, ...]
 
 
 @final
-class InputSpec(Spec):
+class InputSpec(Spec, frozen=True):
     """One input of the model. `role` is that of `deltapass.graph.program.Role`."""
 
     name: str
     role: Annotated[str, Meta(pattern="^(sample|timestep|data)$")]
     dtype: str
-    shape: tuple[Size, ...]
+    shape: tuple[SizeOrFormula, ...]
 
 
 @final
-class FileSpec(Spec):
+class FileSpec(Spec, frozen=True):
     """Size in bytes and SHA-256 of a file of the bundle."""
 
     bytes: Natural
@@ -76,7 +76,7 @@ class WeightsSpec(TypedDict):
 
 
 @final
-class SegmentSpec(Spec):
+class SegmentSpec(Spec, frozen=True):
     """One engine file: its inputs and outputs in order, and which weights are bound to it.
 
     `values` gives type and dimensions of both, under the segment's own names. `weights` maps a
@@ -94,7 +94,7 @@ class SegmentSpec(Spec):
 
 
 @final
-class SegmentCall(Spec):
+class SegmentCall(Spec, frozen=True):
     """One call of a segment on named values."""
 
     segment: str
@@ -108,7 +108,7 @@ class SegmentCall(Spec):
 
 
 @final
-class VariantSpec(Spec):
+class VariantSpec(Spec, frozen=True):
     """One variant: a list of calls. `spans` are those it skips, or emits the deltas of."""
 
     name: str
@@ -122,7 +122,7 @@ class VariantSpec(Spec):
 
 
 @final
-class SpanSpec(Spec):
+class SpanSpec(Spec, frozen=True):
     """A span that can be skipped: as wanted, as it is, and the number of its streams."""
 
     wanted: Span
@@ -132,7 +132,7 @@ class SpanSpec(Spec):
 
 
 @final
-class Row(Spec):
+class Row(Spec, frozen=True):
     """One step of the planned trajectory. `trend` is the w of the linear extrapolation."""
 
     variant: str
@@ -140,7 +140,7 @@ class Row(Spec):
 
 
 @final
-class BundlePlan(Spec):
+class BundlePlan(Spec, frozen=True):
     """All of plan.json; docs/bundles.md says what every field means."""
 
     format: Annotated[str, Meta(pattern="^(onnx|aoti|tensorrt)$")]
