@@ -19,11 +19,10 @@ from deltapass.compiler.plan import Plan, make_plan
 from deltapass.compiler.rewrite import cached_program, refresh_program
 from deltapass.errors import UnsupportedGraphError
 from deltapass.graph.program import Macs, Program
-from deltapass.options import parse_options
+from deltapass.options import DEFAULT_STEPS, parse_options
 from deltapass.schedule.emissions import emissions
 from deltapass.schedule.rules import Span, Table
 
-DEFAULT_STEPS: Final = 20
 GIGA: Final = 1e9
 MIB: Final = 2**20
 WIDTH: Final = 96

@@ -38,6 +38,7 @@ OPTION_NAMES: Final = (
 SCHEDULE_FIELDS: Final = ("interval", "cached_blocks", "boundary")
 LOWERING_NAMES: Final = ("eager", "inductor", "onnx", "tensorrt")
 ORDERS: Final = (0, 1)
+DEFAULT_STEPS: Final = 20  # of a trajectory that is only planned, as in the paper's tables
 FUSES: Final = ("blocks", "whole")
 MODES: Final = ("default", "max-autotune-no-cudagraphs")
 SCHEDULE_FORM: Final = (

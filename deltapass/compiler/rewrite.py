@@ -18,6 +18,7 @@ from deltapass.compiler.plan import SpanPlan, Stream
 from deltapass.graph.program import Body, Call, Program, TensorSpec
 
 WEIGHT_OF_TREND = "trend"
+BEFORE = "_before"  # after the name of a delta: that of the refresh before the last
 
 
 def refresh_program(program: Program, spans: Sequence[SpanPlan]) -> Program:
@@ -168,7 +169,7 @@ def _without_outputs(call: Call, names: set[str]) -> Call:
 
 def _buffer_names(plan: SpanPlan, order: int) -> list[list[str]]:
     """For every age of delta (newest first), one buffer name a stream."""
-    ages = ("", "_before")[: order + 1]
+    ages = ("", BEFORE)[: order + 1]
     count = len(plan.streams)
     return [[delta_name(plan, index) + age for index in range(count)] for age in ages]
 
