@@ -107,17 +107,18 @@ def fold_constants(graph: fx.Graph, taken: Collection[str]) -> dict[str, torch.T
         if _is_constant(node, values):
             args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
             with torch.no_grad():
-                value: Any = node.target(*args, **kwargs)
-            if isinstance(value, torch.Tensor) and value.nbytes <= LARGEST:
-                values[node] = value
+                made: Any = node.target(*args, **kwargs)
+            if isinstance(made, torch.Tensor) and made.nbytes <= LARGEST:
+                values[node] = made
     names = (name for at in itertools.count() if (name := f"constant_{at}") not in taken)
     held = {}
-    for node in reversed(values):
-        if node.users:
+    for node, value in values.items():
+        if node.users.keys() - values.keys():
             name = next(names)
-            held[name] = values[node].contiguous()
+            held[name] = value.contiguous()
             with graph.inserting_before(node):
                 node.replace_all_uses_with(graph.get_attr(name))
+    for node in reversed(values):
         graph.erase_node(node)
     return held
 
