@@ -14,21 +14,20 @@ from rich.console import Group
 from rich.table import Column
 from rich.table import Table as RichTable
 
-from deltapass.backend import analyse, trace
+from deltapass.backend import analyse
 from deltapass.compiler.plan import Plan
 from deltapass.compiler.rewrite import cached_program, refresh_program
 from deltapass.compiler.settle import plan_for
 from deltapass.compiler.tracing import trace
 from deltapass.errors import UnsupportedGraphError
 from deltapass.graph.program import Macs, Program
-from deltapass.options import parse_options
+from deltapass.options import DEFAULT_STEPS, parse_options
 from deltapass.schedule.budget import Budget
 from deltapass.schedule.emissions import emissions
 from deltapass.schedule.files import table_text
 from deltapass.schedule.rules import Span, Table
 from deltapass.sessions.report import plain_text
 
-DEFAULT_STEPS: Final = 20
 GIGA: Final = 1e9
 MIB: Final = 2**20
 WIDTH: Final = 96

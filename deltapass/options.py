@@ -51,6 +51,7 @@ LOWERINGS: Final[Mapping[str, str]] = MappingProxyType(
 )
 LOWERING_NAMES: Final = tuple(LOWERINGS)
 ORDERS: Final = (0, 1)
+DEFAULT_STEPS: Final = 20  # of a trajectory that is only planned, as in the paper's tables
 FUSES: Final = ("blocks", "whole")
 MODES: Final = ("default", "max-autotune-no-cudagraphs")
 SCHEDULE_FORM: Final = (

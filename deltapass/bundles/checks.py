@@ -63,8 +63,6 @@ def _problems(plan: BundlePlan) -> Iterator[str]:
     missing = {"paper", "full"} - set(plan.macs)
     if missing:
         yield f"macs without {sorted(missing)}"
-    if "names" not in plan.weights:
-        yield "weights without names"
     needed = {"aoti": ("device",), "tensorrt": ("flavour", "keep_onnx")}.get(plan.format, ())
     if not set(needed) <= set(plan.build):
         yield f"format {plan.format!r} without {', '.join(needed)} of its making"
@@ -97,8 +95,6 @@ def _of_values(plan: BundlePlan) -> Iterator[str]:
         unknown = symbols_of(check_formula(formula)) - set(plan.dimensions)
         if unknown:
             yield f"dimension {formula!r} names {', '.join(sorted(unknown))}"
-    if any(isinstance(size, float) for spec in specs for size in spec.shape):
-        yield "a dimension is no whole number"
 
 
 def _of_variants(plan: BundlePlan) -> Iterator[str]:

@@ -10,12 +10,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
 
 from deltapass.bundles.manifest import PLAN_FILE, FileSpec
 from deltapass.errors import BundleError, ExportError
-
-CHUNK: Final = 1 << 20
 
 
 @contextlib.contextmanager
@@ -134,8 +131,5 @@ def check_files(folder: Path, files: Mapping[str, FileSpec], *, contents: bool) 
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file."""
-    found = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,61 +1,82 @@
 """What a plan bundle says of itself: plan.json as frozen data, and back.
 
-The file is checked against a JSON schema, assets/plan.schema.json, which docs/bundles.md explains.
-A bundle is a folder: plan.json, the segments' files, and the weights, each once.
+A bundle is a folder: plan.json, the segments' files, and the weights, each once. The structs below
+are all that is said of the file's form: msgspec checks by them what it reads, and makes of them the
+JSON schema for readers in other languages, assets/plan.schema.json.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Annotated, Any, Final, TypedDict, final
+from typing import Literal as Exactly
+
+import msgspec
+from msgspec import Meta, Struct
 
 from deltapass.bundles.signature import Signature
-from deltapass.errors import BundleError
+from deltapass.errors import BundleError, DeltapassError
 from deltapass.graph.program import Literal, Macs
-from deltapass.graph.sizes import Dimension
-from deltapass.libraries import needs
 from deltapass.schedule.rules import Span
 
 SCHEMA_VERSION: Final = 1
 PLAN_FILE: Final = "plan.json"
 SCHEMA_FILE: Final = Path(__file__).parents[1] / "assets" / "plan.schema.json"
 
+Natural = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+# As `deltapass.graph.sizes.Dimension`.
+SizeOrFormula = Annotated[
+    Natural | str,
+    Meta(description="A size, or a formula (+ - * // %) over the names in `dimensions`."),
+]
+
+
+class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of plan.json. None of its fields may be left out."""
+
 
 @final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ValueSpec:
+class ValueSpec(Spec, frozen=True):
     """Type and dimensions of one value; a dimension that varies is a formula."""
 
     dtype: str
-    shape: tuple[Dimension, ...]
+    shape: tuple[SizeOrFormula, ...]
 
 
 @final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class InputSpec:
+class InputSpec(Spec, frozen=True):
     """One input of the model. `role` is that of `deltapass.graph.program.Role`."""
 
     name: str
-    role: str
+    role: Annotated[str, Meta(pattern="^(sample|timestep|data)$")]
     dtype: str
-    shape: tuple[Dimension, ...]
+    shape: tuple[SizeOrFormula, ...]
 
 
 @final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileSpec:
+class FileSpec(Spec, frozen=True):
     """Size in bytes and SHA-256 of a file of the bundle."""
 
-    bytes: int
-    sha256: str
+    bytes: Natural
+    sha256: Sha256
 
 
 @final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SegmentSpec:
+class WeightsSpec(TypedDict):
+    """The model's weights; see `deltapass.bundles.weights_file.fingerprint`."""
+
+    fingerprint: Sha256
+    count: int
+    bytes: int
+    names: list[str]
+
+
+@final
+class SegmentSpec(Spec, frozen=True):
     """One engine file: its inputs and outputs in order, and which weights are bound to it.
 
     `values` gives type and dimensions of both, under the segment's own names. `weights` maps a
@@ -73,8 +94,7 @@ class SegmentSpec:
 
 
 @final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SegmentCall:
+class SegmentCall(Spec, frozen=True):
     """One call of a segment on named values."""
 
     segment: str
@@ -88,12 +108,11 @@ class SegmentCall:
 
 
 @final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VariantSpec:
+class VariantSpec(Spec, frozen=True):
     """One variant: a list of calls. `spans` are those it skips, or emits the deltas of."""
 
     name: str
-    kind: str
+    kind: Annotated[str, Meta(pattern="^(refresh|cached)$")]
     spans: tuple[Span, ...]
     inputs: tuple[str, ...]
     calls: tuple[SegmentCall, ...]
@@ -103,53 +122,50 @@ class VariantSpec:
 
 
 @final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SpanSpec:
+class SpanSpec(Spec, frozen=True):
     """A span that can be skipped: as wanted, as it is, and the number of its streams."""
 
     wanted: Span
     span: Span
-    streams: int
+    streams: Positive
     bytes: int
 
 
 @final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class Row(Spec, frozen=True):
     """One step of the planned trajectory. `trend` is the w of the linear extrapolation."""
 
     variant: str
-    trend: float | None = None
+    trend: float | None
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
-class BundlePlan:
+class BundlePlan(Spec, frozen=True):
     """All of plan.json; docs/bundles.md says what every field means."""
 
-    format: str
+    format: Annotated[str, Meta(pattern="^(onnx|aoti|tensorrt)$")]
     producer: Mapping[str, str]
     files: Mapping[str, FileSpec]
-    weights: Mapping[str, Any]
+    weights: WeightsSpec
     dimensions: Mapping[str, tuple[int, int | None]]
     signature: Signature
     inputs: tuple[InputSpec, ...]
     values: Mapping[str, ValueSpec]
     segments: tuple[SegmentSpec, ...]
     variants: tuple[VariantSpec, ...]
-    blocks: int
+    blocks: Positive
     spans: tuple[SpanSpec, ...]
     conditioning: tuple[str, ...]
-    order: int
-    steps: int
+    order: Annotated[int, Meta(ge=0, le=1)]
+    steps: Positive
     fixed_steps: bool
     schedule: Mapping[str, Any]
     table: tuple[Row, ...]
     macs: Mapping[str, float]
     attributes: Mapping[str, Any]
-    build: Mapping[str, Any] = field(default_factory=dict)
-    verified: Mapping[str, Any] | None = None
-    schema: int = SCHEMA_VERSION
+    build: Mapping[str, Any]
+    verified: Mapping[str, Any] | None
+    schema: Exactly[1]
 
     def segment(self, name: str) -> SegmentSpec:
         """The segment of that name."""
@@ -158,7 +174,18 @@ class BundlePlan:
 
 def to_text(plan: BundlePlan) -> str:
     """plan.json as text."""
-    return json.dumps(plan, default=_plain, indent=1) + "\n"
+    return json.dumps(msgspec.to_builtins(plan, enc_hook=dict), indent=1) + "\n"
+
+
+def schema_text() -> str:
+    """assets/plan.schema.json, as the structs above make it."""
+    _, parts = msgspec.json.schema_components([BundlePlan], ref_template="#/$defs/{name}")
+    whole = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **parts.pop(BundlePlan.__name__),
+        "$defs": parts,
+    }
+    return json.dumps(whole, indent=1) + "\n"
 
 
 def read_plan(folder: Path) -> BundlePlan:
@@ -166,9 +193,22 @@ def read_plan(folder: Path) -> BundlePlan:
 
     Raises:
         BundleError: If it is missing, no JSON, of another version, or not as the schema says.
-        MissingLibraryError: If jsonschema is not installed.
     """
     path = folder / PLAN_FILE
+    content = _content(path)
+    try:
+        plan = msgspec.convert(content, BundlePlan)
+        _check_whole(plan, content)
+    except (msgspec.ValidationError, DeltapassError) as error:
+        raise BundleError(
+            f"{path} is not as its schema says: {str(error)[:200]}", "Export the model again"
+        ) from error
+    return plan
+
+
+def _content(path: Path) -> Any:
+    """The JSON of a plan.json of our version."""
+    folder = path.parent
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -183,8 +223,7 @@ def read_plan(folder: Path) -> BundlePlan:
             "Export the model again, or install the deltapass that wrote it "
             f"({_producer(content)})",
         )
-    _check_schema(path, content)
-    return _parsed(content)
+    return content
 
 
 def _producer(content: Any) -> str:
@@ -192,79 +231,13 @@ def _producer(content: Any) -> str:
     return str(known.get("deltapass", "unknown")) if isinstance(known, dict) else "unknown"
 
 
-def _check_schema(path: Path, content: Any) -> None:
-    with needs("jsonschema", "export"):
-        import jsonschema
-    schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
-    problem = jsonschema.exceptions.best_match(
-        jsonschema.Draft202012Validator(schema).iter_errors(content)
-    )
-    if problem is not None:
-        raise BundleError(
-            f"{path} is not as its schema says: {problem.json_path}: {problem.message[:200]}",
-            "Export the model again",
-        )
+def _check_whole(plan: BundlePlan, content: Mapping[str, Any]) -> None:
+    """Whether the plan, written again, is what was read.
 
-
-# ---- plain data -------------------------------------------------------------------------------
-
-
-def _plain(value: Any) -> Any:
-    """What JSON does not know itself."""
-    if isinstance(value, Span):
-        return [value.start, value.stop]
-    if isinstance(value, Literal):
-        return {"literal": value.value}
-    if isinstance(value, Mapping):
-        return dict(value)
-    return {name: getattr(value, name) for name in value.__dataclass_fields__}
-
-
-def _parsed(content: Mapping[str, Any]) -> BundlePlan:
-    given = dict(content)
-    return BundlePlan(
-        **{
-            **given,
-            "files": {name: FileSpec(**entry) for name, entry in given["files"].items()},
-            "dimensions": {name: tuple(ends) for name, ends in given["dimensions"].items()},
-            "signature": _signature(given["signature"]),
-            "inputs": tuple(InputSpec(**_tuples(entry)) for entry in given["inputs"]),
-            "values": {n: ValueSpec(**_tuples(entry)) for n, entry in given["values"].items()},
-            "segments": tuple(_segment(entry) for entry in given["segments"]),
-            "variants": tuple(_variant(entry) for entry in given["variants"]),
-            "spans": tuple(_span(entry) for entry in given["spans"]),
-            "conditioning": tuple(given["conditioning"]),
-            "table": tuple(Row(**row) for row in given["table"]),
-        }
-    )
-
-
-def _tuples(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items()}
-
-
-def _signature(entry: Mapping[str, Any]) -> Signature:
-    return Signature(**{**entry, "parameters": tuple(entry["parameters"])})
-
-
-def _segment(entry: Mapping[str, Any]) -> SegmentSpec:
-    values = {name: ValueSpec(**_tuples(value)) for name, value in entry["values"].items()}
-    return SegmentSpec(**{**_tuples(entry), "values": values, "macs": Macs(**entry["macs"])})
-
-
-def _variant(entry: Mapping[str, Any]) -> VariantSpec:
-    results = (Literal(r["literal"]) if isinstance(r, dict) else r for r in entry["results"])
-    return VariantSpec(
-        **{
-            **_tuples(entry),
-            "spans": tuple(Span(*ends) for ends in entry["spans"]),
-            "calls": tuple(SegmentCall(**_tuples(call)) for call in entry["calls"]),
-            "results": tuple(results),
-            "macs": Macs(**entry["macs"]),
-        }
-    )
-
-
-def _span(entry: Mapping[str, Any]) -> SpanSpec:
-    ends = {"wanted": Span(*entry["wanted"]), "span": Span(*entry["span"])}
-    return SpanSpec(**{**entry, **ends})
+    In entries that are no `Spec` (`macs`, `weights`, literals) msgspec skips unknown keys and fills
+    in defaults.
+    """
+    again = json.loads(to_text(plan))
+    for name, value in content.items():
+        if again[name] != value:
+            raise msgspec.ValidationError(f"keys are missing or unknown - at `$.{name}`")

@@ -9,10 +9,11 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any, Final, final
 
 import torch
+from msgspec import Struct
 
 from deltapass.errors import ExportError, SignatureError
 
@@ -23,8 +24,7 @@ PLAIN: Final = (bool, int, float, str, type(None))
 
 
 @final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Signature:
+class Signature(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The call that was exported.
 
     Attributes:
@@ -110,11 +110,10 @@ def example_call(
         raise ExportError(error.fact, error.remedy) from error
     if WHOLE in names:
         given[WHOLE] = False
-    defaults = {
-        name: _listed(known[name].default)
-        for name in names
-        if isinstance(_listed(known[name].default), (*PLAIN, list)) and _finite(known[name].default)
-    }
+    defaults = {}
+    for name in names:
+        with suppress(ExportError):  # what a file cannot hold
+            defaults[name] = template_of(known[name].default, {})
     return {name: given[name] for name in names if name in given}, defaults, names
 
 
@@ -124,13 +123,13 @@ def template_of(value: Any, names: Mapping[int, str]) -> Any:
     Raises:
         ExportError: If it holds what a file cannot.
     """
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and id(value) in names:
         return {INPUT: names[id(value)]}
     if isinstance(value, Mapping):
         return {str(key): template_of(item, names) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [template_of(item, names) for item in value]
-    if isinstance(value, float) and not _finite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ExportError(f"an argument is {value}, which no JSON holds", "Use a finite number")
     if isinstance(value, PLAIN):
         return value
@@ -140,19 +139,11 @@ def template_of(value: Any, names: Mapping[int, str]) -> Any:
     )
 
 
-def _finite(value: Any) -> bool:
-    """Whether JSON holds all numbers inside."""
-    if isinstance(value, list | tuple):
-        return all(map(_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
-
-
 def _named(template: Any) -> Iterator[str]:
     if isinstance(template, Mapping) and set(template) == {INPUT}:
         yield template[INPUT]
-    elif isinstance(template, Mapping | list):
-        parts = template.values() if isinstance(template, Mapping) else template
-        for part in parts:
+    else:
+        for part in (_parts(template) or {}).values():
             yield from _named(part)
 
 
@@ -163,35 +154,24 @@ def _match(path: str, template: Any, value: Any, found: dict[str, torch.Tensor])
             raise SignatureError(f"{path} is {_shown(value)}", "The exported model takes a tensor")
         found[template[INPUT]] = value
         return
-    for name, exported, given in _parts(template, value):
-        _match(f"{path}[{name!r}]", exported, given, found)
-    nested = isinstance(template, Mapping | list) and type(template) is _kind(value)
-    if not nested and not _alike(template, value):
+    exported, given = _parts(template), _parts(value)
+    keyed = isinstance(template, Mapping), isinstance(value, Mapping)
+    if exported is not None and given is not None and keyed[0] == keyed[1]:
+        for name in {**exported, **given}:
+            inner = exported.get(name), given.get(name, MISSING)
+            _match(f"{path}[{name!r}]", *inner, found)
+    elif not _alike(template, value):
         raise SignatureError(
             f"{path} is {_shown(value)}; it was {_shown(template)} when the model was exported",
             "Only tensors may change: export it again with this value",
         )
 
 
-def _parts(template: Any, value: Any) -> list[tuple[Any, Any, Any]]:
-    """Name, exported and given value of what a dictionary or list holds."""
-    if isinstance(template, Mapping) and isinstance(value, Mapping):
-        given = {str(name): item for name, item in value.items()}  # as the file has them
-        names = [*template, *(name for name in given if name not in template)]
-        return [(name, template.get(name), given.get(name, MISSING)) for name in names]
-    if isinstance(template, list) and isinstance(value, list | tuple):
-        longest = max(len(template), len(value))
-        pairs = zip(_padded(template, longest, None), _padded(value, longest, MISSING), strict=True)
-        return [(at, exported, given) for at, (exported, given) in enumerate(pairs)]
-    return []
-
-
-def _padded(items: Sequence[Any], length: int, filler: Any) -> list[Any]:
-    return [*items, *[filler] * (length - len(items))]
-
-
-def _kind(value: Any) -> type:
-    return list if isinstance(value, list | tuple) else type(value)
+def _parts(value: Any) -> dict[str | int, Any] | None:
+    """Name or position -> what a dictionary or list holds; None for anything else."""
+    if isinstance(value, Mapping):
+        return {str(name): item for name, item in value.items()}  # as a file has them
+    return dict(enumerate(value)) if isinstance(value, list | tuple) else None
 
 
 def _alike(exported: Any, given: Any) -> bool:

@@ -22,6 +22,7 @@ from deltapass.graph.program import Body, Call, Program, TensorSpec
 from deltapass.graph.verify import verify
 
 WEIGHT_OF_TREND: Final = "trend"
+BEFORE: Final = "_before"  # after the name of a delta: that of the refresh before the last
 
 
 def refresh_program(program: Program, spans: Sequence[SpanPlan]) -> Program:
@@ -71,7 +72,7 @@ def cached_program(program: Program, plan: SpanPlan, order: int) -> Program:
     """
     specs = dict(program.specs)
     newest = _delta_names(plan)
-    ages = (newest, [f"{name}_before" for name in newest])[: order + 1]
+    ages = (newest, [name + BEFORE for name in newest])[: order + 1]
     weight = (WEIGHT_OF_TREND,) if order else ()
     predictions = []
     for stream, *taken in zip(plan.streams, *ages, strict=True):

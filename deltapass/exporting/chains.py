@@ -6,16 +6,22 @@ like any other, so that whoever runs a bundle knows nothing but calls.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, final
+from typing import Final, final
 
 import torch
 
 from deltapass.bundles.formats import SegmentProgram
 from deltapass.bundles.manifest import SegmentCall, VariantSpec
 from deltapass.compiler.plan import Plan, SpanPlan
-from deltapass.compiler.rewrite import WEIGHT_OF_TREND, cached_program, refresh_program
+from deltapass.compiler.rewrite import (
+    BEFORE,
+    WEIGHT_OF_TREND,
+    cached_program,
+    delta_name,
+    refresh_program,
+)
 from deltapass.exporting.segment_program import Values, segment_program
 from deltapass.exporting.segments import dense, segmented
 from deltapass.exporting.trace import Exported
@@ -67,12 +73,19 @@ def chains_of(plan: Plan, exported: Exported, emitted: Sequence[tuple[Span, ...]
     programs = {
         ("refresh", some): refresh_program(full, [spans[span] for span in some]) for some in emitted
     }
+    fullest = max(programs.values(), key=lambda program: len(program.deltas))
     programs |= {
         ("cached", (span,)): cached_program(full, spanned, plan.order)
         for span, spanned in spans.items()
     }
-    builder = _Builder(exported, _shapes(exported, spans.values()))
-    builder.run(programs)
+    constants = exported.captured.constants
+    values = Values(
+        weights={**exported.weights, **{name: name for name in constants}},
+        tensors={**exported.tensors, **constants},
+        example=_example(exported, fullest, plan.order),
+        shapes=_shapes(exported, spans.values()),
+    )
+    builder = _Builder(values)
     variants = tuple(
         builder.variant(kind, some, program) for (kind, some), program in programs.items()
     )
@@ -80,8 +93,8 @@ def chains_of(plan: Plan, exported: Exported, emitted: Sequence[tuple[Span, ...]
         segments=tuple(builder.segments.values()),
         variants=variants,
         programs={v.name: p for v, p in zip(variants, programs.values(), strict=True)},
-        example=builder.data,
-        shapes=builder.shapes,
+        example={n: v for n, v in values.example.items() if n not in values.weights},
+        shapes=values.shapes,
     )
 
 
@@ -91,118 +104,93 @@ def _dense(spanned: SpanPlan) -> SpanPlan:
     return replace(spanned, streams=tuple(streams))
 
 
-def _shapes(exported: Exported, spans: Any) -> dict[str, Dimensions]:
+def _shapes(exported: Exported, spans: Iterable[SpanPlan]) -> dict[str, Dimensions]:
     """Dimensions of all values: those of deltas are those of their live-outs."""
     shapes = dict(exported.shapes)
     for spanned in spans:
         for at, stream in enumerate(spanned.streams):
             if stream.live_out in shapes:
-                name = f"delta_{spanned.span.start}_{spanned.span.stop}_{at}"
-                shapes[name] = shapes[f"{name}_before"] = shapes[stream.live_out]
+                name = delta_name(spanned, at)
+                shapes[name] = shapes[name + BEFORE] = shapes[stream.live_out]
     return shapes
+
+
+def _example(exported: Exported, fullest: Program, order: int) -> dict[str, torch.Tensor]:
+    """Values of the example call, by a run of the refresh that gives all deltas.
+
+    What a cached variant makes is a prediction, and no value of the example.
+    """
+    weights = {name: exported.tensors[path] for name, path in exported.weights.items()}
+    values = {**exported.example, **weights, **exported.captured.constants}
+    with torch.no_grad():
+        for call in fullest.calls:
+            results = call.body.module.forward(*(values[name] for name in call.inputs))
+            values.update(zip(call.outputs, results, strict=True))
+        if order and fullest.deltas:
+            device = values[fullest.deltas[0]].device
+            values[WEIGHT_OF_TREND] = torch.tensor(TREND_EXAMPLE, device=device)
+            values.update({name + BEFORE: 0.9 * values[name] for name in fullest.deltas})
+    return values
 
 
 @final
 @dataclass
 class _Builder:
-    """Runs the variants once on the example, and exports every distinct segment."""
+    """Exports every distinct segment once."""
 
-    exported: Exported
-    shapes: Mapping[str, Dimensions]
-    example: dict[str, torch.Tensor] = field(default_factory=dict)
+    values: Values
     segments: dict[tuple[object, ...], SegmentProgram] = field(default_factory=dict)
-
-    @property
-    def data(self) -> dict[str, torch.Tensor]:
-        """The example's values, without the weights."""
-        return {n: v for n, v in self.example.items() if n not in self._weights}
-
-    @property
-    def _weights(self) -> dict[str, str]:
-        constants = self.exported.captured.constants
-        return {**self.exported.weights, **{name: name for name in constants}}
-
-    @property
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        return {**self.exported.tensors, **self.exported.captured.constants}
-
-    def run(self, programs: Mapping[tuple[str, tuple[Span, ...]], Program]) -> None:
-        """Values of the example call: refreshes first, whose deltas the cached variants read."""
-        self.example.update(self.exported.example)
-        tensors = self._tensors
-        self.example.update({name: tensors[path] for name, path in self._weights.items()})
-        given = [value for value in self.exported.example.values() if value.ndim]
-        place = given[0].device if given else None  # single numbers may lie elsewhere
-        self.example[WEIGHT_OF_TREND] = torch.tensor(TREND_EXAMPLE, device=place)
-        for (kind, _), program in programs.items():
-            made = dict(self.example)
-            with torch.no_grad():
-                for call in program.calls:
-                    results = call.body.module.forward(*(made[name] for name in call.inputs))
-                    made.update(zip(call.outputs, results, strict=True))
-            if kind == "refresh":  # what a cached variant makes is a prediction
-                self.example.update({n: v for n, v in made.items() if n not in self.example})
-                before = {f"{name}_before": 0.9 * made[name] for name in program.deltas}
-                self.example.update(before)
-        if not any(WEIGHT_OF_TREND in program.inputs for program in programs.values()):
-            del self.example[WEIGHT_OF_TREND]
-            older = {f"{name}_before" for p in programs.values() for name in p.deltas}
-            self.example = {n: v for n, v in self.example.items() if n not in older}
 
     def variant(self, kind: str, spans: tuple[Span, ...], program: Program) -> VariantSpec:
         """A program as calls of segments; exports the segments that are new."""
-        calls = []
-        for call in program.calls:
-            inputs = tuple(name for name in call.inputs if name not in self._weights)
-            body = self._segment(call).name
-            calls.append(SegmentCall(segment=body, inputs=inputs, outputs=call.outputs))
-        taken = (name for name in program.inputs if name in self.example)
+        calls = (
+            SegmentCall(
+                segment=self._segment(call).name,
+                inputs=self._data(call.inputs),
+                outputs=call.outputs,
+            )
+            for call in program.calls
+        )
         return VariantSpec(
             name=program.name,
             kind=kind,
             spans=spans,
-            inputs=tuple(name for name in taken if name not in self._weights),
+            inputs=self._data(program.inputs),
             calls=tuple(calls),
             results=program.results,
             deltas=program.deltas,
             macs=program.macs,
         )
 
+    def _data(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those that are tensors, and no weights."""
+        known = self.values
+        return tuple(n for n in names if n in known.example and n not in known.weights)
+
     def _segment(self, call: Call) -> SegmentProgram:
-        sizes = tuple(self.shapes.get(name) for name in call.inputs)
-        key = (call.label, call.body.key, sizes if _is_glue(call) else ())
+        shapes, glue = self.values.shapes, _is_glue(call)
+        key = (call.label, call.body.key, tuple(map(shapes.get, call.inputs)) if glue else ())
         if key not in self.segments:
-            made = self._glue(call) if _is_glue(call) else segment_program(call, self._values())
+            made = self._glue(call) if glue else segment_program(call, self.values)
             self.segments[key] = made
         return self.segments[key]
 
     def _glue(self, call: Call) -> SegmentProgram:
         """Under names of its own: the same glue may be called on other values."""
-        nodes = [node for node in call.body.module.graph.nodes if node.op == "placeholder"]
-        names = tuple(node.name for node in nodes)
+        nodes = (node for node in call.body.module.graph.nodes if node.op == "placeholder")
+        inputs = tuple(node.name for node in nodes)
         alike = sum(segment.name.startswith(call.label) for segment in self.segments.values())
-        renamed = replace(
-            call,
-            label=f"{call.label}_{alike}" if alike else call.label,
-            inputs=names,
-            outputs=(RESULT,),
-        )
-        pairs = list(zip((*names, RESULT), (*call.inputs, *call.outputs), strict=True))
+        label = f"{call.label}_{alike}" if alike else call.label
+        renamed = replace(call, label=label, inputs=inputs, outputs=(RESULT,))
+        outer = dict(zip((*inputs, RESULT), (*call.inputs, *call.outputs), strict=True))
+        example, shapes = self.values.example, self.values.shapes
         values = Values(
             weights={},
             tensors={},
-            example={own: self.example[name] for own, name in pairs},
-            shapes={own: self.shapes[name] for own, name in pairs if name in self.shapes},
+            example={own: example[name] for own, name in outer.items()},
+            shapes={own: shapes[name] for own, name in outer.items() if name in shapes},
         )
         return segment_program(renamed, values)
-
-    def _values(self) -> Values:
-        return Values(
-            weights=self._weights,
-            tensors=self._tensors,
-            example=self.example,
-            shapes=self.shapes,
-        )
 
 
 def _is_glue(call: Call) -> bool:

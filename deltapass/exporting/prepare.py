@@ -6,18 +6,20 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, final
 
 import torch
 
 from deltapass.bundles.formats import Job, SegmentProgram, Written
 from deltapass.bundles.manifest import (
+    SCHEMA_VERSION,
     BundlePlan,
     InputSpec,
     Row,
     SegmentSpec,
     SpanSpec,
     ValueSpec,
+    WeightsSpec,
 )
 from deltapass.bundles.weights_file import TensorStore, fingerprint
 from deltapass.compiler.blocks import find_blocks
@@ -30,12 +32,10 @@ from deltapass.exporting.chains import Chains, chains_of
 from deltapass.exporting.trace import Exported
 from deltapass.graph.program import Macs, Role
 from deltapass.graph.sizes import Dimension
-from deltapass.options import Options
-from deltapass.schedule.emissions import emissions
+from deltapass.options import DEFAULT_STEPS, Options
+from deltapass.schedule.emissions import emissions, weight_of_trend
 from deltapass.schedule.files import schedule_content
 from deltapass.schedule.rules import Span, Table
-
-DEFAULT_STEPS: Final = 20  # as in the paper's tables
 
 
 def prepare(exported: Exported, options: Options) -> Prepared:
@@ -105,35 +105,30 @@ class Prepared:
 
     def plan(self, format: str, written: Written, attributes: Mapping[str, Any]) -> BundlePlan:
         """plan.json, but for the checksums of files."""
-        steps = len(self.table)
-        weights = self.weights
         return BundlePlan(
             format=format,
             producer={**_producer(), **written.producer},
             files={},
-            weights={
-                "fingerprint": fingerprint(weights),
-                "count": len(weights),
-                "bytes": sum({t.data_ptr(): t.nbytes for t in weights.values()}.values()),
-                "names": list(weights),
-            },
+            weights=_weights_spec(self.weights),
             dimensions=self.exported.dimensions,
             signature=self.exported.signature,
             inputs=self._inputs(),
-            values=self._values(),
+            values=values_of(self.chains.example, self.chains.shapes),
             segments=tuple(_segment(s, written) for s in self.chains.segments),
             variants=self.chains.variants,
             blocks=self.planned.blocks,
             spans=self._spans(),
             conditioning=self.conditioning,
             order=self.planned.order,
-            steps=steps,
+            steps=len(self.table),
             fixed_steps=self.options.steps is not None,
             schedule=schedule_content(self.planned.schedule),
             table=self.rows,
             macs=self._macs(),
             attributes=attributes,
             build=written.build,
+            verified=None,
+            schema=SCHEMA_VERSION,
         )
 
     def _inputs(self) -> tuple[InputSpec, ...]:
@@ -148,9 +143,6 @@ class Prepared:
             for given in captured.inputs
             if given.spec is not None and given.role is not Role.WEIGHT
         )
-
-    def _values(self) -> dict[str, ValueSpec]:
-        return values_of(self.chains.example, self.chains.shapes)
 
     def _spans(self) -> tuple[SpanSpec, ...]:
         return tuple(
@@ -170,20 +162,14 @@ class Prepared:
         rows = []
         for step, span in enumerate(self.table):
             if span is None:
-                rows.append(Row(variant=self.chains.name("refresh", sorted(emitted[step]))))
+                name, trend = self.chains.name("refresh", sorted(emitted[step])), None
             else:
+                made = [at for at in range(step) if span in emitted[at]][-2:]
+                linear = self.planned.order == 1
+                trend = weight_of_trend(step, made[-1], made[0]) if linear else None
                 name = self.chains.name("cached", [span])
-                rows.append(Row(variant=name, trend=self._trend(step, span)))
+            rows.append(Row(variant=name, trend=trend))
         return tuple(rows)
-
-    def _trend(self, step: int, span: Span) -> float | None:
-        """W of the linear extrapolation, from the last two refreshes that emit the span."""
-        if not self.planned.order:
-            return None
-        emitted = emissions(self.table, self.planned.order)
-        made = [at for at in range(step) if span in emitted[at]]
-        newest, before = made[-1], made[-2:][0]
-        return (step - newest) / (newest - before) if newest != before else 0.0
 
     def _macs(self) -> dict[str, float]:
         full = self.planned.outline.program.macs
@@ -197,6 +183,15 @@ class Prepared:
             "trajectory": ours.full,
             "expected_speedup": plain.full / ours.full if ours.full else 1.0,
         }
+
+
+def _weights_spec(weights: Mapping[str, torch.Tensor]) -> WeightsSpec:
+    return {
+        "fingerprint": fingerprint(weights),
+        "count": len(weights),
+        "bytes": sum({t.data_ptr(): t.nbytes for t in weights.values()}.values()),
+        "names": list(weights),
+    }
 
 
 def _segment(segment: SegmentProgram, written: Written) -> SegmentSpec:

@@ -1,28 +1,34 @@
 """From a segment to a torch.export program of its own, which every engine format starts from.
 
 The weights become buffers under their names in the model, sharing its memory; sizes that vary are
-worked out from the segment's own inputs.
+worked out from the segment's own inputs. What a segment computes from nothing is computed here:
+the frequencies of a timestep embedding are exponentials of a range, which an engine builder would
+fold with arithmetic of its own, and a last digit there, times a timestep of 999, is a visible error
+in a sine.
 """
 
 from __future__ import annotations
 
+import itertools
 import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from torch import fx
 from torch.export import Dim, ExportedProgram
+from torch.fx.node import map_aggregate
+from torch.utils._pytree import tree_iter
 
 from deltapass.bundles.formats import SegmentProgram
 from deltapass.errors import DynamicShapeError, InternalError
-from deltapass.exporting.constants import Constants
 from deltapass.graph.program import Call
 from deltapass.graph.sizes import Dimensions, Size, multiple_of, symbols_of, write_out
 
 aten = torch.ops.aten
+LARGEST: Final = 1 << 20  # bytes; a larger constant is left to the engine, for the bundle's sake
 
 
 @final
@@ -69,38 +75,60 @@ def segment_program(call: Call, values: Values) -> SegmentProgram:
 
 def _module(call: Call, inputs: Sequence[str], values: Values) -> fx.GraphModule:
     """The body with weights as attributes and varying sizes as operations."""
-    graph, root = fx.Graph(), torch.nn.Module()
+    graph, body = fx.Graph(), call.body.module
     given = {name: graph.placeholder(name) for name in inputs}
-    sizes = _Sizes(graph, given, values.shapes)
-    constants = Constants(graph, root, {path.split(".")[0] for path in values.weights.values()})
-    env: dict[fx.Node, Any] = {}
-    names = iter(call.inputs)
-    for node in call.body.module.graph.nodes:
-        if node.op == "placeholder":
-            name = next(names)
-            env[node] = given.get(name) or _weight(graph, root, values, name)
-        elif node.op == "output":
-            graph.output(fx.map_arg(node.args[0], lambda n: constants.get(n) or env[n]))
-        elif not constants.fold(node):
-            if node.op == "get_attr":
-                setattr(root, str(node.target), getattr(call.body.module, str(node.target)))
-            copied = graph.node_copy(node, lambda n: constants.get(n) or env[n])
-            env[node] = sizes.replace(copied)
+    paths = {name: values.weights[name] for name in call.inputs if name in values.weights}
+    known = {**given, **{name: graph.get_attr(path) for name, path in paths.items()}}
+    entries = (node for node in body.graph.nodes if node.op == "placeholder")
+    copies = {node: known[name] for node, name in zip(entries, call.inputs, strict=True)}
+    graph.output(graph.graph_copy(body.graph, copies))
+    constants = fold_constants(graph, {path.split(".")[0] for path in values.weights.values()})
+    _Sizes(graph, given, values.shapes).write_out()
     graph.lint()
-    return fx.GraphModule(root, graph)
-
-
-def _weight(graph: fx.Graph, root: torch.nn.Module, values: Values, name: str) -> fx.Node:
-    path = values.weights[name]
-    *parents, last = path.split(".")
-    owner = root
-    for parent in parents:
-        if not hasattr(owner, parent):
-            owner.add_module(parent, torch.nn.Module())
-        owner = getattr(owner, parent)
+    inner = (str(node.target) for node in body.graph.nodes if node.op == "get_attr")
     # The file of weights holds them dense, and compiled code takes them as they are laid out here.
-    owner.register_buffer(last, values.tensors[path].contiguous())
-    return graph.get_attr(path)
+    weights = {path: values.tensors[path].contiguous() for path in paths.values()}
+    held = {**{name: getattr(body, name) for name in inner}, **weights, **constants}
+    return fx.GraphModule(held, graph)
+
+
+def fold_constants(graph: fx.Graph, taken: Collection[str]) -> dict[str, torch.Tensor]:
+    """Replace what depends on no input and no weight by attributes.
+
+    Args:
+        graph: The graph to change.
+        taken: Names that no attribute may have.
+
+    Returns:
+        Name of every attribute -> what torch computes for it.
+    """
+    values: dict[fx.Node, torch.Tensor] = {}
+    for node in graph.nodes:
+        if _is_constant(node, values):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            with torch.no_grad():
+                made: Any = node.target(*args, **kwargs)
+            if isinstance(made, torch.Tensor) and made.nbytes <= LARGEST:
+                values[node] = made
+    names = (name for at in itertools.count() if (name := f"constant_{at}") not in taken)
+    held = {}
+    for node, value in values.items():
+        if node.users.keys() - values.keys():
+            name = next(names)
+            held[name] = value.contiguous()
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(graph.get_attr(name))
+    for node in reversed(values):
+        graph.erase_node(node)
+    return held
+
+
+def _is_constant(node: fx.Node, constants: Collection[fx.Node]) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    random = torch.Tag.nondeterministic_seeded in node.target.tags
+    varies = any(isinstance(leaf, Size) for leaf in tree_iter((node.args, node.kwargs)))
+    return not random and not varies and all(given in constants for given in node.all_input_nodes)
 
 
 @final
@@ -121,38 +149,32 @@ class _Sizes:
         self._multiples = {part[1]: (part[0], place) for part, place in parts if part}
         self._made: dict[str, Any] = {}
 
-    def replace(self, node: fx.Node) -> fx.Node:
-        """Let a node take its sizes from the inputs."""
-        with self._graph.inserting_before(node):
-            node.args, node.kwargs = self._written((node.args, node.kwargs))
-        return node
+    def write_out(self) -> None:
+        """Let all nodes take their sizes from the inputs."""
+        for node in list(self._graph.nodes):
+            with self._graph.inserting_before(node):
+                node.args, node.kwargs = map_aggregate((node.args, node.kwargs), self._written)
 
-    def _written(self, value: Any) -> Any:
-        if isinstance(value, Size):
-            return self._size(value.formula)
-        if isinstance(value, tuple | list):
-            return type(value)(self._written(item) for item in value)
-        if isinstance(value, dict):
-            return {name: self._written(item) for name, item in value.items()}
-        if isinstance(value, slice):
-            return slice(*self._written((value.start, value.stop, value.step)))
-        return value
+    def _written(self, leaf: Any) -> Any:
+        return self._size(leaf.formula) if isinstance(leaf, Size) else leaf
 
     def _size(self, formula: str) -> Any:
         if formula not in self._made:
-            if formula in self._places:
-                made = self._graph.call_function(aten.sym_size.int, self._places[formula])
-            elif formula.isidentifier() and formula in self._multiples:
-                times, place = self._multiples[formula]
-                whole = self._graph.call_function(aten.sym_size.int, place)
-                made = self._graph.call_function(operator.floordiv, (whole, times))
-            elif formula.isidentifier():
-                raise InternalError(f"no input of the segment tells the size {formula!r}")
-            else:
-                symbols = {symbol: self._size(symbol) for symbol in symbols_of(formula)}
-                made = write_out(self._graph, formula, symbols)
-            self._made[formula] = made
+            self._made[formula] = self._make(formula)
         return self._made[formula]
+
+    def _make(self, formula: str) -> fx.Node | int:
+        """An input's own dimension, a part of one, or a formula over such."""
+        if formula in self._places:
+            return self._graph.call_function(aten.sym_size.int, self._places[formula])
+        if not formula.isidentifier():
+            symbols = {symbol: self._size(symbol) for symbol in symbols_of(formula)}
+            return write_out(self._graph, formula, symbols)
+        if formula not in self._multiples:
+            raise InternalError(f"no input of the segment tells the size {formula!r}")
+        times, place = self._multiples[formula]
+        whole = self._graph.call_function(aten.sym_size.int, place)
+        return self._graph.call_function(operator.floordiv, (whole, times))
 
 
 def _export(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, final
 
 import torch
@@ -85,12 +85,34 @@ def export_graph(
     call = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), call)
     free = free_dimensions(call, dynamic, batch)
     program = _trace(model, call, free)
-    symbols = _named_symbols(program, dict(zip(_user_inputs(program, call), free, strict=True)))
+    gives_tuple, inputs = _gives_tuple(program), _user_inputs(program, call)
+    symbols = _named_symbols(program, dict(zip(inputs, free, strict=True)))
     _name_sizes(program.graph, symbols)
+    weights = _weights(program)
+    tensors = {path: _held(program, path) for path in weights.values()}
+    arguments = {**{name: tensors[path] for name, path in weights.items()}, **inputs}
+    found = _captured(program, weights, arguments, varies=bool(symbols))
+    # The capture may have renamed them: an input called `input` shadows a builtin of Python.
+    data = [given.name for given in found.inputs][len(weights) :]
+    renamed = dict(zip(data, inputs.values(), strict=True))
+    names = {id(value): name for name, value in renamed.items()}
     signature = Signature(
-        parameters=parameters, template={}, defaults=defaults, tuple_result=_gives_tuple(program)
+        parameters=parameters,
+        template=template_of(call, names),
+        defaults=defaults,
+        tuple_result=gives_tuple,
     )
-    return _captured(model, program, call, signature, symbols)
+    return Exported(
+        captured=found,
+        weights=weights,
+        tensors=tensors,
+        call=call,
+        held=frozenset(path for path in tensors if tensor_at(model, path) is not None),
+        example={n: v for n, v in renamed.items() if isinstance(v, torch.Tensor)},
+        signature=signature,
+        dimensions=_bounds(program, symbols),
+        shapes=dict(_shapes(program, found, symbols)) if symbols else {},
+    )
 
 
 def _trace(
@@ -154,52 +176,38 @@ def _gives_tuple(program: ExportedProgram) -> bool:
     return isinstance(shape, tuple | list)
 
 
+def _weights(program: ExportedProgram) -> dict[str, str]:
+    """Placeholder name -> name in the model, of parameters, buffers and constants."""
+    specs = program.graph_signature.input_specs
+    strange = next((s for s in specs if s.kind not in (*WEIGHTS, InputKind.USER_INPUT)), None)
+    if strange is not None:
+        raise ExportError(
+            f"the model takes an input of kind {strange.kind.name}", "Use plain tensors only"
+        )
+    return {spec.arg.name: str(spec.target) for spec in specs if spec.kind in WEIGHTS}
+
+
 def _captured(
-    model: torch.nn.Module,
     program: ExportedProgram,
-    call: Mapping[str, Any],
-    signature: Signature,
-    symbols: Mapping[str, str],
-) -> Exported:
-    inputs = _user_inputs(program, call)
-    weights, tensors, arguments = {}, {}, []
-    placeholders = (node for node in program.graph.nodes if node.op == "placeholder")
-    for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
-        if spec.kind in WEIGHTS:
-            path = str(spec.target)
-            weights[node.name], tensors[path] = path, _held(program, path)
-            node.meta["source"] = f"L['self']._parameters['{path}']"
-            arguments.append(tensors[path])
-        elif spec.kind is InputKind.USER_INPUT:
-            node.meta["source"] = f"L['{node.name}']"
-            arguments.append(inputs[node.name])
-        else:
-            raise ExportError(
-                f"the model takes an input of kind {spec.kind.name}", "Use plain tensors only"
-            )
-    found = capture(program.graph_module, arguments)
+    weights: Mapping[str, str],
+    arguments: Mapping[str, Any],
+    *,
+    varies: bool,
+) -> Captured:
+    """The graph, captured with the arguments of all its placeholders."""
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    for node in placeholders:  # sources as Dynamo writes them
+        held = f"L['self']._parameters['{weights.get(node.name)}']"
+        node.meta["source"] = held if node.name in weights else f"L['{node.name}']"
+    found = capture(program.graph_module, [arguments[node.name] for node in placeholders])
     _refuse_sizes(found)
     used = (n for n in found.module.graph.nodes if n.op.startswith("call") and n.users)
-    if symbols and any("val" not in node.meta for node in used):
+    if varies and any("val" not in node.meta for node in used):
         raise DynamicShapeError(
             "the model changes tensors in place, and its sizes cannot be followed",
             "Export it without dynamic dimensions, or make those operators out-of-place",
         )
-    # The capture may have renamed them: an input called `input` shadows a builtin of Python.
-    data = [given.name for given in found.inputs][-len(inputs) :] if inputs else []
-    renamed = dict(zip(data, inputs.values(), strict=True))
-    names = {id(value): name for name, value in renamed.items()}
-    return Exported(
-        captured=found,
-        weights=weights,
-        tensors=tensors,
-        call=call,
-        held=frozenset(path for path in tensors if tensor_at(model, path) is not None),
-        example={n: v for n, v in renamed.items() if isinstance(v, torch.Tensor)},
-        signature=replace(signature, template=template_of(call, names)),
-        dimensions=_bounds(program, symbols),
-        shapes=dict(_shapes(program, found, symbols)) if symbols else {},
-    )
+    return found
 
 
 def _refuse_sizes(found: Captured) -> None:
@@ -256,12 +264,11 @@ def _bounds(
     program: ExportedProgram, symbols: Mapping[str, str]
 ) -> dict[str, tuple[int, int | None]]:
     bounds: dict[str, tuple[int, int | None]] = {}
-    for symbol, interval in program.range_constraints.items():
+    for symbol, ends in program.range_constraints.items():
         if str(symbol) in symbols:
-            top = interval.upper
-            finite = top.is_Integer
-            least = max(1, int(interval.lower))  # torch allows none at all, no engine does
-            bounds[symbols[str(symbol)]] = (least, int(top) if finite else None)
+            least = max(1, int(ends.lower))  # torch allows none at all, no engine does
+            most = int(ends.upper) if ends.upper.is_Integer else None
+            bounds[symbols[str(symbol)]] = (least, most)
     return bounds
 
 

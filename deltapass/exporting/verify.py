@@ -155,7 +155,7 @@ def _cached_with_own_deltas(
     return results
 
 
-def _corners(plan: BundlePlan, example: Mapping[str, torch.Tensor]) -> Iterator[dict[str, int]]:
+def _corners(plan: BundlePlan, example: Mapping[str, torch.Tensor]) -> list[dict[str, int]]:
     """The example's sizes, all least, all greatest, uneven, single, mixed; within reason."""
     shown = read_sizes((entry.shape, example[entry.name].shape) for entry in plan.inputs)
     least = {n: max(plan.dimensions[n][0], -(-size // FARTHEST)) for n, size in shown.items()}
@@ -169,11 +169,8 @@ def _corners(plan: BundlePlan, example: Mapping[str, torch.Tensor]) -> Iterator[
     # Dimensions that are equal in the example must not be taken for one another: each in turn is
     # the only small one.
     apart = [{**most, n: least[n]} for n in shown] if len(shown) > 1 else []
-    seen: list[dict[str, int]] = []
-    for sizes in (shown, least, most, uneven, *single, *apart):
-        if sizes not in seen:
-            seen.append(sizes)
-    yield from seen
+    corners = (shown, least, most, uneven, *single, *apart)
+    return list({tuple(sizes.items()): sizes for sizes in corners}.values())
 
 
 def resized(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -9,20 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import torch
 
 from deltapass.backend import as_dynamo_compiles
 from deltapass.bundles.folder import file_specs, refuse_existing, written_aside
 from deltapass.bundles.formats import load_format
-from deltapass.bundles.manifest import (
-    PLAN_FILE,
-    BundlePlan,
-    to_text,
-)
+from deltapass.bundles.manifest import PLAN_FILE, BundlePlan, to_text
 from deltapass.errors import ExportError
 from deltapass.exporting.dynamic_shapes import DynamicShapes
 from deltapass.exporting.prepare import Prepared, prepare
@@ -98,9 +94,9 @@ def _finished(
     """Verify what lies in a folder, if a model to compare with is given, and add plan.json."""
     if model is not None:
         reference = Reference(model=model, exported=made.exported, chains=made.chains)
-        plan = replace(plan, verified=verify_bundle(folder, plan, reference))
+        plan = msgspec.structs.replace(plan, verified=verify_bundle(folder, plan, reference))
     load_format(plan.format).finish(folder, plan)
-    plan = replace(plan, files=file_specs(folder))
+    plan = msgspec.structs.replace(plan, files=file_specs(folder))
     (folder / PLAN_FILE).write_text(to_text(plan), encoding="utf-8")
     return plan
 

@@ -13,6 +13,7 @@ from enum import Enum
 from functools import cached_property
 from typing import Any, final
 
+import msgspec
 import torch
 from torch import fx
 
@@ -251,11 +252,10 @@ class Program:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Literal:
-    """A model output that is a plain value, such as None or a number."""
+class Literal(msgspec.Struct, frozen=True):
+    """A model output that is a plain value, such as None; in files {"literal": value}."""
 
-    value: object
+    value: Any = msgspec.field(name="literal")
 
     def __str__(self) -> str:
         return repr(self.value)

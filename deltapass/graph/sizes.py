@@ -15,6 +15,7 @@ from typing import Any, Final, final
 
 import torch
 from torch import fx
+from torch.fx.proxy import GraphAppendingTracer
 
 from deltapass.errors import DynamicShapeError
 
@@ -64,12 +65,13 @@ def check_formula(text: str) -> str:
     """
     try:
         tree = _Products().visit(ast.parse(text, mode="eval").body)
-        _calculate(tree, dict.fromkeys(symbols_of(text), 1), lambda *_: 1)
-    except (SyntaxError, DynamicShapeError) as error:
+        formula, graph = ast.unparse(tree), fx.Graph()
+        write_out(graph, formula, {name: graph.placeholder(name) for name in symbols_of(text)})
+    except (SyntaxError, ZeroDivisionError, DynamicShapeError) as error:
         raise DynamicShapeError(
             f"a size is {text}", "Only sums, products and whole quotients of dimensions may vary"
         ) from error
-    return ast.unparse(tree)
+    return formula
 
 
 @final
@@ -160,29 +162,24 @@ def read_sizes(shapes: Iterable[tuple[Sequence[Dimension], Sequence[int]]]) -> d
     return sizes
 
 
-def write_out(graph: fx.Graph, formula: str, sizes: Mapping[str, Any]) -> Any:
+def write_out(graph: fx.Graph, formula: str, sizes: Mapping[str, fx.Node]) -> fx.Node | int:
     """The formula as operations of a graph; `sizes` gives the node of every dimension."""
-    return _calculate(
-        _WholeQuotients().visit(ast.parse(formula, mode="eval").body),
-        sizes,
-        lambda function, one, two: graph.call_function(function, (one, two)),
-    )
+    tracer = GraphAppendingTracer(graph)
+    proxies = {name: fx.Proxy(node, tracer) for name, node in sizes.items()}
+    made = _calculate(_WholeQuotients().visit(ast.parse(formula, mode="eval").body), proxies)
+    return made.node if isinstance(made, fx.Proxy) else int(made)
 
 
-def _calculate(
-    tree: ast.AST,
-    sizes: Mapping[str, Any],
-    apply: Callable[..., Any] = lambda function, one, two: function(one, two),
-) -> Any:
+def _calculate(tree: ast.AST, sizes: Mapping[str, Any]) -> Any:
+    """The value of a formula; where `sizes` are proxies, the operations that give it."""
     if isinstance(tree, ast.Constant) and isinstance(tree.value, int):
         return tree.value
     if isinstance(tree, ast.Name) and tree.id in sizes:
         return sizes[tree.id]
     if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
-        return apply(operator.mul, -1, _calculate(tree.operand, sizes, apply))
+        return -1 * _calculate(tree.operand, sizes)
     if isinstance(tree, ast.BinOp) and type(tree.op) in OPERATORS:
-        one, two = (_calculate(side, sizes, apply) for side in (tree.left, tree.right))
-        return apply(OPERATORS[type(tree.op)], one, two)
+        return OPERATORS[type(tree.op)](_calculate(tree.left, sizes), _calculate(tree.right, sizes))
     raise DynamicShapeError(
         f"{ast.unparse(tree)!r} cannot be calculated from {', '.join(sorted(sizes)) or 'nothing'}",
         "This is part of a dimension's formula in the bundle",

@@ -58,6 +58,18 @@ def fresh_since(table: Sequence[Span | None]) -> tuple[int, ...]:
     return tuple(accumulate(refreshes, max))
 
 
+def weight_of_trend(step: int, newest: int, before: int) -> float:
+    """W of the linear extrapolation d1 + w * (d1 - d0), over step positions.
+
+    Args:
+        step: The cached step.
+        newest: The step at which d1 was made.
+        before: The step at which d0 was made. With one delta only, d0 is d1 and w is 0: the
+            prediction of order 0.
+    """
+    return (step - newest) / (newest - before) if newest != before else 0.0
+
+
 def held_deltas(table: Sequence[Span | None], order: int) -> tuple[dict[Span, int], ...]:
     """For every step, how many deltas of each span are held after it.
 

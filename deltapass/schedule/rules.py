@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, final, get_args
 
+from msgspec import Struct
+
 from deltapass.errors import (
     BoundaryOutsideError,
     ScheduleError,
@@ -26,9 +28,11 @@ BOUNDARY: Final = 0.6
 
 
 @final
-@dataclass(frozen=True, order=True, slots=True)
-class Span:
-    """Consecutive blocks skipped together: `start` up to, but without, `stop`."""
+class Span(Struct, frozen=True, order=True, array_like=True, forbid_unknown_fields=True):
+    """Consecutive blocks skipped together: `start` up to, but without, `stop`.
+
+    In files [start, stop].
+    """
 
     start: int
     stop: int

@@ -23,6 +23,7 @@ from deltapass.errors import (
     UnsupportedGraphError,
 )
 from deltapass.graph.program import Macs, Role, shown
+from deltapass.schedule.emissions import weight_of_trend
 from deltapass.schedule.rules import Span
 from deltapass.selector.call import CallFinder, PlannedCall
 from deltapass.selector.freshness import Graph, data_specs, examine, is_as_before, missing
@@ -188,12 +189,8 @@ class Trends:
         self._made: dict[tuple[float, torch.device], torch.Tensor] = {}
 
     def weight(self, at: Sequence[int], step: int, device: torch.device) -> torch.Tensor:
-        """W of d1 + w * (d1 - d0), over step positions; `at` are those of d1 and, last, of d0.
-
-        With one delta only, d0 is d1 and w is 0: the prediction of order 0.
-        """
-        newest, before = at[0], at[-1]
-        weight = (step - newest) / (newest - before) if newest != before else 0.0
+        """As `weight_of_trend`; `at` are the steps of d1 and, last, of d0."""
+        weight = weight_of_trend(step, at[0], at[-1])
         made = self._made.get((weight, device))
         if made is None:
             if len(self._made) >= MANY_TRENDS:

@@ -30,7 +30,7 @@ from deltapass.exporting.verify import relative_error
 from deltapass.schedule.rules import Span
 from deltapass.selector.recent import LEAST
 
-for library in ("onnx", "onnxscript", "onnxruntime", "jsonschema", "safetensors"):
+for library in ("onnx", "onnxscript", "onnxruntime", "safetensors"):
     pytest.importorskip(library)
 
 STEPS, TOLERANCE = 6, 2e-5

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import fields, replace
 
 from deltapass.bundles.manifest import (
     PLAN_FILE,
@@ -25,14 +25,13 @@ from deltapass.bundles.manifest import (
     ValueSpec,
     VariantSpec,
     read_plan,
+    schema_text,
     to_text,
 )
 from deltapass.bundles.signature import Signature
 from deltapass.errors import BundleError
 from deltapass.graph.program import Literal, Macs
 from deltapass.schedule.rules import Span
-
-pytest.importorskip("jsonschema")
 
 DIGEST = "0123456789abcdef" * 4
 MOVING = ("batch", 4)
@@ -82,11 +81,12 @@ PLAN = BundlePlan(
     steps=3,
     fixed_steps=False,
     schedule={"interval": 2, "boundary": 0.5},
-    table=(Row(variant="refresh_1_3"), Row(variant="cached_1_3", trend=0.5)),
+    table=(Row(variant="refresh_1_3", trend=None), Row(variant="cached_1_3", trend=0.5)),
     macs={"paper": 1.0, "full": 2.5},
     attributes={"config": {"in_channels": 4}, "dtype": "float32", "class": "Toy"},
     build={"engine": "none"},
     verified=None,
+    schema=SCHEMA_VERSION,
 )
 CONTENT: dict[str, Any] = json.loads(to_text(PLAN))
 REQUIRED = tuple(json.loads(SCHEMA_FILE.read_text())["required"])
@@ -139,6 +139,11 @@ def test_text_outside_ascii_is_kept(tmp_path: Path) -> None:
 # ---- the schema --------------------------------------------------------------------------------
 
 
+def test_the_schema_is_that_of_the_structs() -> None:
+    again = "SCHEMA_FILE.write_text(schema_text())"
+    assert SCHEMA_FILE.read_text() == schema_text(), f"write it anew: {again}"
+
+
 def test_the_schema_states_every_field_of_the_plan() -> None:
     schema = json.loads(SCHEMA_FILE.read_text())
     assert set(REQUIRED) == set(schema["properties"]) == {field.name for field in fields(PLAN)}
@@ -148,7 +153,7 @@ def test_the_schema_states_every_field_of_the_plan() -> None:
 @pytest.mark.parametrize("name", [name for name in REQUIRED if name != "schema"])
 def test_every_field_must_be_there_and_of_its_type(name: str, tmp_path: Path) -> None:
     without = {key: value for key, value in CONTENT.items() if key != name}
-    refuses(tmp_path, without, f"'{name}' is a required property")
+    refuses(tmp_path, without, f"missing required field `{name}`")
     for wrong in ("text", 7.5, ["list"], {"key": []}, None, True):
         if _plainly_wrong(CONTENT[name], wrong) and not (name == "verified" and wrong is None):
             refuses(tmp_path, {**CONTENT, name: wrong}, "not as its schema says")
@@ -220,10 +225,10 @@ def test_every_inner_field_must_be_there_and_of_its_type(
 
 
 def test_an_unknown_field_is_refused(tmp_path: Path) -> None:
-    refuses(tmp_path, {**CONTENT, "extra": 1}, "'extra'")
+    refuses(tmp_path, {**CONTENT, "extra": 1}, "unknown field `extra`")
     changed = copy.deepcopy(CONTENT)
     changed["variants"][0]["calls"][0]["extra"] = 1
-    refuses(tmp_path, changed, "'extra'")
+    refuses(tmp_path, changed, "unknown field `extra`")
 
 
 @pytest.mark.parametrize(

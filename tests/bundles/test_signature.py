@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import pytest
 import torch
+from msgspec import to_builtins
 
 from deltapass.bundles.signature import Signature, bind, example_call, template_of
 from deltapass.errors import ExportError, SignatureError
@@ -59,7 +59,7 @@ def exported(*args: Any, **kwargs: Any) -> Signature:
         defaults=defaults,
         tuple_result=True,
     )
-    read = json.loads(json.dumps(asdict(made)))
+    read = json.loads(json.dumps(to_builtins(made)))
     return Signature(**{**read, "parameters": tuple(read["parameters"])})
 
 

@@ -20,7 +20,7 @@ from deltapass.errors import (
     TooManyCachedBlocksError,
 )
 
-for library in ("onnx", "onnxscript", "onnxruntime", "jsonschema", "safetensors"):
+for library in ("onnx", "onnxscript", "onnxruntime", "safetensors"):
     pytest.importorskip(library)
 
 

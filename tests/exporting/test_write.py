@@ -24,7 +24,7 @@ from deltapass.exporting.verify import relative_error
 from deltapass.schedule.rules import Table
 from deltapass.sessions.report import Cause
 
-for library in ("onnx", "onnxscript", "onnxruntime", "jsonschema", "safetensors"):
+for library in ("onnx", "onnxscript", "onnxruntime", "safetensors"):
     pytest.importorskip(library)
 
 STEPS, TOLERANCE = 8, 2e-5
