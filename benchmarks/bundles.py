@@ -37,7 +37,7 @@ from deltapass.exporting.trace import export_graph
 from deltapass.options import parse_options
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from tiny import make_tiny
+from models.tiny import make_tiny
 
 FORMATS = ("onnx", "aoti", "tensorrt")
 Call = Callable[[float], tuple[tuple[Any, ...], dict[str, Any]]]

@@ -1,96 +1,32 @@
 """Toy denoisers of width 32, one for each way in which a transformer can be built.
 
 Every model has `inputs(timestep, seed)` -> (args, kwargs), `blocks_in_order()` and `streams`, so
-that the oracle in reference.py can drive it. Build them with `make(name)`: seeded, eval mode.
-
-Shapes:
-    B batch 2, T image tokens 16, S text tokens 5, D width 32, C channels 4.
+that the oracle in tests/reference.py can drive it. Build them with `make(name)`: seeded, eval mode.
+The letters of the shapes are those of parts.py.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-from reference import IMAGE_TEXT, SINGLE_STREAM, Call, Streams
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-B, T, S, D, C = 2, 16, 5, 32, 4
-
-
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter a seeded random value, so that no block is the identity; eval mode."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(0.0, 0.2, generator=generator)
-            else:  # biases, and norm weights round the one they start from
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return model.eval().requires_grad_(False)
-
-
-def noise(seed: int, *shape: int) -> Tensor:
-    """Seeded normal values that do not touch the global generator."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def mlp(width: int = D) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return F.layer_norm(x, (D,)) * (1 + scale[:, None]) + shift[:, None]
-
-
-class Attention(nn.Module):
-    """Attention of two heads; keys and values come from `context` where it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.query, self.key_value, self.out = nn.Linear(D, D), nn.Linear(D, 2 * D), nn.Linear(D, D)
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        key, value = self.key_value(x if context is None else context).chunk(2, dim=-1)
-        heads = [t.unflatten(-1, (2, -1)).transpose(1, 2) for t in (self.query(x), key, value)]
-        return self.out(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
-
-
-class Conditioning(nn.Module):
-    """Sinusoidal features of the timestep (B,) through an MLP: (B, D)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mlp = mlp()
-
-    def forward(self, timestep: Tensor) -> Tensor:
-        steps = torch.arange(D // 2, device=timestep.device)
-        angles = timestep.float()[:, None] * torch.exp(-math.log(10_000) * steps / (D // 2))
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
-
-
-class Denoiser(nn.Module):
-    """What the toys share: token inputs, a stack in `blocks`, one residual stream."""
-
-    streams: Streams = SINGLE_STREAM
-    blocks: nn.ModuleList
-
-    def blocks_in_order(self) -> list[nn.Module]:
-        return list(self.blocks)
-
-    def inputs(self, timestep: float, seed: int = 0) -> Call:
-        return (noise(seed, B, T, C), torch.full((B,), timestep)), {}
-
-
-class TextDenoiser(Denoiser):
-    """A toy that also takes text tokens."""
-
-    def inputs(self, timestep: float, seed: int = 0) -> Call:
-        args, _ = super().inputs(timestep, seed)
-        return args, {"encoder_hidden_states": noise(1_000, B, S, D)}
-
+from models.parts import (
+    Attention,
+    B,
+    C,
+    Conditioning,
+    D,
+    Denoiser,
+    T,
+    TextDenoiser,
+    mlp,
+    modulate,
+)
+from models.seeds import noise, randomise
+from models.streams import IMAGE_TEXT, SINGLE_STREAM, Call, Streams
 
 # ---- one stream, adaLN -------------------------------------------------------------------------
 
@@ -395,13 +331,9 @@ TOYS: dict[str, type[Denoiser]] = {
 
 def make(name: str, seed: int = 0, **options: Any) -> Denoiser:
     """A toy with seeded random weights, in eval mode, without gradients."""
-    model = TOYS[name](**options)
-    randomise(model, seed)
-    return model
+    return randomise(TOYS[name](**options), seed)
 
 
 def make_controlled(seed: int = 0, **options: Any) -> ControlledDenoiser:
     """The toy with residuals, which is driven like no other: its residuals change at every step."""
-    model = ControlledDenoiser(**options)
-    randomise(model, seed)
-    return model
+    return randomise(ControlledDenoiser(**options), seed)
