@@ -2,7 +2,7 @@
 
 | module | what |
 |---|---|
-| toys | one small denoiser for each way of building a transformer; parts.py is what they share |
+| toys, adaln | one small denoiser for each way of building a transformer, of parts.py |
 | diffusion | classes of diffusers, built from the rows of configs.toml |
 | calls | an example call of such a model, at any size, type and device |
 | tiny | the tiny ones with their blocks, streams and calls |
@@ -13,9 +13,10 @@ The toys are offered here; everything else is imported from its module, behind
 and pytest by its `pythonpath`.
 """
 
+from models.adaln import AdaLNBlock, AdaLNDenoiser
 from models.parts import Attention, B, C, Conditioning, D, Denoiser, S, T, mlp
 from models.seeds import noise, randomise
-from models.toys import TOYS, AdaLNBlock, AdaLNDenoiser, CrossAttentionBlock, make, make_controlled
+from models.toys import TOYS, CrossAttentionBlock, make, make_controlled
 
 __all__ = [
     "TOYS",
