@@ -10,11 +10,10 @@ there is no GPU.
 from __future__ import annotations
 
 import argparse
-import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,9 @@ import torch
 from deltapass.backends.onnx.format import write_segments
 from deltapass.backends.tensorrt.build import Range, Settings, build
 from denoisers import DENOISERS
-from measure import record
+from measure import arguments, follow, in_turn, median, record, seconds
+from models.streams import Call as Given
+from models.tiny import TINY_NAMES, make_tiny
 
 import deltapass
 from deltapass.bundles.formats import Job, SegmentProgram
@@ -35,28 +36,22 @@ from deltapass.exporting.segments import as_one_segment
 from deltapass.exporting.trace import export_graph
 from deltapass.options import parse_options
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from tiny import make_tiny
-
 FORMATS = ("onnx", "aoti", "tensorrt")
-Call = Callable[[float], tuple[tuple[Any, ...], dict[str, Any]]]
+Call = Callable[[float], Given]
 
 
 def main() -> None:
     """Measure every model in every format, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    sizes = f"a tiny model of tests/tiny.py, or a real size: {', '.join(DENOISERS)}"
-    parser.add_argument("--models", nargs="+", default=["embedded"], help=f"embedded, {sizes}")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--architectures", nargs="+", help="TensorRT-RTX: such as SM89")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["onnx"])
-    parser.add_argument("--images", type=int, default=20, help="batch of the embedded model")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--save", type=Path, help="append the records to this JSON-lines file")
-    args = parser.parse_args()
+    args = arguments(
+        __doc__,
+        without=("model", "mode"),
+        models={"nargs": "+", "default": ["embedded"], "choices": (*DENOISERS, *TINY_NAMES)},
+        architectures={"nargs": "+", "help": "TensorRT-RTX: such as SM89"},
+        formats={"nargs": "+", "choices": FORMATS, "default": ["onnx"]},
+        images={"type": int, "default": 20, "help": "batch of the embedded model"},
+        rounds={"type": int, "default": 5},
+        threads={"type": int, "default": 1},
+    )
     torch.set_num_threads(args.threads)
     rows = []
     for name in args.models:
@@ -76,17 +71,9 @@ def measured(name: str, format: str, args: argparse.Namespace) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         ours, plain = Path(folder, "ours"), Path(folder, "plain")
         started = time.perf_counter()
-        plan = deltapass.export(
-            model,
-            positional,
-            named,
-            ours,
-            format=format,
-            steps=args.steps,
-            engine=engine,
-            **options,
-        )
-        seconds = time.perf_counter() - started
+        chosen = {**written, **options, "steps": args.steps}
+        plan = deltapass.export(model, positional, named, ours, **chosen)
+        spent = time.perf_counter() - started
         deltapass.export(model, positional, named, plain, schedule="none", **written)
         row = {
             "segments": len(plan.segments),
@@ -96,7 +83,7 @@ def measured(name: str, format: str, args: argparse.Namespace) -> dict[str, Any]
             "weights_bytes": plan.weights["bytes"],
             "errors": (plan.verified or {})["variants"],
             "verified_by": (plan.verified or {})["by"],
-            "export_seconds": round(seconds, 1),
+            "export_seconds": round(spent, 1),
             "expected_speedup": round(plan.macs["expected_speedup"], 4),
         }
         if format == "tensorrt":
@@ -129,41 +116,22 @@ def times(
     bundles: tuple[Path, Path], call: Call, options: dict[str, Any], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Load times, and trajectories of both in turns."""
-    loading = {}
-    models = []
+    loading, models = {}, []
     for name, folder in zip(("load_seconds", "plain_load_seconds"), bundles, strict=True):
-        seconds = []
-        for _ in range(3):
-            started = time.perf_counter()
-            model = deltapass.load(folder, **options)
-            seconds.append(time.perf_counter() - started)
-        loading[name] = round(statistics.median(seconds), 4)
-        models.append(model)
-    taken: tuple[list[float], list[float]] = ([], [])
-    for round_number in range(args.rounds + 1):
-        for model, seconds in zip(models, taken, strict=True):
-            found = trajectory(model, call, args.steps)
-            if round_number:  # the first one warms up
-                seconds.append(found)
-    ours, plain = (statistics.median(seconds) for seconds in taken)
+        load = partial(deltapass.load, folder, **options)
+        loading[name] = median(seconds(load) for _ in range(3))
+        models.append(load())
+    calls = [call(1 - step / args.steps) for step in range(args.steps)]
+    runs = [partial(follow, model, calls) for model in models]
+    in_turn(runs, 0)  # warm up
+    taken = [in_turn(runs, turn, args.device) for turn in range(args.rounds)]
+    ours, plain = zip(*taken, strict=True)
     return {
         **loading,
-        "trajectory_seconds": [round(s, 5) for s in taken[0]],
-        "plain_trajectory_seconds": [round(s, 5) for s in taken[1]],
-        "speedup": round(plain / ours, 4),
+        "trajectory_seconds": [round(s, 5) for s in ours],
+        "plain_trajectory_seconds": [round(s, 5) for s in plain],
+        "speedup": round(median(plain, 9) / median(ours, 9), 4),
     }
-
-
-@torch.no_grad()
-def trajectory(model: Any, call: Call, steps: int) -> float:
-    """Seconds of one trajectory."""
-    calls = [call(1 - step / steps) for step in range(steps)]
-    started = time.perf_counter()
-    with deltapass.session(steps=steps) as session:
-        for step, (positional, named) in enumerate(calls):
-            session.step(step)
-            model(*positional, **named)
-    return time.perf_counter() - started
 
 
 # ---- TensorRT: what whole variants would take ---------------------------------------------------

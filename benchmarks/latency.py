@@ -8,13 +8,12 @@ timing the outputs of refresh steps are checked against the plain model.
 from __future__ import annotations
 
 import functools
-import statistics
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from denoisers import DENOISERS, Denoiser
-from measure import arguments, record, seconds, trajectory_timesteps
+from measure import arguments, in_turn, median, record, seconds, trajectory_timesteps
 
 import deltapass
 from deltapass.backend import compile_graph
@@ -30,7 +29,7 @@ TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
 def main() -> None:
     """Measure and print one record."""
     args = arguments(
-        __doc__.split("\n")[0],
+        __doc__,
         rounds={"type": int, "default": 2},
         order={"type": int, "default": 0},
         fuse={"default": "blocks"},
@@ -82,8 +81,7 @@ def trajectory(
             call_args, call_kwargs = denoiser.inputs(timestep)
             session.step(index)
             pair = [functools.partial(run, *call_args, **call_kwargs) for run in (plain, ours)]
-            first = index % 2  # take turns in going first
-            taken = {which: seconds(pair[which], args.device) for which in (first, 1 - first)}
+            taken = in_turn(pair, index, args.device)
             steps.append((kind_of(session), taken[0], taken[1]))
     return steps
 
@@ -99,13 +97,13 @@ def kind_of(session: deltapass.Session) -> str:
 def summary(rounds: list[list[tuple[str, float, float]]]) -> dict[str, Any]:
     """Ratios ours / plain by kind of step, and of whole trajectories."""
     steps = [step for steps in rounds for step in steps]
-    result: dict[str, Any] = {"plain_step_s": round(statistics.median(s[1] for s in steps), 5)}
+    result: dict[str, Any] = {"plain_step_s": median((s[1] for s in steps), 5)}
     for kind in ("refresh", "cached-deep", "cached-shallow"):
         ratios = [ours / plain for name, plain, ours in steps if name == kind]
         if ratios:
-            result[f"{kind}/plain"] = round(statistics.median(ratios), 4)
+            result[f"{kind}/plain"] = median(ratios)
     speedups = [sum(s[1] for s in one) / sum(s[2] for s in one) for one in rounds]
-    result["trajectory_speedup"] = round(statistics.median(speedups), 4)
+    result["trajectory_speedup"] = median(speedups)
     result["trajectory_speedups"] = [round(speedup, 4) for speedup in speedups]
     return result
 
@@ -160,8 +158,8 @@ def per_call(call: Callable[[int], Any], times: int = 1000) -> float:
     """Median microseconds of a call after warm-up."""
     for index in range(100):
         call(index)
-    taken = [seconds(lambda at=index: call(100 + at), "cpu") for index in range(times)]
-    return round(statistics.median(taken) * 1e6, 1)
+    taken = [seconds(functools.partial(call, 100 + index)) for index in range(times)]
+    return round(median(taken, 9) * 1e6, 1)
 
 
 if __name__ == "__main__":

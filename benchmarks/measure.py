@@ -1,4 +1,4 @@
-"""Timing and records shared by the benchmark scripts."""
+"""What the benchmark scripts share: options, timing in turns, medians and records."""
 
 from __future__ import annotations
 
@@ -6,32 +6,47 @@ import argparse
 import datetime
 import json
 import platform
+import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from denoisers import DENOISERS
+from models.streams import Call
 
-TIMESTEPS = 1000.0
+import deltapass
+from deltapass.demo.machine import processor
+
+TIMESTEPS: Final = 1000.0
+DEVICE: Final = "cuda" if torch.cuda.is_available() else "cpu"
+OPTIONS: Final[Mapping[str, dict[str, Any]]] = {
+    "model": {"choices": DENOISERS, "default": "dit-xl-256"},
+    "mode": {"help": "torch.compile mode of both, such as max-autotune-no-cudagraphs"},
+    "device": {"default": DEVICE},
+    "dtype": {"choices": ("float32", "bfloat16", "float16"), "default": "float32"},
+    "steps": {"type": int, "default": 20},
+    "save": {"type": Path, "help": "append the records to this JSON-lines file"},
+}
+
+# ---- options -------------------------------------------------------------------------------------
 
 
-def arguments(description: str, **extra: dict[str, Any]) -> argparse.Namespace:
-    """The options every script takes, and its own."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--model", choices=DENOISERS, default="dit-xl-256")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument(
-        "--mode", help="torch.compile mode of both, such as max-autotune-no-cudagraphs"
-    )
-    parser.add_argument("--save", type=Path, help="append the record to this JSON-lines file")
-    for name, options in extra.items():
-        parser.add_argument(f"--{name}", **options)
+def arguments(
+    description: str, *, without: Iterable[str] = (), **extra: dict[str, Any]
+) -> argparse.Namespace:
+    """The options every script takes but for those in `without`, and its own."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    shared = {name: how for name, how in OPTIONS.items() if name not in set(without)}
+    for name, how in {**shared, **extra}.items():
+        parser.add_argument(f"--{name}", **how)
     return parser.parse_args()
+
+
+# ---- trajectories --------------------------------------------------------------------------------
 
 
 def trajectory_timesteps(steps: int) -> list[float]:
@@ -39,7 +54,19 @@ def trajectory_timesteps(steps: int) -> list[float]:
     return [TIMESTEPS * (1 - step / steps) - 1 for step in range(steps)]
 
 
-def seconds(run: Callable[[], Any], device: str) -> float:
+@torch.no_grad()
+def follow(model: Any, calls: Sequence[Call]) -> None:
+    """One trajectory in a session of its own."""
+    with deltapass.session(steps=len(calls)) as session:
+        for step, (args, kwargs) in enumerate(calls):
+            session.step(step)
+            model(*args, **kwargs)
+
+
+# ---- timing --------------------------------------------------------------------------------------
+
+
+def seconds(run: Callable[[], Any], device: str = "cpu") -> float:
     """Wall-clock seconds of one call, device finished."""
     _wait(device)
     started = time.perf_counter()
@@ -53,32 +80,64 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def record(args: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Print a result as JSON with what it depends on; append it where --save says."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    entry = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit.stdout.strip(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "hardware": hardware(args.device),
-        "threads": torch.get_num_threads(),
-        "options": {k: str(v) for k, v in vars(args).items() if k != "save" and v is not None},
-        **results,
-    }
+def in_turn(runs: Sequence[Callable[[], Any]], turn: int, device: str = "cpu") -> list[float]:
+    """Seconds of each, one after the other; who goes first changes from turn to turn."""
+    count = len(runs)
+    order = [(turn + place) % count for place in range(count)]
+    taken = {which: seconds(runs[which], device) for which in order}
+    return [taken[which] for which in range(count)]
+
+
+def median(values: Iterable[float], digits: int = 4) -> float:
+    """The median, rounded."""
+    return round(statistics.median(values), digits)
+
+
+# ---- records -------------------------------------------------------------------------------------
+
+
+def record(args: argparse.Namespace, results: dict[str, Any], *, unit: str = "seconds") -> None:
+    """Print a result as JSON with what it depends on; append it where --save says.
+
+    Args:
+        args: The options; `seed` and `rounds` are noted apart where there are such.
+        results: Numbers by name.
+        unit: Of those whose names do not end in one.
+    """
+    entry = {**circumstances(args), "unit": unit, **results}
     print(json.dumps(entry, indent=1))
     if args.save:
         with args.save.open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
 
+def circumstances(args: argparse.Namespace) -> dict[str, Any]:
+    """What numbers depend on: code, versions, device and options."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit(),
+        **{name: metadata.version(name) for name in ("deltapass", "torch", "diffusers")},
+        "python": platform.python_version(),
+        "device": args.device,
+        "hardware": hardware(args.device),
+        "threads": torch.get_num_threads(),
+        "seed": getattr(args, "seed", 0),
+        "repeats": getattr(args, "rounds", 1),
+        "options": {k: str(v) for k, v in vars(args).items() if k != "save" and v is not None},
+    }
+
+
+def commit() -> str:
+    """The commit of the code; "+" where files differ from it."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
 def hardware(device: str) -> str:
     """Name of the device the numbers belong to."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return f"{torch.get_num_threads()} threads of {line.split(':')[1].strip()}"
-    return platform.processor()
+    return f"{torch.get_num_threads()} threads of {processor()}"

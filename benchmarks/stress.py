@@ -15,11 +15,10 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from measure import record
+from measure import OPTIONS, arguments, record
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -60,7 +59,7 @@ SCENARIOS: dict[str, Scenario] = {
 
 def main() -> None:
     """Measure every system in turn, record every scenario, print the tables."""
-    args = arguments()
+    args = options()
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes started below
     rows = []
     for name in args.systems:
@@ -68,23 +67,25 @@ def main() -> None:
         with ProcessPoolExecutor(1, mp_context=context) as process:
             measured = process.submit(run_system, name, args).result()
         for row in measured:
-            record(args, row)
+            record(args, row, unit="requests")
         rows += measured
     console = Console(width=None if os.isatty(1) else 200)
     console.print(table(rows, args, verdict))
     console.print(table(rows, args, memory))
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
-    parser.add_argument("--workers", type=int, default=8, help="threads, or requests under way")
-    parser.add_argument("--each", type=int, default=25, help="requests of every worker")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save", type=Path, help="append the records to this JSON-lines file")
-    parser.set_defaults(device="cpu")
-    return parser.parse_args()
+def options() -> argparse.Namespace:
+    args = arguments(
+        __doc__,
+        without=OPTIONS.keys() - {"save"},
+        systems={"nargs": "+", "choices": SYSTEMS, "default": list(SYSTEMS)},
+        scenarios={"nargs": "+", "choices": SCENARIOS, "default": list(SCENARIOS)},
+        workers={"type": int, "default": 8, "help": "threads, or requests under way"},
+        each={"type": int, "default": 25, "help": "requests of every worker"},
+        seed={"type": int, "default": 0},
+    )
+    args.device = "cpu"
+    return args
 
 
 # ---- in a process of its own ------------------------------------------------------------------

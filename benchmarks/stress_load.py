@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from diffusers import FluxTransformer2DModel
+from models.calls import flux_places
+from models.diffusion import build
+from models.seeds import noise
+from models.tiny import TEXT, WIDTH
 
-TEXT, WIDTH, CHANNELS = 6, 32, 16
+CHANNELS = 16
 SIZES = ((4, 4), (4, 6), (8, 8))  # rows and columns of image tokens
 PROMPT, NEGATIVE = 1_000_000, 2_000_000  # seeds of the texts, apart from those of the latents
 CLOSE_CALLS = 1e-4  # seconds between switches of threads, far below the default of 5e-3
@@ -78,39 +81,18 @@ def make_requests(seed: int, count: int, *, aborts: float = 0.25) -> list[Reques
 # ---- the model --------------------------------------------------------------------------------
 
 
-def build_model() -> FluxTransformer2DModel:
+def build_model() -> torch.nn.Module:
     """Two double and three single blocks of width 32, seeded; every call gives the same weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = FluxTransformer2DModel(
-            num_attention_heads=2,
-            attention_head_dim=16,
-            in_channels=CHANNELS,
-            num_layers=2,
-            num_single_layers=3,
-            joint_attention_dim=WIDTH,
-            pooled_projection_dim=WIDTH,
-            guidance_embeds=True,
-            axes_dims_rope=(4, 6, 6),
-        )
-    model.eval().requires_grad_(False)
+    model: torch.nn.Module = build("flux").eval().requires_grad_(False)
     for parameter in model.parameters():  # so that every block matters, and steps still resemble
         parameter.mul_(1.3 if parameter.ndim > 1 else 1.0)
     return model
 
 
-def _noise(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def fixed_inputs(request: Request) -> dict[str, Inputs]:
     """What stays the same along a trajectory, by branch: the same tensors at every step."""
-    rows, columns = (torch.arange(float(length)) for length in request.size)
-    grid = torch.meshgrid(rows, columns, indexing="ij")
-    places = torch.stack([torch.zeros(grid[0].numel()), *(axis.flatten() for axis in grid)], dim=1)
     common = {
-        "img_ids": places,
-        "txt_ids": torch.zeros(TEXT, 3),
+        **flux_places(*request.size, TEXT),
         "guidance": torch.full((1,), 3.5),
         "return_dict": False,
     }
@@ -118,8 +100,8 @@ def fixed_inputs(request: Request) -> dict[str, Inputs]:
     return {
         branch: {
             **common,
-            "encoder_hidden_states": _noise(texts[branch], 1, TEXT, WIDTH),
-            "pooled_projections": _noise(texts[branch] + 1, 1, WIDTH),
+            "encoder_hidden_states": noise(texts[branch], 1, TEXT, WIDTH),
+            "pooled_projections": noise(texts[branch] + 1, 1, WIDTH),
         }
         for branch in request.branches
     }
@@ -157,7 +139,7 @@ def trajectory(system: System, request: Request) -> Run:
     handle, finished = system.open(request), False
     try:
         fixed = fixed_inputs(request)
-        latents = _noise(request.seed, 1, request.size[0] * request.size[1], CHANNELS)
+        latents = noise(request.seed, 1, request.size[0] * request.size[1], CHANNELS)
         for step in range(request.steps):
             level = torch.full((1,), 1 - step / request.steps)
             given = {"hidden_states": latents, "timestep": level}

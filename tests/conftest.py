@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,24 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     return compare
 
 
+@pytest.fixture(scope="module", autouse=True)
+def kept_compiled(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether the module keeps what is compiled from test to test, as servers do."""
+    keeps = request.node.get_closest_marker("keeps_compiled") is not None
+    torch._dynamo.reset()
+    # The limit is of all models of one class together.
+    with torch._dynamo.config.patch(recompile_limit=64) if keeps else nullcontext():
+        yield keeps
+    torch._dynamo.reset()
+
+
 @pytest.fixture(autouse=True)
-def fresh_torch() -> Iterator[None]:
+def fresh_torch(kept_compiled: bool) -> Iterator[None]:
     """Seed the generator and forget what Dynamo compiled, before and after the test."""
     torch.manual_seed(0)
+    if kept_compiled:
+        yield
+        return
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

@@ -1,6 +1,6 @@
 """Delta-Cache in eager PyTorch inside a real pipeline call: what a pipeline test is equal to.
 
-    with PipelineOracle(zoo.denoiser, zoo.blocks, zoo.streams, table, branches=2) as oracle:
+    with oracle_in(zoo, table) as oracle:
         expected = zoo.run()
     assert oracle.calls == 2 * steps
 
@@ -104,3 +104,12 @@ class PipelineOracle:
             return output
 
         return replaced
+
+
+def oracle_in(
+    zoo: Any, table: Sequence[SpanLike | None], order: int = 0, **overrides: Any
+) -> PipelineOracle:
+    """The oracle in a pipeline of the zoo, for a call with these fields of its request."""
+    branches, start = zoo.branches(**overrides), zoo.start(**overrides)
+    known = (zoo.denoiser, zoo.blocks, zoo.streams, table)
+    return PipelineOracle(*known, branches=branches, order=order, start=start)

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, Protocol
 from unittest.mock import patch
 
 import torch
+from models.streams import SINGLE_STREAM, Call, Streams, Values
 from torch import Tensor, nn
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-Values = tuple[Tensor | None, ...]
 
 
 class SpanLike(Protocol):
@@ -26,31 +23,6 @@ class SpanLike(Protocol):
     def start(self) -> int: ...
     @property
     def stop(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class Streams:
-    """How a block receives and returns the residual streams, always in one order.
-
-    A stream that a block drops is None in `unpack` and in what `pack` is given.
-    """
-
-    take: Callable[[tuple[Any, ...], dict[str, Any]], tuple[Tensor, ...]]
-    pack: Callable[[Values], Any]
-    unpack: Callable[[Any], Values]
-
-
-def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
-
-
-def _encoder(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
-
-
-SINGLE_STREAM = Streams(lambda a, k: (_hidden(a, k),), lambda s: s[0], lambda out: (out,))
-TEXT_IMAGE = Streams(lambda a, k: (_encoder(a, k), _hidden(a, k)), tuple, tuple)
-IMAGE_TEXT = Streams(lambda a, k: (_hidden(a, k), _encoder(a, k)), tuple, tuple)
 
 
 class DeltaCacheReference:

@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("diffusers")
 
 from driving import compiled, follow, oracle, tensors
-from tiny import TINY_NAMES, make_tiny
+from models.tiny import TINY_NAMES, make_tiny
 
 import deltapass
 from deltapass.schedule.rules import Span

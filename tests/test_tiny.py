@@ -9,8 +9,8 @@ import torch
 
 pytest.importorskip("diffusers")
 
+from models.tiny import TINY_NAMES, Tiny, make_tiny
 from reference import Call, DeltaCacheReference
-from tiny import TINY_NAMES, Tiny, make_tiny
 
 
 @dataclass(frozen=True)

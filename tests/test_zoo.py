@@ -15,8 +15,8 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from models import noise
-from pipeline_oracle import PipelineOracle
-from zoo import NUMPY_WARNINGS, ZOO_NAMES, Zoo, make_pipe
+from models.zoo import NUMPY_WARNINGS, ZOO_NAMES, Zoo, make_pipe
+from pipeline_oracle import PipelineOracle, oracle_in
 
 from deltapass.schedule.rules import Span
 
@@ -53,11 +53,6 @@ def alternating(zoo: Zoo, span: Span | None = None, **overrides: Any) -> list[Sp
     span = span or Span(1, len(zoo.blocks))
     start, steps = zoo.start(**overrides), zoo.request(**overrides).steps
     return [span if step > start and (step - start) % 2 else None for step in range(steps)]
-
-
-def oracle_of(zoo: Zoo, table: list[Span | None], **options: Any) -> PipelineOracle:
-    options = {"branches": zoo.branches(), "start": zoo.start(), **options}
-    return PipelineOracle(zoo.denoiser, zoo.blocks, zoo.streams, table, **options)
 
 
 # ---- pipelines ---------------------------------------------------------------------------------
@@ -138,7 +133,7 @@ def test_control_residuals_matter(name: str) -> None:
 @every_pipeline
 def test_oracle_of_refreshes_is_the_plain_pipeline(name: str) -> None:
     zoo = pipe_of(name)
-    with oracle_of(zoo, [None] * zoo.steps_default) as oracle:
+    with oracle_in(zoo, [None] * zoo.steps_default) as oracle:
         assert torch.equal(zoo.run(), plain(name))
     assert oracle.calls == zoo.branches() * zoo.steps_run()
     assert set(oracle.blocks_run) == {len(zoo.blocks)}
@@ -149,7 +144,7 @@ def test_oracle_of_refreshes_is_the_plain_pipeline(name: str) -> None:
 def test_oracle_skips_blocks_on_cached_steps(name: str, order: int) -> None:
     zoo = pipe_of(name)
     table = alternating(zoo)
-    with oracle_of(zoo, table, order=order) as oracle:
+    with oracle_in(zoo, table, order) as oracle:
         result = zoo.run()
     assert torch.isfinite(result).all()
     assert not torch.equal(result, plain(name))
@@ -167,7 +162,7 @@ def test_shallow_spans_and_order_one_give_other_results(name: str) -> None:
     deep, shallow = alternating(zoo), alternating(zoo, Span(0, len(zoo.blocks) - 1))
     results = []
     for table, order in ((deep, 0), (shallow, 0), (deep, 1)):
-        with oracle_of(zoo, table, order=order):
+        with oracle_in(zoo, table, order):
             results.append(zoo.run())
     assert not torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
@@ -177,10 +172,12 @@ def test_shallow_spans_and_order_one_give_other_results(name: str) -> None:
 def test_deltas_of_another_branch_would_be_seen(name: str) -> None:
     zoo = pipe_of(name)
     table = alternating(zoo)
-    with oracle_of(zoo, table):
+    with oracle_in(zoo, table):
         apart = zoo.run()
     each_call = [span for span in table for _ in range(2)]
-    with oracle_of(zoo, each_call, branches=1):  # the prompt's step reads the other's deltas
+    with PipelineOracle(
+        zoo.denoiser, zoo.blocks, zoo.streams, each_call
+    ):  # the prompt's step reads the other's deltas
         mixed = zoo.run()
     assert not torch.equal(mixed, apart)
 
@@ -199,7 +196,7 @@ def test_residuals_of_a_cached_step_count_only_after_the_span(
     zoo = pipe_of(name)
     results = []
     for end in (1.0, 0.5):  # with 0.5 the second step has no residuals
-        with oracle_of(zoo, [None, Span(0, stop)]):
+        with oracle_in(zoo, [None, Span(0, stop)]):
             results.append(zoo.pipe(**zoo.call(steps=2), control_guidance_end=end)[0])
     assert torch.equal(*results) == same
 
@@ -271,10 +268,10 @@ def test_the_first_step_must_be_a_refresh(table: list[Span | None], start: int) 
 def test_everything_is_put_back_after_an_error_too() -> None:
     zoo = pipe_of("wan")
     modules = (zoo.denoiser, *zoo.blocks)
-    with pytest.raises(IndexError), oracle_of(zoo, [None]):  # fewer steps than the pipeline runs
+    with pytest.raises(IndexError), oracle_in(zoo, [None]):  # fewer steps than the pipeline runs
         zoo.run()
     assert not any("forward" in vars(module) for module in modules)
-    with oracle_of(zoo, [None] * 6):
+    with oracle_in(zoo, [None] * 6):
         assert "forward" in vars(zoo.denoiser)
         zoo.run()
     assert not any("forward" in vars(module) for module in modules)

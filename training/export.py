@@ -8,7 +8,6 @@ from typing import Any
 
 import matplotlib as mpl
 import torch
-from diffusers import DPMSolverMultistepScheduler
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -41,42 +40,31 @@ clothing. Weights are float16.
 """
 
 
-def export(model: Any, run: Path, target: Path, recipe: Any, classes: tuple[str, ...]) -> None:
+def export(pipe: Any, run: Path, target: Path, recipe: Any) -> None:
     """Write weights, scheduler, index, loss curve and card into `target`.
 
     Args:
-        model: The averaged model.
+        pipe: The averaged model with its scheduler and the names of the classes.
         run: Run folder, for its log.
         target: Folder to write; made if missing.
         recipe: What the run was trained with.
-        classes: Names of the classes, by number.
     """
-    target.mkdir(parents=True, exist_ok=True)
-    weights = model.to(torch.float16)
-    weights.save_pretrained(target / "transformer", variant="fp16")
-    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
-    scheduler.save_pretrained(target / "scheduler")
-    index = {
-        "_class_name": "ClassConditionalPipeline",
-        "transformer": ["diffusers", type(model).__name__],
-        "scheduler": ["diffusers", type(scheduler).__name__],
-        "id2label": dict(enumerate(classes)),
-    }
-    (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    pipe.to(torch.float16).save_pretrained(target, variant="fp16")
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     plot_loss(log, target / "loss.png")
-    (target / "README.md").write_text(card(model, log, recipe, classes))
+    (target / "README.md").write_text(card(pipe, log, recipe))
 
 
-def card(model: Any, log: list[dict[str, float]], recipe: Any, classes: tuple[str, ...]) -> str:
+def card(pipe: Any, log: list[dict[str, float]], recipe: Any) -> str:
     """The model card's text."""
+    model = pipe.transformer
     config = model.config
     return CARD.format(
         kind=type(model).__name__,
         blocks=config.num_layers,
         width=config.num_attention_heads * config.attention_head_dim,
         parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
-        classes=", ".join(classes),
+        classes=", ".join(pipe.labels),
         dropout=recipe.label_dropout,
         images=max(int(log[-1]["images"]), recipe.images),
         batch=recipe.batch,

@@ -24,6 +24,9 @@ from export import export
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from deltapass.demo.embedded import EMBEDDED, ClassConditionalPipeline
+from deltapass.demo.picture import grid
+
 NULL_CLASS = len(CLASSES)  # the label that stands for "no label" in classifier-free guidance
 
 
@@ -41,17 +44,9 @@ class Recipe:
 
 
 def build_model() -> DiTTransformer2DModel:
-    """28 blocks of width 96 on 7 x 7 patches of 4 x 4 pixels: 5.7 M parameters."""
-    model = DiTTransformer2DModel(
-        num_attention_heads=3,
-        attention_head_dim=32,
-        in_channels=1,
-        out_channels=1,
-        num_layers=28,
-        sample_size=28,
-        patch_size=4,
-        num_embeds_ada_norm=len(CLASSES),
-    )
+    """The architecture of the shipped model, as its config.json says: 5.7 M parameters."""
+    config = DiTTransformer2DModel.load_config(EMBEDDED / "transformer", local_files_only=True)
+    model = DiTTransformer2DModel.from_config(config)
     for block in model.transformer_blocks:  # adaLN-Zero: every block starts as the identity
         torch.nn.init.zeros_(block.norm1.linear.weight)
         torch.nn.init.zeros_(block.norm1.linear.bias)
@@ -74,29 +69,22 @@ def flow_matching_loss(
     return torch.nn.functional.mse_loss(predicted, noise - images)
 
 
-@torch.no_grad()
-def sample(
-    model: torch.nn.Module, labels: torch.Tensor, seed: int = 0, guidance: float = 2.0
-) -> torch.Tensor:
-    """20 steps of DPM-Solver++ with classifier-free guidance."""
-    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
-    scheduler.set_timesteps(20)
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(len(labels), 1, 28, 28, generator=generator).to(labels.device)
-    both = torch.cat([labels, torch.full_like(labels, NULL_CLASS)])
-    for t in scheduler.timesteps:
-        times = t.float().expand(len(both)).to(x.device)
-        out = model(torch.cat([x, x]), timestep=times, class_labels=both, return_dict=False)[0]
-        cond, uncond = out.chunk(2)
-        x = scheduler.step(uncond + guidance * (cond - uncond), t, x, return_dict=False)[0]
-    return x.clamp(-1, 1)
+def pipeline(model: torch.nn.Module) -> ClassConditionalPipeline:
+    """The model with the shipped scheduler: DPM-Solver++ for flow prediction."""
+    folder = EMBEDDED / "scheduler"
+    scheduler = DPMSolverMultistepScheduler.from_pretrained(folder, local_files_only=True)
+    pipe = ClassConditionalPipeline(model, scheduler, id2label=dict(enumerate(CLASSES)))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
-def save_grid(images: torch.Tensor, path: Path, rows: int) -> None:
-    """Write images row by row (one row a class), enlarged three times."""
-    pixels = ((images.cpu() + 1) * 127.5).round().byte().view(rows, -1, 28, 28)
-    grid = pixels.permute(0, 2, 1, 3).reshape(rows * 28, -1)
-    picture = Image.fromarray(grid.numpy(), mode=None)
+def save_samples(model: torch.nn.Module, path: Path, columns: int) -> None:
+    """Sample every class and write the pictures, one row a class, enlarged three times."""
+    labels = [label for label in range(len(CLASSES)) for _ in range(columns)]
+    generator = torch.Generator().manual_seed(0)
+    images = pipeline(model)(labels, generator=generator, output_type="pt").images
+    pixels = (grid(images.cpu(), columns) * 255).round().byte()
+    picture = Image.fromarray(pixels.numpy())
     picture.resize((picture.width * 3, picture.height * 3), Image.Resampling.NEAREST).save(path)
 
 
@@ -211,9 +199,7 @@ def _log(run: Run, loss: float, rate: float) -> None:
 
 
 def _sample_grid(run: Run) -> None:
-    labels = torch.arange(len(CLASSES), device=run.device).repeat_interleave(6)
-    pictures = sample(run.average, labels)
-    save_grid(pictures, run.folder / f"samples-{run.images_seen:08d}.png", rows=len(CLASSES))
+    save_samples(run.average, run.folder / f"samples-{run.images_seen:08d}.png", columns=6)
 
 
 def main() -> None:
@@ -233,9 +219,8 @@ def main() -> None:
         train(run, args.data, args.sample_every)
         return
     args.export.mkdir(parents=True, exist_ok=True)
-    labels = torch.arange(len(CLASSES), device=run.device).repeat_interleave(10)
-    save_grid(sample(run.average, labels), args.export / "samples.png", rows=len(CLASSES))
-    export(run.average, args.run, args.export, recipe, CLASSES)
+    save_samples(run.average, args.export / "samples.png", columns=10)
+    export(pipeline(run.average), args.run, args.export, recipe)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 pytest.importorskip("onnxruntime")
 
-from pipeline_oracle import PipelineOracle
-from zoo import NUMPY_WARNINGS, ZOO_NAMES, Zoo, make_pipe
+from models.zoo import NUMPY_WARNINGS, ZOO_NAMES, Zoo, make_pipe
+from pipeline_oracle import oracle_in
 
 import deltapass
 from deltapass.cli.sources import first_call
@@ -50,14 +50,7 @@ def expected(name: str, **overrides: Any) -> torch.Tensor:
     zoo = make_pipe(name)
     steps, start = zoo.request(**overrides).steps, zoo.start(**overrides)
     table = SCHEDULE.table(steps, len(zoo.blocks), start)
-    with PipelineOracle(
-        zoo.denoiser,
-        zoo.blocks,
-        zoo.streams,
-        table,
-        branches=zoo.branches(**overrides),
-        start=start,
-    ):
+    with oracle_in(zoo, table, **overrides):
         return zoo.run(**overrides)
 
 

@@ -294,8 +294,8 @@ def test_a_plan_that_contradicts_itself_is_refused(name: str, path: Path, tmp_pa
 def test_a_pipeline_with_a_bundle_is_that_with_the_compiled_model(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
-    from tiny import make_tiny
-    from zoo import make_pipe
+    from models.tiny import make_tiny
+    from models.zoo import make_pipe
 
     zoo = make_pipe("pixart-dpm")
     tiny = replace(make_tiny("pixart"), model=zoo.denoiser, blocks=zoo.blocks)

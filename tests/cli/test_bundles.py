@@ -15,9 +15,9 @@ import diffusers
 import numpy as np
 import typer
 from models import make
+from models.zoo import NUMPY_WARNINGS
 from PIL import Image
 from typer.testing import CliRunner
-from zoo import NUMPY_WARNINGS
 
 import deltapass
 from deltapass.cli.app import app

@@ -36,7 +36,7 @@ def toy(name: str) -> Graph:
 @functools.cache
 def tiny(name: str) -> Graph:
     pytest.importorskip("diffusers")
-    from tiny import make_tiny
+    from models.tiny import make_tiny
 
     model = make_tiny(name)
     args, kwargs = model.call(0.5)

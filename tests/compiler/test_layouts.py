@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("diffusers")
 
 from models import make
-from tiny import make_tiny
+from models.tiny import make_tiny
 
 from deltapass.backend import analyse
 from deltapass.compiler.layouts import representatives, share_layouts

@@ -35,7 +35,7 @@ def toy(name: str) -> Traced:
 @functools.cache
 def tiny(name: str) -> Traced:
     pytest.importorskip("diffusers")
-    from tiny import make_tiny
+    from models.tiny import make_tiny
 
     model = make_tiny(name)
     args, kwargs = model.call(0.5)

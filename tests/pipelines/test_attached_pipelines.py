@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import inspect
 import sys
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,82 +20,40 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import diffusers
-from pipeline_oracle import PipelineOracle
-from zoo import NUMPY_WARNINGS, ZOO_NAMES, Zoo, make_pipe
+from models.zoo import NUMPY_WARNINGS, Zoo, make_pipe
+from pipeline_case import (
+    CACHED,
+    INTERRUPTED,
+    OPTIONS,
+    SCHEDULE,
+    attached_pipe,
+    check_attached,
+    deltas_kept,
+    expected,
+    original,
+    realised,
+    refusals,
+    report_of,
+    table_of,
+)
 
 import deltapass
-from deltapass.schedule.rules import Span, Table
-from deltapass.sessions.deltas import History
+from deltapass.schedule.rules import Span
 from deltapass.sessions.session import active_session
 
-pytestmark = pytest.mark.filterwarnings(NUMPY_WARNINGS)
+pytestmark = [pytest.mark.keeps_compiled, pytest.mark.filterwarnings(NUMPY_WARNINGS)]
 
-OPTIONS: dict[str, Any] = {"lowering": "eager", "cached_blocks": 2, "boundary": 0.5}
-SCHEDULE = deltapass.Schedule(cached_blocks=2, boundary=0.5)
-CACHED = tuple(name for name in ZOO_NAMES if name != "lumina2")  # which no graph can be made of
-INTERRUPTED = tuple(n for n in CACHED if n != "dit" and not n.startswith("pixart"))
 CONTEXTS = {"flux": "cond", "cogvideox": "cond_uncond", "hunyuanvideo": "cond"}
 
-original: Callable[[str], Zoo] = cache(make_pipe)
 
-
-@pytest.fixture(autouse=True)
-def fresh_torch() -> None:
-    """In place of conftest's: what was compiled stays for the next test."""
-    torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(recompile_limit=64):  # of all pipelines of one class together
-        yield
-    torch._dynamo.reset()
-
-
-def attached_pipe(name: str, dynamic: bool | None, **options: Any) -> Zoo:
-    zoo = make_pipe(name)
-    compiled = torch.compile(zoo.denoiser, backend="deltadit", dynamic=dynamic, options=options)
-    zoo.pipe.transformer = compiled
-    deltapass.attach(zoo.pipe)
-    return zoo
+def wanted(zoo: Zoo, extra: dict[str, Any] | None = None, **overrides: Any) -> Tensor:
+    """The same call with the schedule's Delta-Cache in plain PyTorch."""
+    return expected(original(zoo.name), table_of(zoo, **overrides), extra, **overrides)
 
 
 @pytest.fixture(scope="module", params=CACHED)
 def zoo(request: pytest.FixtureRequest) -> Zoo:
-    """An attached pipeline; a new shape is compiled alone, which is quicker than for any shape."""
-    return attached_pipe(request.param, False, **OPTIONS)
-
-
-def report_of(zoo: Zoo) -> deltapass.SessionReport:
-    report = deltapass.last_report(zoo.pipe)
-    assert report is not None
-    return report
-
-
-def table_of(zoo: Zoo, **overrides: Any) -> Table:
-    steps, start = zoo.request(**overrides).steps, zoo.start(**overrides)
-    return SCHEDULE.table(steps, len(zoo.blocks), start)
-
-
-def expected(zoo: Zoo, extra: dict[str, Any] | None = None, **overrides: Any) -> Tensor:
-    """The same call with the schedule's Delta-Cache in plain PyTorch."""
-    plain, table = original(zoo.name), table_of(zoo, **overrides)
-    options = {"branches": plain.branches(**overrides), "start": plain.start(**overrides)}
-    with PipelineOracle(plain.denoiser, plain.blocks, plain.streams, table, **options):
-        return plain.pipe(**plain.call(**overrides), **(extra or {}))[0]
-
-
-def check(zoo: Zoo, **overrides: Any) -> None:
-    """One call: the result, the plan, and what was done call by call."""
-    assert torch.equal(zoo.run(**overrides), expected(zoo, **overrides))
-    report, table = report_of(zoo), table_of(zoo, **overrides)
-    start, branches = zoo.start(**overrides), zoo.branches(**overrides)
-    steps = [step for step in range(start, len(table)) for _ in range(branches)]
-    assert [entry.step for entry in report.entries] == steps
-    assert [entry.realised for entry in report.entries] == [table[step] for step in steps]
-    assert report.as_planned
-    assert 0 < report.cached < report.calls
+    return attached_pipe(request.param)
 
 
 def other_request(zoo: Zoo) -> dict[str, Any]:
@@ -110,28 +67,28 @@ def other_request(zoo: Zoo) -> dict[str, Any]:
 
 
 def test_a_call_equals_the_oracle(zoo: Zoo) -> None:
-    check(zoo)
-    assert not torch.equal(expected(zoo), original(zoo.name).run()), "caching must matter"
+    check_attached(zoo)
+    assert not torch.equal(wanted(zoo), original(zoo.name).run()), "caching must matter"
 
 
 def test_the_same_call_again_compiles_nothing(zoo: Zoo) -> None:
-    check(zoo)
+    check_attached(zoo)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     with torch._dynamo.config.patch(error_on_recompile=True):
-        check(zoo)
-        check(zoo, steps=9, prompt=1)
+        check_attached(zoo)
+        check_attached(zoo, steps=9, prompt=1)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
 def test_branches_are_named_by_the_cache_context(zoo: Zoo) -> None:
     zoo.run()
-    names = {entry.branch_label for entry in report_of(zoo).entries}
+    names = {entry.branch_label for entry in report_of(zoo.pipe).entries}
     assert names == ({"cond", "uncond"} if zoo.separate else {CONTEXTS.get(zoo.name, "-")})
 
 
 def test_another_request_and_then_the_first_one_again(zoo: Zoo) -> None:
-    check(zoo, **other_request(zoo))
-    check(zoo)
+    check_attached(zoo, **other_request(zoo))
+    check_attached(zoo)
 
 
 def test_conditioning_is_read_when_it_is_a_new_tensor(
@@ -188,10 +145,10 @@ def fail(pipe: Any) -> None:
 @pytest.mark.parametrize("done", [1, 2])
 def test_a_callback_interrupts_and_a_new_call_is_right(zoo: Zoo, done: int) -> None:
     result = zoo.pipe(**zoo.call(), **stop_after(zoo, done, interrupt))[0]
-    assert report_of(zoo).calls == done * zoo.branches()
-    assert report_of(zoo).as_planned
-    assert torch.equal(result, expected(zoo, stop_after(zoo, done, interrupt)))
-    check(zoo)
+    assert report_of(zoo.pipe).calls == done * zoo.branches()
+    assert report_of(zoo.pipe).as_planned
+    assert torch.equal(result, wanted(zoo, stop_after(zoo, done, interrupt)))
+    check_attached(zoo)
 
 
 def test_a_failing_call_and_a_new_one_is_right(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,27 +165,15 @@ def test_a_failing_call_and_a_new_one_is_right(zoo: Zoo, monkeypatch: pytest.Mon
         zoo.pipe(**zoo.call(), **arguments)
     monkeypatch.undo()
     assert kinds == (type(zoo.pipe.scheduler), type(zoo.pipe))
-    assert report_of(zoo).calls == 2 * zoo.branches()
+    assert report_of(zoo.pipe).calls == 2 * zoo.branches()
     assert active_session() is None
-    check(zoo)
+    check_attached(zoo)
 
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """How many deltas of those made since are still in memory."""
-    deltas: list[weakref.ref[Tensor]] = []
-    push = History.push
-
-    def noting(self: History, new: tuple[Tensor, ...], *args: Any) -> None:
-        deltas.extend(map(weakref.ref, new))
-        push(self, new, *args)
-
-    def count() -> int:
-        assert deltas, "none were made"
-        return sum(delta() is not None for delta in deltas)
-
-    monkeypatch.setattr(History, "push", noting)
-    return count
+    return deltas_kept(monkeypatch)
 
 
 def test_deltas_are_freed_after_a_call(zoo: Zoo, kept: Callable[[], int]) -> None:
@@ -240,7 +185,7 @@ def test_deltas_are_freed_after_a_call(zoo: Zoo, kept: Callable[[], int]) -> Non
 def test_deltas_are_freed_after_a_call_that_ends_early(
     stop: Callable[[Any], None], kept: Callable[[], int]
 ) -> None:
-    zoo = attached_pipe("sd3", False, **OPTIONS)
+    zoo = attached_pipe("sd3")
     with suppress(KeyboardInterrupt):
         zoo.pipe(**zoo.call(), **stop_after(zoo, 1, stop))
     assert kept() == 0
@@ -252,9 +197,11 @@ def test_deltas_are_freed_after_a_call_that_ends_early(
 def test_dynamic_shapes() -> None:
     """From the second shape on, the place of a timestep in its tensor is one more variable."""
     torch._dynamo.reset()  # which remembers the shapes of other tests
-    zoo = attached_pipe("sd3-img2img", None, **OPTIONS)
+    zoo = make_pipe("sd3-img2img")
+    zoo.pipe.transformer = torch.compile(zoo.denoiser, backend="deltadit", options=OPTIONS)
+    deltapass.attach(zoo.pipe)
     for guidance in (4.0, 1.0, 4.0):
-        check(zoo, guidance=guidance)
+        check_attached(zoo, guidance=guidance)
 
 
 # ---- other samplers ------------------------------------------------------------------------------
@@ -273,15 +220,13 @@ SAMPLERS = (
 @pytest.mark.parametrize(("name", "kind", "extra"), SAMPLERS)
 def test_other_samplers(name: str, kind: str, extra: Any) -> None:
     """A step is a call of the model: as many as the sampler has timesteps."""
-    zoo, plain = attached_pipe(name, False, **OPTIONS), make_pipe(name)
+    zoo, plain = attached_pipe(name), make_pipe(name)
     for one in (zoo, plain):
         one.pipe.scheduler = getattr(diffusers, kind)()
     plain.pipe(**plain.call(), **extra)
     table = SCHEDULE.table(len(plain.pipe.scheduler.timesteps), len(plain.blocks))
-    with PipelineOracle(plain.denoiser, plain.blocks, plain.streams, table):
-        wanted = plain.pipe(**plain.call(), **extra)[0]
-    assert torch.equal(zoo.pipe(**zoo.call(), **extra)[0], wanted)
-    assert tuple(entry.realised for entry in report_of(zoo).entries) == table
+    assert torch.equal(zoo.pipe(**zoo.call(), **extra)[0], expected(plain, table, extra))
+    assert realised(report_of(zoo.pipe)) == table
 
 
 # ---- few steps -----------------------------------------------------------------------------------
@@ -289,21 +234,18 @@ def test_other_samplers(name: str, kind: str, extra: Any) -> None:
 
 def test_lcm_has_the_schedule_of_the_paper() -> None:
     """Table 3: four steps, a seventh of the blocks, an interval of two, the boundary half-way."""
-    zoo = attached_pipe("pixart-lcm", False, lowering="eager")
-    table = [None, Span(3, 4), None, Span(0, 1)]
-    plain = original("pixart-lcm")
-    with PipelineOracle(plain.denoiser, plain.blocks, plain.streams, table):
-        wanted = plain.run()
-    assert torch.equal(zoo.run(), wanted)
-    assert [entry.realised for entry in report_of(zoo).entries] == table
-    assert report_of(zoo).as_planned
+    zoo = attached_pipe("pixart-lcm", lowering="eager")
+    table = (None, Span(3, 4), None, Span(0, 1))
+    assert torch.equal(zoo.run(), expected(original(zoo.name), table))
+    assert realised(report_of(zoo.pipe)) == table
+    assert report_of(zoo.pipe).as_planned
 
 
 @pytest.mark.parametrize("steps", [2, 3])
 def test_very_few_steps(zoo: Zoo, steps: int) -> None:
-    assert torch.equal(zoo.run(steps=steps), expected(zoo, steps=steps))
-    assert report_of(zoo).as_planned
-    assert report_of(zoo).calls == zoo.branches() * zoo.steps_run(steps=steps)
+    assert torch.equal(zoo.run(steps=steps), wanted(zoo, steps=steps))
+    assert report_of(zoo.pipe).as_planned
+    assert report_of(zoo.pipe).calls == zoo.branches() * zoo.steps_run(steps=steps)
 
 
 # ---- the one that is refused ---------------------------------------------------------------------
@@ -311,10 +253,10 @@ def test_very_few_steps(zoo: Zoo, steps: int) -> None:
 
 def test_lumina_is_refused_with_the_reason_and_runs_in_full() -> None:
     """Its forward looks at the lengths of the masks, so Dynamo cuts it into several graphs."""
-    zoo = attached_pipe("lumina2", False, **OPTIONS)
+    zoo = attached_pipe("lumina2")
     with pytest.warns(deltapass.RefusalWarning) as caught:
         result = zoo.run(guidance=1.0)  # without guidance, which has twice as many graphs
-    texts = [str(one.message) for one in caught if one.category is deltapass.RefusalWarning]
+    texts = refusals(caught)
     assert any("graph is broken into pieces" in text and "fullgraph=True" in text for text in texts)
     assert torch.equal(result, original("lumina2").run(guidance=1.0))
-    assert all(entry.refused for entry in report_of(zoo).entries)
+    assert all(entry.refused for entry in report_of(zoo.pipe).entries)

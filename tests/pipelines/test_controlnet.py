@@ -6,7 +6,6 @@ Most tests run programs step by step, without a session: which step is cached is
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,14 +13,13 @@ from typing import Any
 import pytest
 import torch
 from driving import compiled, follow, oracle, tensors
-from models import make_controlled, noise, randomise
+from models import make_controlled, noise
 from reference import SINGLE_STREAM, Call, DeltaCacheReference
 from torch import Tensor, fx
 
 pytest.importorskip("diffusers")
 
-from diffusers import ChromaTransformer2DModel
-from tiny import BATCH, HEADS, WIDTH, Tiny, make_tiny
+from models.tiny import BATCH, WIDTH, Tiny, make_tiny
 
 import deltapass
 from deltapass.backend import analyse
@@ -67,29 +65,11 @@ def as_long(tiny: Tiny) -> Tiny:
 
 def chroma() -> Tiny:
     """Adds residuals in place, to the image's part of the joined stream of its single blocks."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # from within diffusers
-        model = ChromaTransformer2DModel(
-            **HEADS,
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=4,
-            joint_attention_dim=WIDTH,
-            axes_dims_rope=(4, 6, 6),
-            approximator_num_channels=16,
-            approximator_hidden_dim=WIDTH,
-            approximator_layers=1,
-        )
-    randomise(model)
-
-    def call(level: float, seed: int = 0) -> Call:
-        _, kwargs = make_tiny("flux").call(level, seed)
-        unknown = ("pooled_projections", "guidance")
-        return (), {name: value for name, value in kwargs.items() if name not in unknown}
-
+    tiny = make_tiny("chroma")
     # The model writes into what a block gives it: the oracle must give it a tensor of its own.
     streams = replace(SINGLE_STREAM, pack=lambda values: torch.clone(values[0]))
-    return Tiny("chroma", model, tuple(model.single_transformer_blocks), streams, call)
+    blocks: Any = tiny.model.single_transformer_blocks
+    return replace(tiny, blocks=tuple(blocks), streams=streams)
 
 
 def toy(*, own: bool) -> Tiny:

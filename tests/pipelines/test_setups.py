@@ -5,11 +5,10 @@ What works gives the bits of the eager Delta-Cache in a pipeline set up the same
 
 from __future__ import annotations
 
-import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,42 +22,31 @@ pytest.importorskip("accelerate")
 from accelerate import cpu_offload_with_hook
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from diffusers import WanPipeline
-from pipeline_oracle import PipelineOracle
-from zoo import NUMPY_WARNINGS, Zoo, make_pipe
+from models.zoo import NUMPY_WARNINGS, Zoo, make_pipe
+from pipeline_case import (
+    OPTIONS,
+    SCHEDULE,
+    compiled,
+    copied,
+    expected,
+    original,
+    refusals,
+    report_of,
+    table_of,
+)
+from pipeline_oracle import oracle_in
 
 import deltapass
 from deltapass.errors import AttachError
 
-pytestmark = pytest.mark.filterwarnings(NUMPY_WARNINGS)
+pytestmark = [pytest.mark.keeps_compiled, pytest.mark.filterwarnings(NUMPY_WARNINGS)]
 
-OPTIONS: dict[str, Any] = {"lowering": "eager", "cached_blocks": 2, "boundary": 0.5}
-SCHEDULE = deltapass.Schedule(cached_blocks=2, boundary=0.5)
 CPU = torch.device("cpu")
 BROKEN = ("graph is broken into pieces", "fullgraph=True")
 Setup = Callable[[nn.Module], Any]
 
-original: Callable[[str], Zoo] = cache(make_pipe)
 
-
-@pytest.fixture(autouse=True)
-def fresh_torch() -> None:
-    """In place of conftest's: what was compiled stays for the next test."""
-    torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(recompile_limit=64):  # of all pipelines of one class together
-        yield
-    torch._dynamo.reset()
-
-
-def compiled(model: nn.Module) -> Any:
-    return torch.compile(model, backend="deltadit", dynamic=False, options=OPTIONS)
-
-
-def attached_pipe(name: str = "sd3", setup: Setup = nn.Module.eval) -> Zoo:
+def set_up(name: str = "sd3", setup: Setup = nn.Module.eval) -> Zoo:
     """Compiled and attached; `setup` does something to the plain denoiser first."""
     zoo = make_pipe(name)
     setup(zoo.denoiser)
@@ -67,39 +55,23 @@ def attached_pipe(name: str = "sd3", setup: Setup = nn.Module.eval) -> Zoo:
     return zoo
 
 
-def expected(plain: Zoo, refreshes: tuple[int, ...] = (), **arguments: Any) -> Tensor:
-    """A call of an uncompiled pipeline with Delta-Cache, and with more refreshes than planned."""
-    table = list(SCHEDULE.table(plain.steps_default, len(plain.blocks)))
-    for step in refreshes:
-        table[step] = None
-    known = (plain.denoiser, plain.blocks, plain.streams, table)
-    with PipelineOracle(*known, branches=plain.branches()):
-        return plain.pipe(**{**plain.call(), **arguments})[0]
-
-
-def report_of(zoo: Zoo) -> deltapass.SessionReport:
-    report = deltapass.last_report(zoo.pipe)
-    assert report is not None
-    return report
-
-
 def check(zoo: Zoo, plain: Zoo | None = None, **arguments: Any) -> None:
     """The pipeline caches as planned, and gives the bits of `plain` under the oracle."""
     result = zoo.pipe(**{**zoo.call(), **arguments})[0]
-    assert torch.equal(result, expected(plain or original(zoo.name), **arguments))
-    assert report_of(zoo).as_planned
-    assert report_of(zoo).cached > 0
+    assert torch.equal(result, expected(plain or original(zoo.name), table_of(zoo), arguments))
+    assert report_of(zoo.pipe).as_planned
+    assert report_of(zoo.pipe).cached > 0
 
 
 def check_refused(zoo: Zoo, plain: Zoo, *texts: str) -> None:
     """The pipeline runs in full, and warnings say so, one of them every text."""
     with pytest.warns(deltapass.RefusalWarning) as caught:
         result = zoo.run()
-    told = [str(one.message) for one in caught if one.category is deltapass.RefusalWarning]
+    told = refusals(caught)
     for text in ("nothing cached", *texts):
         assert any(text in message for message in told), text
     assert torch.equal(result, plain.run())
-    assert report_of(zoo).cached == 0
+    assert report_of(zoo.pipe).cached == 0
 
 
 # ---- compiling -----------------------------------------------------------------------------------
@@ -119,9 +91,9 @@ def test_attach_may_come_before_compile() -> None:
 
 
 def test_blocks_compiled_before_and_after_the_whole() -> None:
-    zoo = attached_pipe("flux", lambda model: model.compile_repeated_blocks(backend="eager"))
+    zoo = set_up("flux", lambda model: model.compile_repeated_blocks(backend="eager"))
     check(zoo)
-    zoo = attached_pipe("flux")
+    zoo = set_up("flux")
     zoo.pipe.transformer.compile_repeated_blocks(backend="deltadit", options=OPTIONS)
     check(zoo)
 
@@ -147,7 +119,7 @@ def align(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("hook", [align, offload])
 def test_hooks_on_the_compiled_denoiser(hook: Setup) -> None:
-    zoo = attached_pipe()
+    zoo = set_up()
     hook(zoo.pipe.transformer)
     check(zoo)
 
@@ -166,15 +138,13 @@ def test_hooks_inside_the_compiled_denoiser_are_refused(hook: Setup) -> None:
     torch._dynamo.reset()
     plain = make_pipe("sd3")
     hook(plain.denoiser)
-    check_refused(
-        attached_pipe("sd3", hook), plain, "graph is broken into pieces", "fullgraph=True"
-    )
+    check_refused(set_up("sd3", hook), plain, "graph is broken into pieces", "fullgraph=True")
     torch._dynamo.reset()
 
 
 def test_model_offload_of_a_pipeline() -> None:
     """On a CPU it copies the weights before every call, because "cpu:0" is not called "cpu"."""
-    zoo = attached_pipe()
+    zoo = set_up()
     zoo.pipe.enable_model_cpu_offload(device="cpu")
     check_refused(zoo, original("sd3"), "calls were full; last: the weights changed")
 
@@ -183,7 +153,7 @@ def test_model_offload_of_a_pipeline() -> None:
 
 
 def test_attention_slicing_and_a_sliced_vae() -> None:
-    zoo, plain = attached_pipe(), make_pipe("sd3")
+    zoo, plain = set_up(), make_pipe("sd3")
     check(zoo)
     for pipe in (zoo.pipe, plain.pipe):
         pipe.enable_attention_slicing()
@@ -193,7 +163,7 @@ def test_attention_slicing_and_a_sliced_vae() -> None:
 
 
 def test_fused_projections() -> None:
-    zoo, plain = attached_pipe(), make_pipe("sd3")
+    zoo, plain = set_up(), make_pipe("sd3")
     check(zoo)
     for part in (zoo.pipe.transformer, plain.denoiser):
         part.fuse_qkv_projections()
@@ -214,7 +184,7 @@ def adapt(model: Any) -> None:
 
 
 def test_an_adapter_is_added_and_scaled_between_calls() -> None:
-    zoo, plain = attached_pipe(), make_pipe("sd3")
+    zoo, plain = set_up(), make_pipe("sd3")
     check(zoo)
     for change in (adapt, lambda model: model.set_adapters(["style"], [0.5])):
         change(zoo.denoiser)
@@ -228,11 +198,13 @@ def test_an_adapter_scaled_in_mid_run_forces_one_refresh() -> None:
             pipe.transformer.set_adapters(["style"], [0.25])
         return tensors
 
-    zoo, plain = attached_pipe("sd3", adapt), make_pipe("sd3")
+    zoo, plain = set_up("sd3", adapt), make_pipe("sd3")
     adapt(plain.denoiser)
     result = zoo.pipe(**zoo.call(), callback_on_step_end=scale)[0]
-    assert torch.equal(result, expected(plain, (3,), callback_on_step_end=scale))
-    assert [entry.step for entry in report_of(zoo).entries if entry.forced] == [3]
+    table = list(table_of(zoo))
+    table[3] = None
+    assert torch.equal(result, expected(plain, table, {"callback_on_step_end": scale}))
+    assert [entry.step for entry in report_of(zoo.pipe).entries if entry.forced] == [3]
 
 
 # ---- two denoisers -------------------------------------------------------------------------------
@@ -249,10 +221,7 @@ def test_a_second_denoiser_begins_with_a_refresh_in_mid_trajectory() -> None:
     pipe = WanPipeline(**none, **parts, scheduler=zoo.pipe.scheduler, boundary_ratio=0.8)
     pipe.set_progress_bar_config(disable=True)
     table = SCHEDULE.table(8, len(zoo.blocks))
-    first, second = (
-        PipelineOracle(one.denoiser, one.blocks, one.streams, rows, branches=2)
-        for one, rows in ((zoo, table[:4]), (other, table[4:]))
-    )
+    first, second = oracle_in(zoo, table[:4]), oracle_in(other, table[4:])
     with first, second:
         wanted = pipe(**zoo.call(steps=8))[0]
     assert (first.calls, second.calls) == (8, 8)
@@ -265,7 +234,7 @@ def test_a_second_denoiser_begins_with_a_refresh_in_mid_trajectory() -> None:
 
 
 def test_a_scheduler_whose_steps_are_not_seen_is_told_of() -> None:
-    zoo = attached_pipe()
+    zoo = set_up()
     scheduler, kind = zoo.pipe.scheduler, type(zoo.pipe.scheduler)
     scheduler.step = lambda *args, **kwargs: kind.step(scheduler, *args, **kwargs)
     check_refused(zoo, original("sd3"), "never called the step() of its scheduler")
@@ -274,16 +243,10 @@ def test_a_scheduler_whose_steps_are_not_seen_is_told_of() -> None:
 # ---- at the same time ----------------------------------------------------------------------------
 
 
-def copied(zoo: Zoo) -> Any:
-    """A pipeline for another thread, as AttachError says."""
-    pipe = copy.copy(zoo.pipe)
-    pipe.scheduler = copy.deepcopy(zoo.pipe.scheduler)
-    return pipe
-
-
 def test_two_threads_step_in_turn_through_one_compiled_denoiser() -> None:
-    zoo, barrier = attached_pipe("flux-cfg"), threading.Barrier(2, timeout=60)
-    alone = [expected(original("flux-cfg"), **zoo.call(prompt=prompt)) for prompt in (0, 1)]
+    zoo, barrier = set_up("flux-cfg"), threading.Barrier(2, timeout=60)
+    table = table_of(zoo)
+    alone = [expected(original("flux-cfg"), table, prompt=prompt) for prompt in (0, 1)]
 
     def meet(pipe: Any, step: int, timestep: Tensor, tensors: Any) -> Any:
         barrier.wait()
@@ -296,13 +259,13 @@ def test_two_threads_step_in_turn_through_one_compiled_denoiser() -> None:
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(work, (zoo.pipe, copied(zoo)), (0, 1)))
     assert all(map(torch.equal, together, alone))
-    assert report_of(zoo).as_planned
+    assert report_of(zoo.pipe).as_planned
 
 
 @pytest.mark.parametrize("threads", [0, 1])
 def test_one_scheduler_in_two_calls_at_once_is_an_error(threads: int) -> None:
     """Neither in a callback nor in another thread; the call that was first goes on."""
-    zoo, errors = attached_pipe(), []
+    zoo, errors = set_up(), []
 
     def again(pipe: Any, step: int, timestep: Tensor, tensors: Any) -> Any:
         with ThreadPoolExecutor(1) as pool, pytest.raises(AttachError) as caught:
@@ -311,7 +274,7 @@ def test_one_scheduler_in_two_calls_at_once_is_an_error(threads: int) -> None:
         return tensors
 
     result = zoo.pipe(**zoo.call(), callback_on_step_end=again)[0]
-    assert torch.equal(result, expected(original("sd3")))
+    assert torch.equal(result, expected(original("sd3"), table_of(zoo)))
     assert len(errors) == zoo.steps_default
     assert "using this scheduler. Give each thread a pipeline and a scheduler" in errors[0]
     check(zoo)

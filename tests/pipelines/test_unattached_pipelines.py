@@ -7,9 +7,7 @@ it known whether they are few, which have defaults of their own: those trajector
 from __future__ import annotations
 
 import gc
-import weakref
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,62 +18,37 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from diffusers import HeunDiscreteScheduler
-from pipeline_oracle import PipelineOracle
-from zoo import NUMPY_WARNINGS, ZOO_NAMES, Zoo, make_pipe
+from models.zoo import NUMPY_WARNINGS, Zoo, make_pipe
+from pipeline_case import (
+    CACHED,
+    INTERRUPTED,
+    SCHEDULE,
+    check_entries,
+    compiled_pipe,
+    deltas_kept,
+    expected,
+    original,
+    realised,
+    report_of,
+)
 
 import deltapass
 from deltapass.schedule.rules import Span, Table
-from deltapass.sessions.deltas import History
-from deltapass.sessions.report import Entry
 
-pytestmark = pytest.mark.filterwarnings(NUMPY_WARNINGS)
+pytestmark = [pytest.mark.keeps_compiled, pytest.mark.filterwarnings(NUMPY_WARNINGS)]
 
-OPTIONS: dict[str, Any] = {"lowering": "eager", "cached_blocks": 2, "boundary": 0.5}
-SCHEDULE = deltapass.Schedule(cached_blocks=2, boundary=0.5)
-CACHED = tuple(name for name in ZOO_NAMES if name != "lumina2")  # which no graph can be made of
 RESIZED = ("pixart-dpm", "sd3-img2img", "flux-cfg", "wan")
 EMBEDDED = ("flux", "flux-img2img", "flux-controlnet", "hunyuanvideo")  # guidance
-INTERRUPTED = tuple(n for n in CACHED if n != "dit" and not n.startswith("pixart"))
 STEPS = 12
 TRAINING_STEPS = 1000.0  # of all samplers here, by whose number a timestep is a noise level
-
-original: Callable[[str], Zoo] = cache(make_pipe)
-
-
-@pytest.fixture(autouse=True)
-def fresh_torch() -> None:
-    """In place of conftest's: what was compiled stays for the next test."""
-    torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(recompile_limit=64):  # of all pipelines of one class together
-        yield
-    torch._dynamo.reset()
-
-
-def compiled_pipe(name: str, **options: Any) -> Zoo:
-    zoo = make_pipe(name)
-    zoo.pipe.transformer = torch.compile(
-        zoo.denoiser, backend="deltadit", dynamic=False, options=options
-    )
-    return zoo
 
 
 @pytest.fixture(scope="module", params=CACHED)
 def zoo(request: pytest.FixtureRequest) -> Zoo:
-    return compiled_pipe(request.param, **OPTIONS)
+    return compiled_pipe(request.param)
 
 
-def entries_of(zoo: Zoo) -> tuple[Entry, ...]:
-    report = deltapass.last_report(zoo.denoiser)
-    assert report is not None
-    return report.entries
-
-
-def table_of(zoo: Zoo, **overrides: Any) -> Table:
+def table_by_level(zoo: Zoo, **overrides: Any) -> Table:
     """What the schedule says for the noise levels of the last call; full before its start.
 
     Steps are counted from the first that is run, so image-to-image begins with a refresh too.
@@ -86,26 +59,14 @@ def table_of(zoo: Zoo, **overrides: Any) -> Table:
     return (*(None,) * start, *rows)
 
 
-def expected(zoo: Zoo, table: Table, extra: dict[str, Any], **overrides: Any) -> Tensor:
-    """The same call with the table's Delta-Cache in plain PyTorch."""
-    plain = original(zoo.name)
-    options = {"branches": plain.branches(**overrides), "start": plain.start(**overrides)}
-    with PipelineOracle(plain.denoiser, plain.blocks, plain.streams, table, **options):
-        return plain.pipe(**plain.call(**overrides), **extra)[0]
-
-
 def check(zoo: Zoo, **overrides: Any) -> None:
     """One call: the result, and what was done call by call."""
     overrides = {"steps": STEPS, **overrides}
     result = zoo.run(**overrides)
-    table, branches = table_of(zoo, **overrides), zoo.branches(**overrides)
-    assert torch.equal(result, expected(zoo, table, {}, **overrides))
-    entries, run = entries_of(zoo), table[zoo.start(**overrides) :]
-    assert [entry.step for entry in entries] == [
-        s for s in range(len(run)) for _ in range(branches)
-    ]
-    assert [entry.realised for entry in entries] == [span for span in run for _ in range(branches)]
-    assert all(entry.as_planned for entry in entries)
+    table, branches = table_by_level(zoo, **overrides), zoo.branches(**overrides)
+    assert torch.equal(result, expected(original(zoo.name), table, **overrides))
+    run = table[zoo.start(**overrides) :]
+    check_entries(report_of(zoo.denoiser), run, branches, 0)
     assert {len(span) for span in run if span is not None} == {2}
 
 
@@ -133,7 +94,7 @@ def test_a_call_equals_the_oracle(zoo: Zoo) -> None:
 def test_deep_and_shallow_blocks_are_cached(zoo: Zoo) -> None:
     zoo.run(steps=STEPS)
     blocks = len(zoo.blocks)
-    spans = [entry.realised for entry in entries_of(zoo) if entry.realised]
+    spans = [entry.realised for entry in report_of(zoo.denoiser).entries if entry.realised]
     assert set(spans) == {Span(blocks - 2, blocks), Span(0, 2)}
     assert spans == sorted(spans, reverse=True), "deep before shallow"
 
@@ -173,7 +134,7 @@ def test_a_failing_call_and_a_new_one_is_right(
     with pytest.raises(KeyboardInterrupt):
         zoo.run(steps=STEPS)
     monkeypatch.undo()
-    assert len(entries_of(zoo)) == (done + 1) * zoo.branches()
+    assert len(report_of(zoo.denoiser).entries) == (done + 1) * zoo.branches()
     check(zoo, seed=1, prompt=1)
 
 
@@ -185,9 +146,9 @@ def test_a_callback_interrupts_and_a_new_call_is_right(zoo: Zoo) -> None:
 
     extra = {"callback_on_step_end": interrupt}
     result = zoo.pipe(**zoo.call(steps=STEPS), **extra)[0]
-    table = table_of(zoo, steps=STEPS)
-    assert len(entries_of(zoo)) == 4 * zoo.branches()
-    assert torch.equal(result, expected(zoo, table, extra, steps=STEPS))
+    table = table_by_level(zoo, steps=STEPS)
+    assert len(report_of(zoo.denoiser).entries) == 4 * zoo.branches()
+    assert torch.equal(result, expected(original(zoo.name), table, extra, steps=STEPS))
     check(zoo, seed=1)
 
 
@@ -200,20 +161,20 @@ def test_few_steps_of_unknown_length_are_refused_and_never_cached() -> None:
         result = zoo.run()
     assert "session(steps=" in str(caught[0].message)
     assert torch.equal(result, original("pixart-lcm").run())
-    assert not any(entry.realised for entry in entries_of(zoo))
-    assert any(entry.refused for entry in entries_of(zoo))
+    assert not any(entry.realised for entry in report_of(zoo.denoiser).entries)
+    assert any(entry.refused for entry in report_of(zoo.denoiser).entries)
 
 
 def test_few_steps_of_known_length_are_cached_as_in_the_paper() -> None:
     """Table 3: four steps, a seventh of the blocks, an interval of two, the boundary half-way."""
     zoo = compiled_pipe("pixart-lcm", lowering="eager", steps=4)
     table = (None, Span(3, 4), None, Span(0, 1))
-    assert torch.equal(zoo.run(), expected(zoo, table, {}))
-    assert tuple(entry.realised for entry in entries_of(zoo)) == table
+    assert torch.equal(zoo.run(), expected(original(zoo.name), table))
+    assert realised(report_of(zoo.denoiser)) == table
 
 
 def test_lumina_is_refused_with_the_reason_and_runs_in_full() -> None:
-    zoo = compiled_pipe("lumina2", **OPTIONS)
+    zoo = compiled_pipe("lumina2")
     with pytest.warns(deltapass.RefusalWarning, match="graph is broken into pieces"):
         result = zoo.run(guidance=1.0)
     assert torch.equal(result, original("lumina2").run(guidance=1.0))
@@ -239,7 +200,7 @@ class Acting:
 )
 def test_a_call_in_a_callback_of_another_pipeline(attached: bool, kind: Any) -> None:
     """They share the denoiser and the prompt."""
-    outer, inner = compiled_pipe("pixart-dpm", **OPTIONS), make_pipe("pixart-dpm")
+    outer, inner = compiled_pipe("pixart-dpm"), make_pipe("pixart-dpm")
     inner.pipe.transformer = outer.pipe.transformer
     wanted, results = inner.run(steps=STEPS, seed=1), []
 
@@ -255,14 +216,13 @@ def test_a_call_in_a_callback_of_another_pipeline(attached: bool, kind: Any) -> 
 
 def test_samplers_with_two_calls_a_timestep_are_refused() -> None:
     """It shows at the third call, so the second one is cached by then: the next step's first."""
-    zoo, plain = compiled_pipe("pixart-dpm", **OPTIONS), make_pipe("pixart-dpm")
+    zoo, plain = compiled_pipe("pixart-dpm"), make_pipe("pixart-dpm")
     for one in (zoo, plain):
         one.pipe.scheduler = HeunDiscreteScheduler()
     with pytest.warns(deltapass.RefusalWarning, match="different samples share one timestep"):
         result = zoo.run(steps=STEPS)
     table = (None, Span(2, 4), *(None,) * (2 * STEPS - 3))
-    with PipelineOracle(plain.denoiser, plain.blocks, plain.streams, table):
-        assert torch.equal(result, plain.run(steps=STEPS))
+    assert torch.equal(result, expected(plain, table, steps=STEPS))
 
 
 # ---- memory --------------------------------------------------------------------------------------
@@ -270,19 +230,12 @@ def test_samplers_with_two_calls_a_timestep_are_refused() -> None:
 
 def test_deltas_go_with_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody says that a trajectory has ended: until the next one its last deltas stay."""
-    deltas: list[weakref.ref[Tensor]] = []
-    push = History.push
-
-    def noting(self: History, new: tuple[Tensor, ...], *args: Any) -> None:
-        deltas.extend(map(weakref.ref, new))
-        push(self, new, *args)
-
-    monkeypatch.setattr(History, "push", noting)
-    zoo = compiled_pipe("pixart-dpm", **OPTIONS)
+    kept = deltas_kept(monkeypatch)
+    zoo = compiled_pipe("pixart-dpm")
     for _ in range(2):
         zoo.run(steps=STEPS)
-        assert 0 < sum(delta() is not None for delta in deltas) <= 2
+        assert 0 < kept() <= 2
     del zoo
     torch._dynamo.reset()
     gc.collect()
-    assert not any(delta() is not None for delta in deltas)
+    assert kept() == 0

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,13 +70,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return made, folder / "in.safetensors"
 
 
+def copied(bundle: Path, to: Path) -> tuple[Path, dict[str, Any]]:
+    """A bundle to change, and its plan."""
+    folder = to / "bundle"
+    shutil.copytree(bundle, folder)
+    return folder, json.loads((folder / "plan.json").read_text())
+
+
 @pytest.mark.parametrize("name", ["../other/prologue.onnx", "/tmp/prologue.onnx"])
 def test_files_outside_the_bundle_are_not_opened(
     name: str, small: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "bundle"
-    shutil.copytree(small[0], folder)
-    plan = json.loads((folder / "plan.json").read_text())
+    folder, plan = copied(small[0], tmp_path)
     plan["segments"][0]["file"] = name
     (folder / "plan.json").write_text(json.dumps(plan))
     assert "not among the plan's files" in refused(folder, small[1])
@@ -90,9 +96,7 @@ def test_files_outside_the_bundle_are_not_opened(
 def test_formulas_that_would_break_it_are_refused(
     formula: str, small: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "bundle"
-    shutil.copytree(small[0], folder)
-    plan = json.loads((folder / "plan.json").read_text())
+    folder, plan = copied(small[0], tmp_path)
     for segment in plan["segments"]:
         for value in segment["values"].values():
             value["shape"] = [formula, *value["shape"][1:]]

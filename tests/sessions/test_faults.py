@@ -26,6 +26,8 @@ from deltapass.errors import LoweringError
 from deltapass.sessions.report import Cause
 from deltapass.sessions.session import active_session
 
+pytestmark = pytest.mark.keeps_compiled
+
 STEPS = 8
 SCHEDULE: dict[str, Any] = {"cached_blocks": 4, "boundary": 0.5}
 TABLE = deltapass.Schedule(**SCHEDULE).table(STEPS, 6)
@@ -46,12 +48,6 @@ class Subject:
         args, kwargs = self.calls[step]
         with torch.no_grad():
             return self.model(*args, **kwargs)
-
-
-@pytest.fixture(autouse=True)
-def fresh_torch() -> None:
-    """In place of conftest's: what was compiled stays for the next test."""
-    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="module")
@@ -285,11 +281,11 @@ def test_first_call_of_what_was_compiled(trap: Trap) -> None:
 # ---- in a pipeline ------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # as zoo.py says
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # as models/zoo says
 def test_attached_pipeline(trap: Trap) -> None:
     pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
-    from zoo import make_pipe
+    from models.zoo import make_pipe
 
     torch._dynamo.reset()
     zoo = make_pipe("pixart-dpm")

@@ -5,13 +5,9 @@ A short form of benchmarks/stress.py, whose code it runs. Compiled code is kept 
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,6 +16,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 pytest.importorskip("diffusers")
 
+import stress_check as check
+import stress_load as load
+import stress_systems as systems
 from deltapass.backends.eager import EagerLowering
 from models import B, C, make, noise
 
@@ -27,27 +26,10 @@ import deltapass
 from deltapass.graph.program import Body
 from deltapass.sessions.session import active_session
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+pytestmark = pytest.mark.keeps_compiled
+
 WORKERS, EACH = 4, 4
-
-
-def benchmark(name: str) -> ModuleType:
-    """A file of benchmarks/, under the name by which the others there import it."""
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-load, systems, check = (benchmark(f"stress_{part}") for part in ("load", "systems", "check"))
 REQUESTS = load.make_requests(0, WORKERS * EACH)
-
-
-@pytest.fixture(autouse=True)
-def fresh_torch() -> None:
-    """In place of conftest's: what was compiled stays for the next test."""
-    torch.manual_seed(0)
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def bodies_of(name: str) -> list[Any]:
         from test_contract import BODIES
 
         return [make() for make in BODIES.values()]
-    from tiny import make_tiny
+    from models.tiny import make_tiny
 
     from deltapass.backend import analyse
     from deltapass.compiler.plan import plan_span

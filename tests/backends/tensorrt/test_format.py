@@ -18,7 +18,7 @@ pytest.importorskip("diffusers")
 from deltapass.backends.tensorrt import format as tensorrt_files
 from driving import in_session
 from models import make
-from tiny import make_tiny
+from models.tiny import make_tiny
 
 import deltapass
 from deltapass.demo.compare import DemoSettings, example_call
