@@ -14,9 +14,10 @@ from reference import Call
 from torch import nn
 
 import deltapass
-from deltapass.backend import analyse, trace
+from deltapass.backend import analyse
 from deltapass.compiler.outline import Outline
 from deltapass.compiler.settle import plan_for, step_macs
+from deltapass.compiler.tracing import trace
 from deltapass.errors import ScheduleError
 from deltapass.options import parse_options
 from deltapass.schedule.budget import StepMacs, table_macs
