@@ -4,7 +4,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ARGS ?=
-BENCH ?= latency
+BENCH ?= hot_path
 WORKERS ?= 2
 
 VENV := .venv
@@ -67,5 +67,8 @@ converters: $(STAMP)
 	$(BIN)/python $(PIP_INSTALL) --no-deps --upgrade --target $(CONVERTERS) torch-tensorrt-rtx dllist
 	PYTHONPATH=$(CONVERTERS) $(MAKE) test ARGS="-m slow tests/backends/tensorrt/test_lowering.py"
 
+# One benchmark: those named test_*.py run under pytest-benchmark, the others are scripts.
 bench: $(STAMP)
-	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
+	if test -f benchmarks/test_$(BENCH).py; \
+	then OMP_NUM_THREADS=1 $(BIN)/pytest -p benchmark -s benchmarks/test_$(BENCH).py $(ARGS); \
+	else $(BIN)/python benchmarks/$(BENCH).py $(ARGS); fi

@@ -129,7 +129,7 @@ def _start(command: Sequence[str], part: Path, path: Path, failed: Path) -> None
     log = part.with_suffix(".log")
     names = (shlex.join(command), *(shlex.quote(str(at)) for at in (log, part, path, failed)))
     script = (
-        "(nice -n 19 {0} > {1} 2>&1 && mv {2} {3} && rm -f {1} || {{ mv {1} {4}; rm -f {2}; }})"
+        "(nice -n 10 {0} > {1} 2>&1 && mv {2} {3} && rm -f {1} || {{ mv {1} {4}; rm -f {2}; }})"
         " < /dev/null > /dev/null 2>&1 &"
     ).format(*names)
     # The shell returns at once; what it started outlives even this process.
