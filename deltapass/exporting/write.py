@@ -30,6 +30,7 @@ EXPORT_OPTIONS: Final = (
     "interval",
     "cached_blocks",
     "boundary",
+    "budget",
     "order",
     "steps",
     "schedule",

@@ -41,7 +41,7 @@ def toy(name: str) -> tuple[nn.Module, Callable[[int], Call]]:
     """A model, and its inputs at a step of STEPS."""
     if name.startswith("tiny "):
         pytest.importorskip("diffusers")
-        from tiny import make_tiny
+        from models.tiny import make_tiny
 
         tiny = make_tiny(name.removeprefix("tiny "))
         return tiny.model, lambda step: tiny.call(1 - step / STEPS, step)
