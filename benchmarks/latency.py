@@ -1,28 +1,21 @@
-"""(a) Step and trajectory times against plain torch.compile; (c) what the selector adds.
+"""Step and trajectory times against plain torch.compile.
 
-Both run in one process on the same weights, step by step in turn: at every step the plain model,
-then ours. Ratios are medians over steps of one kind; the trajectory's is over sums. Before any
-timing the outputs of refresh steps are checked against the plain model.
+Both run in one process on the same weights, step by step in turn. Ratios are medians over steps of
+one kind; the trajectory's is over sums. Before any timing the outputs of refresh steps are checked
+against the plain model. What is added to a call alone is measured by test_hot_path.py.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from denoisers import DENOISERS, Denoiser
-from measure import arguments, in_turn, median, record, seconds, trajectory_timesteps
+from measure import arguments, in_turn, median, record, trajectory_timesteps
 
 import deltapass
-from deltapass.backend import compile_graph
-from deltapass.compiler.lowering import load_lowering
-from deltapass.compiler.tracing import trace
-from deltapass.graph.program import Macs
-from deltapass.options import parse_options
 
-EAGER = load_lowering("eager")
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
 
 
@@ -53,9 +46,8 @@ def main() -> None:
     with torch.no_grad():
         check(denoiser, plain, ours, TOLERANCE[dtype])
         times = [trajectory(denoiser, plain, ours, args) for _ in range(args.rounds)]
-        overhead = selector_overhead(denoiser, args.steps)
-    record(args, {"name": denoiser.name, "ideal": round(report.expected_speedup, 4),
-                  **summary(times), "selector_us": overhead})  # fmt: skip
+    ideal = round(report.expected_speedup, 4)
+    record(args, {"name": denoiser.name, "ideal": ideal, **summary(times)})
 
 
 def check(denoiser: Denoiser, plain: Any, ours: Any, tolerance: float) -> None:
@@ -106,60 +98,6 @@ def summary(rounds: list[list[tuple[str, float, float]]]) -> dict[str, Any]:
     result["trajectory_speedup"] = median(speedups)
     result["trajectory_speedups"] = [round(speedup, 4) for speedup in speedups]
     return result
-
-
-def selector_overhead(denoiser: Denoiser, steps: int) -> dict[str, float]:
-    """(c) Microseconds a call that the selector adds, with a session and without.
-
-    Every variant is replaced by one that does nothing, so that only finding the step, checking
-    the deltas and picking the variant remain. The timestep lies on the benchmark's own device.
-    """
-    graph, inputs = trace(denoiser.model, *denoiser.inputs(999.0))
-    selector = compile_graph(graph, inputs, parse_options({"lowering": "eager"}), EAGER)
-    selector.variants.refresh = _no_refresh  # type: ignore[method-assign]
-    selector.variants.cached = _no_cached  # type: ignore[method-assign]
-    with deltapass.session(steps=steps) as session:
-
-        def with_session(call: int) -> None:
-            session.step(call % steps)
-            selector(*inputs)
-
-        explicit = per_call(with_session)
-    reader = selector.moments.reader
-    if reader is None:
-        return {"session": explicit}
-    times = [torch.full_like(inputs[reader.timestep], t) for t in trajectory_timesteps(steps)]
-    before, after = inputs[: reader.timestep], inputs[reader.timestep + 1 :]
-    implicit = per_call(lambda call: selector(*before, times[call % steps], *after))
-    return {"session": explicit, "timestep input": implicit}
-
-
-class _Nothing:
-    """A variant that does nothing but give its deltas."""
-
-    macs = Macs()
-
-    def __init__(self, deltas: int) -> None:
-        self.deltas = deltas
-
-    def __call__(self, _: Any) -> tuple[tuple[()], tuple[torch.Tensor, ...]]:
-        return (), tuple(torch.empty(0) for _ in range(self.deltas))
-
-
-def _no_refresh(spans: Any) -> Any:
-    return _Nothing(len(spans))
-
-
-def _no_cached(_: Any) -> Any:
-    return _Nothing(0)
-
-
-def per_call(call: Callable[[int], Any], times: int = 1000) -> float:
-    """Median microseconds of a call after warm-up."""
-    for index in range(100):
-        call(index)
-    taken = [seconds(functools.partial(call, 100 + index)) for index in range(times)]
-    return round(median(taken, 9) * 1e6, 1)
 
 
 if __name__ == "__main__":
