@@ -121,7 +121,7 @@ def test_macs_of_real_sizes_agree_with_the_paper(
 
 
 def test_explaining_often_meets_no_recompile_limit() -> None:
-    toy = make("adaln")
+    toy = make("adaln", depth=4)
     args, kwargs = toy.inputs(999.0, 0)
     reports = {str(deltapass.explain(toy, *args, **kwargs)) for _ in range(10)}
     assert len(reports) == 1
