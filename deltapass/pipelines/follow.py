@@ -7,6 +7,7 @@ Everything is read on the host: the length of `scheduler.timesteps`, and which o
 from __future__ import annotations
 
 import functools
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -61,16 +62,14 @@ class Run:
         if self._index < (self.session.steps or 0):
             self.session.step(self._index)
 
-    @contextmanager
-    def branch(self, name: str, step_index: int | None) -> Iterator[None]:
+    def branch(self, name: str, step_index: int | None) -> AbstractContextManager[Session]:
         """The calls inside belong to a named branch of the present step.
 
         `step_index` counts when the pipeline says it but never steps its scheduler.
         """
         told = self._index if self._stepped or step_index is None else step_index
         last = (self.session.steps or 1) - 1
-        with self.session.at(min(max(told, self._index), last), branch=name, again=True):
-            yield
+        return self.session.at(min(max(told, self._index), last), branch=name, again=True)
 
 
 @contextmanager
@@ -165,11 +164,13 @@ def _entry_of(timesteps: torch.Tensor, given: Any) -> int | None:
     """Which entry of `timesteps` a tensor is a view of; None if it is none."""
     if not torch.is_tensor(given) or given.numel() != 1 or given.dtype != timesteps.dtype:
         return None
-    if given.untyped_storage().data_ptr() != timesteps.untyped_storage().data_ptr():
+    if given.device != timesteps.device:
         return None
-    distance = given.storage_offset() - timesteps.storage_offset()
-    at, rest = divmod(int(distance), max(1, timesteps.stride(0)))
-    return at if rest == 0 and 0 <= at < len(timesteps) else None
+    # Both are alive: what lies where an entry lies is that entry. Without memory, both lie at 0.
+    place, first = given.data_ptr(), timesteps.data_ptr()
+    stride = max(1, timesteps.stride(0)) * timesteps.element_size()
+    at, rest = divmod(place - first, stride)
+    return at if place and rest == 0 and 0 <= at < len(timesteps) else None
 
 
 # ---- the denoisers ----------------------------------------------------------------------------
@@ -186,16 +187,40 @@ class WatchedContext:
         self.original = original
         self.users = 0
 
-    @contextmanager
-    def __call__(self, name: str, **known: Any) -> Iterator[Any]:
+    def __call__(self, name: str, **known: Any) -> AbstractContextManager[Any]:
         """As the denoiser's own `cache_context`."""
-        run = current_run()
-        with self.original(name, **known) as given:
-            if run is None:
-                yield given
-                return
-            with run.branch(name, known.get("step_index")):
-                yield given
+        original, run = self.original(name, **known), current_run()
+        if run is None:
+            return original
+        return _Both(original, run.branch(name, known.get("step_index")))
+
+
+@final
+class _Both:
+    """Two contexts as one, which gives what the outer one gives. No generator: see `_At`."""
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(
+        self, outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]
+    ) -> None:
+        self._outer, self._inner = outer, inner
+
+    def __enter__(self) -> Any:
+        given = self._outer.__enter__()
+        try:
+            self._inner.__enter__()
+        except BaseException:
+            self._outer.__exit__(*sys.exc_info())
+            raise
+        return given
+
+    def __exit__(self, *error: Any) -> bool | None:
+        try:
+            self._inner.__exit__(*error)
+        finally:
+            handled = self._outer.__exit__(*error)
+        return handled
 
 
 def watch_denoiser(module: nn.Module) -> None:

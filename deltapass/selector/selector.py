@@ -117,11 +117,11 @@ class Selector:
             self._refuse(StepUnknownError(f"of the last {MANY_STARTS} calls {fact}"))
 
     def _run_refused(
-        self, arguments: Sequence[Any], error: DeltapassError, started: float
+        self, arguments: tuple[Any, ...], error: DeltapassError, started: float
     ) -> tuple[Any, ...]:
         self._refuse(error)
         variant = self.variants.refresh(())
-        results, _ = variant([*arguments, *self._constants])
+        results, _ = variant(arguments + self._constants)
         entry = Entry(
             step=None,
             planned=None,
@@ -136,14 +136,14 @@ class Selector:
         return results
 
     def _run_refresh(
-        self, arguments: Sequence[Any], call: PlannedCall
+        self, arguments: tuple[Any, ...], call: PlannedCall
     ) -> tuple[tuple[Any, ...], Macs]:
         lane, row, keep = call.lane, call.row, self.model.order + 1
         lane.keep_only(row.keeps)
         for history in lane.histories.values():
             history.make_room(keep - 1)
         variant = self.variants.refresh(row.emits)
-        results, deltas = variant([*arguments, *self._constants])
+        results, deltas = variant(arguments + self._constants)
         for span in row.emits:
             count = self.variants.streams(span)
             history = lane.histories.setdefault(span, History())
@@ -152,7 +152,7 @@ class Selector:
         return results, variant.macs
 
     def _run_cached(
-        self, arguments: Sequence[Any], call: PlannedCall, history: History
+        self, arguments: tuple[Any, ...], call: PlannedCall, history: History
     ) -> tuple[tuple[Any, ...], Macs]:
         row = call.row
         buffers = history.deltas[0]
@@ -161,7 +161,7 @@ class Selector:
             buffers = (*buffers, *history.deltas[-1], trend)
         call.lane.keep_only(row.keeps)
         variant = self.variants.cached(row.planned or Span(0, 0))
-        results, _ = variant([*arguments, *self._constants, *buffers])
+        results, _ = variant(arguments + self._constants + buffers)
         return results, variant.macs
 
     def _forget(self, call: PlannedCall, arguments: Sequence[Any], error: BaseException) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Hashable, Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sized
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast, final
 
@@ -88,8 +89,9 @@ class Session:
         """Whether it is entered anywhere by `with session:`."""
         return bool(self._stays)
 
-    @contextmanager
-    def at(self, step: int, *, branch: Hashable = None, again: bool = False) -> Iterator[Session]:
+    def at(
+        self, step: int, *, branch: Hashable = None, again: bool = False
+    ) -> AbstractContextManager[Session]:
         """Make the session active at one step, for the calls inside; nothing is freed on leaving.
 
         For requests whose steps are run in turn, as in continuous batching:
@@ -107,11 +109,7 @@ class Session:
             StepOutsideError: If `step` is not a step of this session.
             StateError: If the session has no number of steps.
         """
-        stay = context.enter(self, self._announce(step, branch, again=again))
-        try:
-            yield self
-        finally:
-            context.leave(stay)
+        return _At(self, partial(self._announce, step, branch, again=again))
 
     # ---- where it stands ----------------------------------------------------------------------
 
@@ -291,6 +289,23 @@ class Session:
     def report(self) -> SessionReport:
         """What was planned and what was run, call by call."""
         return self.entries.report()
+
+
+@final
+class _At:
+    """A session active at one step. Entered once a call of an attached pipeline: no generator."""
+
+    __slots__ = ("_announce", "_session", "_stay")
+
+    def __init__(self, session: Session, announce: Callable[[], Position]) -> None:
+        self._session, self._announce = session, announce
+
+    def __enter__(self) -> Session:
+        self._stay = context.enter(self._session, self._announce())
+        return self._session
+
+    def __exit__(self, *_: object) -> None:
+        context.leave(self._stay)
 
 
 def session(
