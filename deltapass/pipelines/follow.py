@@ -197,7 +197,7 @@ class WatchedContext:
 
 @final
 class _Both:
-    """Two contexts as one, which gives what the outer one gives. No generator: see `_At`."""
+    """Two contexts as one, which gives what the outer one gives. No generator: see `Visit`."""
 
     __slots__ = ("_inner", "_outer")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Sized
+from collections.abc import Hashable, Sized
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -109,7 +109,7 @@ class Session:
             StepOutsideError: If `step` is not a step of this session.
             StateError: If the session has no number of steps.
         """
-        return _At(self, partial(self._announce, step, branch, again=again))
+        return context.Visit(self, partial(self._announce, step, branch, again=again))
 
     # ---- where it stands ----------------------------------------------------------------------
 
@@ -289,23 +289,6 @@ class Session:
     def report(self) -> SessionReport:
         """What was planned and what was run, call by call."""
         return self.entries.report()
-
-
-@final
-class _At:
-    """A session active at one step. Entered once a call of an attached pipeline: no generator."""
-
-    __slots__ = ("_announce", "_session", "_stay")
-
-    def __init__(self, session: Session, announce: Callable[[], Position]) -> None:
-        self._session, self._announce = session, announce
-
-    def __enter__(self) -> Session:
-        self._stay = context.enter(self._session, self._announce())
-        return self._session
-
-    def __exit__(self, *_: object) -> None:
-        context.leave(self._stay)
 
 
 def session(
