@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final, cast, final
 
 import torch
+from deltapass.backends.kernels_behind import kernels_behind
 from torch._guards import tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -55,6 +57,10 @@ class InductorLowering:
                 options={"config_patches": self.patches},
             )
         return getattr(compiled, "_compiled_fn", compiled)
+
+    def together(self) -> AbstractContextManager[None]:
+        """Inside, bodies are lowered that need not be ready before it is left."""
+        return kernels_behind()
 
     def plain(self, module: torch.fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
         """What torch.compile(backend="inductor") does with the graph."""
