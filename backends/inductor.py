@@ -60,7 +60,8 @@ class InductorLowering:
 
     def together(self) -> AbstractContextManager[None]:
         """Inside, bodies are lowered that need not be ready before it is left."""
-        return kernels_behind()
+        behind: AbstractContextManager[None] = kernels_behind()
+        return behind
 
     def plain(self, module: torch.fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
         """What torch.compile(backend="inductor") does with the graph."""

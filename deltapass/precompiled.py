@@ -104,7 +104,7 @@ def _options_now() -> Options:
     """
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
-        asking = frame.f_locals.get("self")
+        asking: Any = frame.f_locals.get("self")
         if hasattr(asking, "_package") and hasattr(asking, "callback"):
             return _options_of(asking.callback)
         frame = frame.f_back
