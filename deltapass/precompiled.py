@@ -5,6 +5,10 @@ Dynamo's result between processes: `TORCH_CACHING_PRECOMPILE=1`, and one call of
 `torch.compiler.save_cache_artifacts()` after the first call of the model. It is kept in Inductor's
 cache directory. What belongs to it on our side is the outline; bodies come from Inductor's own
 caches.
+
+Torch calls this experimental. In 2.13 it drops guards on the identity of objects, and a model that
+has to be traced again after it was read, for another shape say, may fail in Dynamo ("already exists
+in scope"): it is for servers with one model of fixed shapes.
 """
 
 from __future__ import annotations
