@@ -16,7 +16,7 @@ from __future__ import annotations
 import pickle
 import sys
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, final
 
@@ -45,10 +45,17 @@ def keep(key: str, outlined: Outline) -> None:
     """
     without_metadata = PickleOptions(ops_filter=None, node_metadata_key_filter=lambda _: False)
     try:
-        content = GraphPickler.dumps((version("deltapass"), outlined), without_metadata)
+        content = GraphPickler.dumps((version("deltapass"), *_apart(outlined)), without_metadata)
     except (pickle.PicklingError, TypeError, AttributeError, AssertionError):
         return  # an operator or a literal of the user's own; Dynamo traces it again
     PrecompileContext.record_artifact(KeptOutline(key=key, content=content))
+
+
+def _apart(outlined: Outline) -> tuple[Outline, torch.nn.Module]:
+    """The outline without the captured graph, and that as a module: bare graphs are not pickled."""
+    nothing: Any = None
+    captured = replace(outlined.captured, graph=nothing, root=nothing)
+    return replace(outlined, captured=captured), outlined.captured.module
 
 
 @final
@@ -90,14 +97,15 @@ class KeptOutline(BackendCacheArtifact[Selector]):
     def _outline(self) -> Outline:
         try:
             kept: Any = GraphPickler.loads(self.content, FakeTensorMode())
-            made_by, outlined = kept
+            made_by, outlined, module = kept
         except Exception as error:
             raise NotPrecompiledError(f"it cannot be read ({error})") from error
         if made_by != version("deltapass") or not isinstance(outlined, Outline):
             raise NotPrecompiledError(f"it was kept by deltapass {made_by}")
         for body in outlined.bodies:
             body.module.recompile()  # a graph is read without the code that runs it
-        return outlined
+        captured = replace(outlined.captured, graph=module.graph, root=module)
+        return replace(outlined, captured=captured)
 
 
 def _options_now() -> Options:

@@ -18,7 +18,7 @@ from deltapass.errors import NotPrecompiledError
 kept_by_torch = pytest.importorskip("torch._dynamo.precompile_context")
 precompiled = pytest.importorskip("deltapass.precompiled")
 
-HERE = Path(__file__).parent
+MODELS = Path(models.__file__).parent.parent
 SCRIPT = """
 import json, sys
 import models, torch
@@ -47,7 +47,7 @@ def process(cache: Path, **asked: Any) -> dict[str, Any]:
         "TORCHINDUCTOR_CACHE_DIR": str(cache),
         "TORCH_CACHING_PRECOMPILE": "1",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(HERE),
+        "PYTHONPATH": str(MODELS),
     }
     asked = {"backend": "deltadit", "options": {"lowering": "eager", "steps": 8}, **asked}
     command = [sys.executable, "-P", "-c", SCRIPT, json.dumps(asked)]
