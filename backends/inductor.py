@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, cast, final
 
 import torch
+from deltapass.backends.kernels_behind import kernels_behind
 from torch._guards import tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -41,7 +43,7 @@ class InductorLowering:
             return body.module.forward
         # Inductor takes ownership of the graph it is given.
         module = torch.fx.GraphModule(body.module, copy_of(body.module.graph))
-        with tracing(None), torch.no_grad(), warnings.catch_warnings():
+        with tracing(None), torch.no_grad(), _own_caches(), warnings.catch_warnings():
             # Inductor warns about its own internals, which users can do nothing about.
             warnings.simplefilter("ignore")
             mode = FakeTensorMode(shape_env=ShapeEnv())
@@ -56,6 +58,11 @@ class InductorLowering:
             )
         return getattr(compiled, "_compiled_fn", compiled)
 
+    def together(self) -> AbstractContextManager[None]:
+        """Inside, bodies are lowered that need not be ready before it is left."""
+        behind: AbstractContextManager[None] = kernels_behind()
+        return behind
+
     def plain(self, module: torch.fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
         """What torch.compile(backend="inductor") does with the graph."""
         from torch._inductor.compile_fx import compile_fx
@@ -66,6 +73,15 @@ class InductorLowering:
     def fingerprint(self) -> str:
         """Version and settings that the generated code depends on."""
         return f"inductor torch-{torch.__version__} {sorted(self.patches.items())}"
+
+
+def _own_caches() -> AbstractContextManager[object]:
+    """Bodies are no graphs of Dynamo's: while it keeps its traces, AOTAutograd would skip them."""
+    config: Any = torch._dynamo.config
+    if getattr(config, "caching_precompile", False):
+        patched: AbstractContextManager[object] = config.patch(caching_precompile=False)
+        return patched
+    return nullcontext()
 
 
 def is_trivial(body: Body) -> bool:

@@ -52,6 +52,7 @@ DENOISERS: dict[str, Callable[[str, torch.dtype], Denoiser]] = {
     "dit-s-256": partial(denoiser, "dit-s-256", "DiT width 384, 256 px"),
     "dit-tiny": partial(denoiser, "dit-tiny", "DiT width 64, 64 px"),
     "embedded": embedded,
+    "flux-57": partial(denoiser, "flux-57", "Flux's 57 blocks, width 128", text=32),
     "pixart-1024": partial(denoiser, "pixart-1024", "PixArt-alpha 1024 px", text=120),
     "sd3-1024": partial(denoiser, "sd3-1024", "SD3 1024 px", text=333),
 }

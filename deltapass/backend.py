@@ -9,28 +9,25 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
 from torch import fx
 
+from deltapass.assembly import as_dynamo_compiles, assemble
 from deltapass.compiler.blocks import find_blocks
 from deltapass.compiler.capture import capture
-from deltapass.compiler.conditioning import conditioning_of
 from deltapass.compiler.float_inputs import float_inputs, with_floats
 from deltapass.compiler.inputs import data_positions
-from deltapass.compiler.lowering import LoweredBodies, Lowering, load_lowering
+from deltapass.compiler.lowering import Lowering, load_lowering
 from deltapass.compiler.outline import Outline, outline
-from deltapass.compiler.plan import Plan
-from deltapass.compiler.settle import plan_for
 from deltapass.compiler.tracing import (
     detached_from_dynamo,
     refuse_fragment,
     refuse_number_timesteps,
 )
-from deltapass.compiler.variants import Variants
 from deltapass.errors import (
     GradientsEnabledError,
     RefusalWarning,
@@ -38,10 +35,8 @@ from deltapass.errors import (
     UnsupportedGraphError,
 )
 from deltapass.options import Options, parse_options
-from deltapass.selector.model import ModelInfo
 from deltapass.selector.recent import Recent
 from deltapass.selector.selector import Selector
-from deltapass.sessions.changes import fingerprint
 from deltapass.sessions.session import active_session
 
 Compiled = Callable[..., Any]
@@ -111,45 +106,16 @@ def _compile(
     gm: fx.GraphModule, arguments: Sequence[Any], options: Options, lowering: Lowering
 ) -> Selector:
     outlined = analyse(gm, arguments)
-    plan = plan_for(outlined, options)
-    variants = Variants(
-        outline=outlined,
-        order=options.order,
-        bodies=LoweredBodies(options.lowering, lowering),
-        whole=options.fuse == "whole",
-        compiling=as_dynamo_compiles,
-    )
-    variants.warm_up(plan)
-    constants = tuple(outlined.captured.constants.values())
-    facts = model_info(plan, options.per_step, variants.key)
-    return Selector(facts, variants, constants=constants, strict=options.strict)
+    _keep(gm, outlined)
+    return assemble(outlined, options, lowering)
 
 
-def model_info(plan: Plan, per_step: Sequence[str], lowered: tuple[object, ...]) -> ModelInfo:
-    """What the run time must know of a planned model.
+def _keep(gm: fx.GraphModule, outlined: Outline) -> None:
+    """Where torch keeps Dynamo's traces for later processes, keep what belongs to this one."""
+    if getattr(torch._dynamo.config, "caching_precompile", False) and "backend_id" in gm.meta:
+        from deltapass.precompiled import keep  # torch's own part of it is loaded on demand too
 
-    Args:
-        plan: The plan.
-        per_step: Parts of the names of inputs that change with the step by their nature.
-        lowered: What besides the program decides what a delta is and how it lies in memory.
-
-    Raises:
-        OptionError: If one of `per_step` is part of no data input's name.
-    """
-    outlined = plan.outline
-    held = outlined.captured.constants.values()
-    constants = tuple(tuple(fingerprint(constant).tolist()) for constant in held)
-    return ModelInfo(
-        inputs=outlined.captured.inputs,
-        conditioning=conditioning_of(outlined, per_step),
-        structure=hash((lowered, outlined.program.key, constants)),
-        macs=outlined.program.macs,
-        blocks=plan.blocks,
-        schedule=plan.schedule,
-        order=plan.order,
-        steps=plan.steps,
-        caches=bool(plan.spans),
-    )
+        keep(gm.meta["backend_id"], outlined)
 
 
 @contextmanager
@@ -162,18 +128,6 @@ def _collector_paused() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-@contextmanager
-def as_dynamo_compiles() -> Iterator[None]:
-    """What Dynamo holds while it compiles, for what is compiled later, in the middle of a run.
-
-    Tracers replace parts of torch for the whole process: there may be one at a time, and calls
-    of compiled models in other threads must know that there is one.
-    """
-    session = getattr(torch.compiler, "_compile_session_context", nullcontext)
-    with torch._dynamo.convert_frame.compile_lock, session():
-        yield
 
 
 @final

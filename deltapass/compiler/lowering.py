@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final
 
 import torch
 
-from deltapass.errors import LoweringError, UnknownLoweringError
+from deltapass.errors import DeltapassError, LoweringError, UnknownLoweringError
 from deltapass.graph.executable import Lowered
 from deltapass.graph.program import Body
 from deltapass.options import LOWERINGS
@@ -100,6 +101,24 @@ class LoweredBodies:
         if body.key not in self._lowered:
             self._lowered[body.key] = self._lower(body)
         return self._lowered[body.key]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Several bodies: their compiles may overlap, and all are ready when it is left.
+
+        Raises:
+            LoweringError: If the lowering fails on one of them.
+        """
+        overlapping: AbstractContextManager[object] = getattr(
+            self.lowering, "together", nullcontext
+        )()
+        try:
+            with overlapping:
+                yield
+        except DeltapassError:
+            raise
+        except Exception as error:
+            raise LoweringError(self.name, "all", f"{type(error).__name__}: {error}") from error
 
     def _lower(self, body: Body) -> Lowered:
         reason = self.lowering.can_lower(body)

@@ -93,6 +93,10 @@ class Variants:
         Stitched variants are free, so all are made. Whole ones each cost a compile: those of the
         known number of steps, or of noise levels where it is not known.
         """
+        with self.bodies.together():
+            self._warm_up(plan)
+
+    def _warm_up(self, plan: Plan) -> None:
         spans = [self.span(span).span for span in plan.spans]
         emitted = {frozenset(some) for n in range(3) for some in itertools.combinations(spans, n)}
         if self.whole and plan.steps is not None:

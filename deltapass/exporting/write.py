@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 import torch
 
-from deltapass.backend import as_dynamo_compiles
+from deltapass.assembly import as_dynamo_compiles
 from deltapass.bundles.folder import file_specs, refuse_existing, written_aside
 from deltapass.bundles.formats import load_format
 from deltapass.bundles.manifest import PLAN_FILE, BundlePlan, to_text

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import models
@@ -278,3 +279,24 @@ def test_on_device_moves_what_goes_in_and_comes_out() -> None:
     assert [tensor.device.type for tensor in made] == ["meta", "meta"]
     here = on_device({"run": run}, torch.device("cpu"))["run"](torch.ones(2), torch.ones(2))
     assert here[0].tolist() == [2.0, 2.0]
+
+
+class FailingTogether(Recording):
+    """Its bodies turn out not to compile when all are waited for."""
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        yield
+        raise RuntimeError("no compiler")
+
+
+def test_failure_of_bodies_lowered_together_is_a_lowering_error() -> None:
+    bodies = LoweredBodies("inductor", FailingTogether())
+    with pytest.raises(LoweringError, match="RuntimeError: no compiler"), bodies.together():
+        bodies.get(body())
+
+
+def test_error_of_one_body_stays_as_it_is() -> None:
+    bodies = LoweredBodies("inductor", Recording(refuses="too large"))
+    with pytest.raises(LoweringError, match="'body': too large"), bodies.together():
+        bodies.get(body())

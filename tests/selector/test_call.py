@@ -8,7 +8,8 @@ from driving import compiled, follow
 from models import make
 
 import deltapass
-from deltapass.backend import analyse, model_info
+from deltapass.assembly import model_info
+from deltapass.backend import analyse
 from deltapass.compiler.lowering import LoweredBodies, load_lowering
 from deltapass.compiler.plan import make_plan
 from deltapass.compiler.tracing import trace

@@ -1,0 +1,83 @@
+"""Stages 4 to 7: from an outline to the selector that runs the model.
+
+An outline does not know the process it was made in, nor the weights: it may have been read from a
+file (deltapass/precompiled.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+from deltapass.compiler.conditioning import conditioning_of
+from deltapass.compiler.lowering import LoweredBodies, Lowering
+from deltapass.compiler.outline import Outline
+from deltapass.compiler.plan import Plan
+from deltapass.compiler.settle import plan_for
+from deltapass.compiler.variants import Variants
+from deltapass.options import Options
+from deltapass.selector.model import ModelInfo
+from deltapass.selector.selector import Selector
+from deltapass.sessions.changes import fingerprint
+
+
+def assemble(outlined: Outline, options: Options, lowering: Lowering) -> Selector:
+    """Plan, lower every body once, and put the selector before the variants.
+
+    Raises:
+        ScheduleError: If the schedule does not fit the model.
+        LoweringError: If a body cannot be lowered.
+    """
+    plan = plan_for(outlined, options)
+    variants = Variants(
+        outline=outlined,
+        order=options.order,
+        bodies=LoweredBodies(options.lowering, lowering),
+        whole=options.fuse == "whole",
+        compiling=as_dynamo_compiles,
+    )
+    variants.warm_up(plan)
+    constants = tuple(outlined.captured.constants.values())
+    facts = model_info(plan, options.per_step, variants.key)
+    return Selector(facts, variants, constants=constants, strict=options.strict)
+
+
+def model_info(plan: Plan, per_step: Sequence[str], lowered: tuple[object, ...]) -> ModelInfo:
+    """What the run time must know of a planned model.
+
+    Args:
+        plan: The plan.
+        per_step: Parts of the names of inputs that change with the step by their nature.
+        lowered: What besides the program decides what a delta is and how it lies in memory.
+
+    Raises:
+        OptionError: If one of `per_step` is part of no data input's name.
+    """
+    outlined = plan.outline
+    held = outlined.captured.constants.values()
+    constants = tuple(tuple(fingerprint(constant).tolist()) for constant in held)
+    return ModelInfo(
+        inputs=outlined.captured.inputs,
+        conditioning=conditioning_of(outlined, per_step),
+        structure=hash((lowered, outlined.program.key, constants)),
+        macs=outlined.program.macs,
+        blocks=plan.blocks,
+        schedule=plan.schedule,
+        order=plan.order,
+        steps=plan.steps,
+        caches=bool(plan.spans),
+    )
+
+
+@contextmanager
+def as_dynamo_compiles() -> Iterator[None]:
+    """What Dynamo holds while it compiles, for what is compiled later, in the middle of a run.
+
+    Tracers replace parts of torch for the whole process: there may be one at a time, and calls
+    of compiled models in other threads must know that there is one.
+    """
+    session = getattr(torch.compiler, "_compile_session_context", nullcontext)
+    with torch._dynamo.convert_frame.compile_lock, session():
+        yield
