@@ -31,7 +31,3 @@ class EagerLowering:
     def plain(self, module: torch.fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
         """The graph's generated Python function."""
         return module.forward
-
-    def fingerprint(self) -> str:
-        """The torch version decides."""
-        return f"eager torch-{torch.__version__}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, Final, cast, final
 
 import torch
@@ -43,7 +43,7 @@ class InductorLowering:
             return body.module.forward
         # Inductor takes ownership of the graph it is given.
         module = torch.fx.GraphModule(body.module, copy_of(body.module.graph))
-        with tracing(None), torch.no_grad(), _own_caches(), warnings.catch_warnings():
+        with tracing(None), torch.no_grad(), warnings.catch_warnings():
             # Inductor warns about its own internals, which users can do nothing about.
             warnings.simplefilter("ignore")
             mode = FakeTensorMode(shape_env=ShapeEnv())
@@ -69,19 +69,6 @@ class InductorLowering:
 
         compiled: Any = compile_fx(module, list(arguments), config_patches=self.patches)
         return cast("Callable[..., Any]", compiled)
-
-    def fingerprint(self) -> str:
-        """Version and settings that the generated code depends on."""
-        return f"inductor torch-{torch.__version__} {sorted(self.patches.items())}"
-
-
-def _own_caches() -> AbstractContextManager[object]:
-    """Bodies are no graphs of Dynamo's: while it keeps its traces, AOTAutograd would skip them."""
-    config: Any = torch._dynamo.config
-    if getattr(config, "caching_precompile", False):
-        patched: AbstractContextManager[object] = config.patch(caching_precompile=False)
-        return patched
-    return nullcontext()
 
 
 def is_trivial(body: Body) -> bool:

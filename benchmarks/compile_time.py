@@ -4,8 +4,7 @@ Every case runs twice, in processes of its own with an Inductor cache of its own
 the second starts from what the first left. There, first a trivial function is compiled: on a CPU
 that builds the C++ precompiled header, a cost that comes once per machine and is reported apart.
 Seconds are those of torch.compile and the first call, less a warm call; processor seconds, of the
-process and of its compilers, are steadier on a busy machine. Case "kept" lets torch keep Dynamo's
-traces for the second process (TORCH_CACHING_PRECOMPILE).
+process and of its compilers, are steadier on a busy machine.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import torch
 from denoisers import DENOISERS
 from measure import arguments, record, seconds
 
-CASES = ("plain", "blocks", "kept")
+CASES = ("plain", "blocks")
 
 
 def main() -> None:
@@ -68,13 +67,12 @@ def in_new_processes(case: str) -> list[dict[str, float]]:
     """One case with nothing cached, then once more."""
     with tempfile.TemporaryDirectory() as cache:
         folder = {"TORCHINDUCTOR_CACHE_DIR": str(Path(cache, "inductor")), "TMPDIR": cache}
-        keeps = {"TORCH_CACHING_PRECOMPILE": "1"} if case == "kept" else {}
         command = [sys.executable, *sys.argv, "--only", case]
         runs = []
         for _ in range(2):
             done = subprocess.run(
                 command,
-                env={**os.environ, **folder, **keeps},
+                env={**os.environ, **folder},
                 capture_output=True,
                 text=True,
                 check=True,
@@ -106,8 +104,6 @@ def first_call(args: Any) -> dict[str, float]:
         worked = processor_seconds() - before
         # The same timestep again is a refresh, as the first call was.
         warm = seconds(lambda: compiled[0](*call_args, **call_kwargs), args.device)
-    if args.only == "kept":
-        torch.compiler.save_cache_artifacts()
     return {"header_s": header, "model_s": first - warm, "processor_s": worked}
 
 

@@ -4,7 +4,8 @@
 ours, the program that calls the bodies included, and calling 30 empty functions. A round is a
 trajectory of 20 steps; a figure is the median over rounds of a call of it, less that of the same
 loop around a function that does nothing, in turns in one process, in CPU time of the calling
-thread, which other work on the machine disturbs least. `extra_info` holds it, with its goal.
+thread, which other work on the machine disturbs least. `extra_info` holds it, with its goal;
+--benchmark-json=FILE keeps it.
 """
 
 from __future__ import annotations
@@ -47,9 +48,6 @@ class NullLowering:
 
     def plain(self, module: torch.fx.GraphModule, arguments: Any) -> Any:
         return module.forward
-
-    def fingerprint(self) -> str:
-        return "null"
 
 
 class Subject(NamedTuple):

@@ -1,8 +1,4 @@
-"""Stages 4 to 7: from an outline to the selector that runs the model.
-
-An outline does not know the process it was made in, nor the weights: it may have been read from a
-file (deltapass/precompiled.py).
-"""
+"""Stages 4 to 7: from an outline to the selector that runs the model."""
 
 from __future__ import annotations
 

@@ -106,16 +106,7 @@ def _compile(
     gm: fx.GraphModule, arguments: Sequence[Any], options: Options, lowering: Lowering
 ) -> Selector:
     outlined = analyse(gm, arguments)
-    _keep(gm, outlined)
     return assemble(outlined, options, lowering)
-
-
-def _keep(gm: fx.GraphModule, outlined: Outline) -> None:
-    """Where torch keeps Dynamo's traces for later processes, keep what belongs to this one."""
-    if getattr(torch._dynamo.config, "caching_precompile", False) and "backend_id" in gm.meta:
-        from deltapass.precompiled import keep  # torch's own part of it is loaded on demand too
-
-        keep(gm.meta["backend_id"], outlined)
 
 
 @contextmanager

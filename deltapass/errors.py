@@ -242,16 +242,6 @@ class LoweringError(DeltapassError):
         )
 
 
-class NotPrecompiledError(DeltapassError, RuntimeError):
-    """What torch kept of an earlier process does not fit; torch compiles again."""
-
-    def __init__(self, cause: str, /) -> None:
-        super().__init__(
-            f"the model kept by an earlier process is not used: {cause}",
-            "torch.compiler.save_cache_artifacts() after the first call keeps the new one",
-        )
-
-
 class MissingLibraryError(DeltapassError, ImportError):
     """A library that an optional part needs is not installed."""
 

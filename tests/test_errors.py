@@ -43,7 +43,6 @@ EXAMPLES: dict[type[errors.DeltapassError], tuple[object, ...]] = {
     errors.StepUnknownError: ("the graph has no timestep input",),
     errors.ChangingInputError: (("pose", "control_hidden_states"),),
     errors.LoweringError: ("inductor", "block_0", "C++ compiler not found"),
-    errors.NotPrecompiledError: ("it was kept by deltapass 0.1",),
     errors.MissingLibraryError: ("diffusers", "demo"),
     errors.MissingDeviceError: (
         "this ONNX Runtime has no CUDAExecutionProvider; it has CPUExecutionProvider",

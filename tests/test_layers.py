@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # share a place in the line, do not know each other.
 DIRECTIONS = (
     "errors < libraries < schedule < options graph < compiler | sessions < selector < pipelines "
-    "< assembly < precompiled < backend < explanation < bundles < exporting < demo < cli"
+    "< assembly < backend < explanation < bundles < exporting < demo < cli"
 )
 # What backends see besides each other: the lowering and format interfaces, and their data.
 SEEN_BY_BACKENDS = {
@@ -27,7 +27,7 @@ SEEN_BY_BACKENDS = {
 }
 PRIVATE = ("torch._dynamo", "torch._guards", "torch._inductor", "torch._subclasses")
 # One place to mend for a new torch release.
-MAY_BE_PRIVATE = {"compiler.fake_run", "compiler.tracing", "assembly", "precompiled", "backend"}
+MAY_BE_PRIVATE = {"compiler.fake_run", "compiler.tracing", "assembly", "backend"}
 
 
 def seen_from() -> dict[str, set[str]]:

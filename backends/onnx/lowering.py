@@ -70,10 +70,6 @@ class OnnxLowering:
         run: Callable[..., Any] = engine_of_graph(module, arguments, self._session)
         return run
 
-    def fingerprint(self) -> str:
-        """Versions that the sessions depend on."""
-        return f"onnx onnxruntime-{self.runtime.__version__} torch-{torch.__version__}"
-
     def _session(
         self, name: str, module: torch.nn.Module, inputs: Sequence[TensorSpec]
     ) -> Callable[..., tuple[torch.Tensor, ...]]:

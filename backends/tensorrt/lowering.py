@@ -108,11 +108,6 @@ class TensorRTLowering:
         run: Callable[..., Any] = engine_of_graph(module, arguments, self._compile)
         return run
 
-    def fingerprint(self) -> str:
-        """Versions and settings that an engine depends on."""
-        told = sorted(self.settings.items())
-        return f"{self.flavour} {self.version} torch-{torch.__version__} {told}"
-
     def _compile(
         self, name: str, module: torch.nn.Module, inputs: Sequence[TensorSpec]
     ) -> Callable[..., Any]:

@@ -56,9 +56,6 @@ class Lowering(Protocol):
     def plain(self, module: torch.fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
         """The whole, unchanged graph, as torch.compile without deltapass would run it."""
 
-    def fingerprint(self) -> str:
-        """Text that changes whenever the lowered code may change: versions and settings."""
-
 
 def load_lowering(name: str, mode: str | None = None) -> Lowering:
     """Load a lowering from the table.

@@ -76,31 +76,24 @@ def export_graph(
         ExportError, DynamicShapeError: If the model cannot be traced with this call, or sizes.
         UnsupportedGraphError: If the graph cannot be cached.
     """
-    if not isinstance(model, torch.nn.Module):
-        raise ExportError(f"a {type(model).__name__} was given", "Export a torch.nn.Module")
-    call, defaults, parameters = example_call(model, args, kwargs)
-    if model.training:
-        raise ExportError("the model is in training mode", "Call model.eval() first")
-    # One tensor object for two inputs would be merged into one input without a word.
-    call = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), call)
+    call, defaults, parameters = _example_call(model, args, kwargs)
     free = free_dimensions(call, dynamic, batch)
     program = _trace(model, call, free)
-    gives_tuple, inputs = _gives_tuple(program), _user_inputs(program, call)
+    inputs = _user_inputs(program, call)
     symbols = _named_symbols(program, dict(zip(inputs, free, strict=True)))
     _name_sizes(program.graph, symbols)
     weights = _weights(program)
     tensors = {path: _held(program, path) for path in weights.values()}
-    arguments = {**{name: tensors[path] for name, path in weights.items()}, **inputs}
-    found = _captured(program, weights, arguments, varies=bool(symbols))
+    given = {name: tensors[path] for name, path in weights.items()} | inputs
+    found = _captured(program, weights, given, varies=bool(symbols))
     # The capture may have renamed them: an input called `input` shadows a builtin of Python.
-    data = [given.name for given in found.inputs][len(weights) :]
+    data = (entry.name for entry in found.inputs[len(weights) :])
     renamed = dict(zip(data, inputs.values(), strict=True))
-    names = {id(value): name for name, value in renamed.items()}
     signature = Signature(
         parameters=parameters,
-        template=template_of(call, names),
+        template=template_of(call, {id(value): name for name, value in renamed.items()}),
         defaults=defaults,
-        tuple_result=gives_tuple,
+        tuple_result=_gives_tuple(program),
     )
     return Exported(
         captured=found,
@@ -113,6 +106,20 @@ def export_graph(
         dimensions=_bounds(program, symbols),
         shapes=dict(_shapes(program, found, symbols)) if symbols else {},
     )
+
+
+def _example_call(
+    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
+    """`example_call` of what can be exported, on tensors of its own."""
+    if not isinstance(model, torch.nn.Module):
+        raise ExportError(f"a {type(model).__name__} was given", "Export a torch.nn.Module")
+    call, defaults, parameters = example_call(model, args, kwargs)
+    if model.training:
+        raise ExportError("the model is in training mode", "Call model.eval() first")
+    # One tensor object for two inputs would be merged into one input without a word.
+    call = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), call)
+    return call, defaults, parameters
 
 
 def _trace(

@@ -249,29 +249,6 @@ def test_plain_graph_equals_the_graph(name: str) -> None:
     torch.testing.assert_close(actual, x.sin() * 2.0)
 
 
-@every_lowering
-def test_fingerprint_names_the_lowering_and_the_version(name: str) -> None:
-    fingerprint = load_lowering(name).fingerprint()
-    assert name in fingerprint
-    assert torch.__version__ in fingerprint
-
-
-@every_lowering
-def test_fingerprint_stays_the_same(name: str) -> None:
-    assert load_lowering(name).fingerprint() == load_lowering(name).fingerprint()
-
-
-def test_fingerprints_tell_lowerings_apart() -> None:
-    assert len({load_lowering(name).fingerprint() for name in HERE}) == len(HERE)
-
-
-def test_fingerprint_changes_with_the_mode() -> None:
-    plain = load_lowering("inductor").fingerprint()
-    tuned = load_lowering("inductor", "max-autotune-no-cudagraphs").fingerprint()
-    assert plain != tuned
-    assert load_lowering("inductor", "default").fingerprint() == plain
-
-
 @pytest.fixture
 def on_meta() -> Iterator[Body]:
     x, weight, bias = (noise(*shape).to("meta") for shape in ((2, T, D), (D, D), (D,)))

@@ -343,15 +343,6 @@ def test_body_on_a_gpu_that_is_not_there_cannot_be_lowered(
     assert TensorRTLowering().can_lower(body) is None
 
 
-def test_fingerprint_tells_versions_settings_and_modes(fake: Fake) -> None:
-    plain = TensorRTLowering().fingerprint()
-    assert plain == TensorRTLowering("default").fingerprint()
-    assert "tensorrt" in plain
-    assert torch.__version__ in plain
-    assert "attn_bias_is_causal" in plain
-    assert plain != TensorRTLowering("max-autotune-no-cudagraphs").fingerprint()
-
-
 # ---- the whole graph ---------------------------------------------------------------------------
 
 
