@@ -55,9 +55,15 @@ def _input(node: fx.Node, name: str, value: Any) -> Input:
 
 
 def data_positions(module: fx.GraphModule, arguments: Sequence[Any]) -> tuple[int, ...]:
-    """Positions of the inputs that are no weights, and so may come in other shapes."""
+    """Positions of the inputs that may come in other shapes: all but parameters of fixed sizes."""
     given = enumerate(zip(module.graph.find_nodes(op="placeholder"), arguments, strict=True))
-    return tuple(at for at, (node, value) in given if not _is_weight(node, value))
+    return tuple(at for at, (node, value) in given if not _is_fixed(node, value))
+
+
+def _is_fixed(node: fx.Node, value: Any) -> bool:
+    traced = node.meta.get("example_value", value)
+    plain = isinstance(value, torch.nn.Parameter)
+    return plain and all(isinstance(size, int) for size in traced.shape)
 
 
 def _is_weight(node: fx.Node, value: Any) -> bool:
@@ -74,7 +80,7 @@ def source_of(node: fx.Node) -> str:
 
 def is_state(source: str) -> bool:
     """Whether it was taken from a module's parameters or buffers."""
-    return re.search(r"_(parameters|buffers)\b", source) is not None
+    return re.search(r"(?:^|\.)_(parameters|buffers)\b", source) is not None
 
 
 def argument_name(source: str) -> str | None:

@@ -58,7 +58,7 @@ class Executable:
         literals = {f"literal_{at}": value for at, value in _literals(program)}
         names: dict[str, Any] = {**bodies, **literals}
         exec(compile(self.source, "<deltapass program>", "exec"), names)
-        self._run: Variant = names["run"]
+        self._run: Variant = names.pop("run")  # in its own globals it would be a cycle
 
     def __call__(
         self, arguments: Sequence[Any]

@@ -167,7 +167,10 @@ def _entry_of(timesteps: torch.Tensor, given: Any) -> int | None:
     if given.device != timesteps.device:
         return None
     # Both are alive: what lies where an entry lies is that entry. Without memory, both lie at 0.
-    place, first = given.data_ptr(), timesteps.data_ptr()
+    try:
+        place, first = given.data_ptr(), timesteps.data_ptr()
+    except RuntimeError:  # a wrapper of something else
+        return None
     stride = max(1, timesteps.stride(0)) * timesteps.element_size()
     at, rest = divmod(place - first, stride)
     return at if place and rest == 0 and 0 <= at < len(timesteps) else None
@@ -189,35 +192,40 @@ class WatchedContext:
 
     def __call__(self, name: str, **known: Any) -> AbstractContextManager[Any]:
         """As the denoiser's own `cache_context`."""
-        original, run = self.original(name, **known), current_run()
-        if run is None:
-            return original
-        return _Both(original, run.branch(name, known.get("step_index")))
+        return _Branch(self.original(name, **known), name, known.get("step_index"))
 
 
 @final
-class _Both:
-    """Two contexts as one, which gives what the outer one gives. No generator: see `Visit`."""
+class _Branch:
+    """A cache context inside which calls belong to a branch of the run, if there is one then.
 
-    __slots__ = ("_inner", "_outer")
+    No generator: see `Visit`.
+    """
+
+    __slots__ = ("_inner", "_name", "_outer", "_step_index")
 
     def __init__(
-        self, outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]
+        self, outer: AbstractContextManager[Any], name: str, step_index: int | None
     ) -> None:
-        self._outer, self._inner = outer, inner
+        self._outer, self._name, self._step_index = outer, name, step_index
+        self._inner: AbstractContextManager[Any] | None = None
 
     def __enter__(self) -> Any:
         given = self._outer.__enter__()
-        try:
-            self._inner.__enter__()
-        except BaseException:
-            self._outer.__exit__(*sys.exc_info())
-            raise
+        run = current_run()
+        if run is not None:
+            try:
+                self._inner = run.branch(self._name, self._step_index)
+                self._inner.__enter__()
+            except BaseException:
+                self._outer.__exit__(*sys.exc_info())
+                raise
         return given
 
     def __exit__(self, *error: Any) -> bool | None:
         try:
-            self._inner.__exit__(*error)
+            if self._inner is not None:
+                self._inner.__exit__(*error)
         finally:
             handled = self._outer.__exit__(*error)
         return handled

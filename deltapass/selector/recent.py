@@ -35,12 +35,10 @@ class Recent(Generic[Made]):
             self._kept.move_to_end(key)
         except KeyError:  # never made, or another thread just let it go
             with self._lock:  # two threads with the same new key must get the same thing
-                if key not in self._kept:
-                    self._add(key, make())
-                return self._kept[key]
+                return self._kept[key] if key in self._kept else self._add(key, make())
         return found
 
-    def _add(self, key: Hashable, made: Made) -> None:
+    def _add(self, key: Hashable, made: Made) -> Made:
         if key in self._gone:
             del self._gone[key]
             self._room = min(2 * self._room, MOST)
@@ -50,6 +48,7 @@ class Recent(Generic[Made]):
             self._gone[oldest] = None
         while len(self._gone) > MOST:
             self._gone.popitem(last=False)
+        return made
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -103,7 +103,7 @@ class Selector:
 
     def _doubt(self, call: PlannedCall, arguments: tuple[Any, ...]) -> Doubt | None:
         """Why the deltas of the call's branch are worthless, if they are."""
-        weights = self._weights.look(arguments)
+        weights = self._weights.look(arguments, call.lane.weights)
         if is_as_before(call, self._graph, arguments, weights):
             call.lane.last_step = call.place.step
             return None
@@ -183,20 +183,25 @@ class Selector:
 
 @final
 class Trends:
-    """Weights of the linear extrapolation, as tensors: made once for each weight and device."""
+    """Weights of the linear extrapolation, as tensors.
+
+    On a CPU each is made once. On a device it is made for every call, on the stream that reads it:
+    another stream would not wait until it is filled, nor would a graph captured meanwhile.
+    """
 
     def __init__(self) -> None:
-        self._made: dict[tuple[float, torch.device], torch.Tensor] = {}
+        self._made: dict[float, torch.Tensor] = {}
 
     def weight(self, at: Sequence[int], step: int, device: torch.device) -> torch.Tensor:
         """As `weight_of_trend`; `at` are the steps of d1 and, last, of d0."""
         weight = weight_of_trend(step, at[0], at[-1])
-        made = self._made.get((weight, device))
+        if device.type != "cpu":
+            return torch.full((), weight, dtype=torch.float32, device=device)
+        made = self._made.get(weight)
         if made is None:
             if len(self._made) >= MANY_TRENDS:
                 self._made.clear()
-            made = torch.full((), weight, dtype=torch.float32, device=device)
-            self._made[weight, device] = made
+            made = self._made[weight] = torch.full((), weight, dtype=torch.float32)
         return made
 
 

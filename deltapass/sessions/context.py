@@ -11,6 +11,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, final
 
+from deltapass.errors import StateError
+
 
 @final
 @dataclass(eq=False, slots=True)
@@ -55,13 +57,17 @@ class Visit:
 
     def __init__(self, session: Any, announce: Callable[[], Position]) -> None:
         self._session, self._announce = session, announce
+        self._stay: Stay | None = None
 
     def __enter__(self) -> Any:
+        if self._stay is not None:
+            raise StateError("at() was entered twice", "Call it again for every `with`")
         self._stay = enter(self._session, self._announce())
         return self._session
 
     def __exit__(self, *_: object) -> None:
-        leave(self._stay)
+        if self._stay is not None:
+            leave(self._stay)
 
 
 def enter(session: Any, position: Position | None = None) -> Stay:

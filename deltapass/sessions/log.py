@@ -25,13 +25,14 @@ class Log:
 
     def __init__(self) -> None:
         self.count = self.cached = 0
-        self._rows: deque[tuple[Any, ...]] = deque(maxlen=MAX_ENTRIES)
+        # With the number of the call, for other threads may add some while a report is made.
+        self._rows: deque[tuple[int, tuple[Any, ...]]] = deque(maxlen=MAX_ENTRIES)
 
     def note(self, *row: Any) -> None:
         """Note one call: the fields of an `Entry`, in their order."""
         self.count += 1
         self.cached += row[REALISED] is not None
-        self._rows.append(row)
+        self._rows.append((self.count, row))
 
     def note_entry(self, entry: Entry) -> None:
         """Note one call that is an entry already."""
@@ -46,16 +47,16 @@ class Log:
         return len(self._rows)
 
     def __iter__(self) -> Iterator[Entry]:
-        return map(_entry, list(self._rows))  # a call in another thread may be adding one
+        return (_entry(row) for _, row in list(self._rows))
 
     def __getitem__(self, at: Any) -> Any:
-        return list(self)[at]
+        return _entry(self._rows[at][1]) if isinstance(at, int) else list(self)[at]
 
     def report(self, since: int = 0) -> SessionReport:
         """The calls after the first `since` ones; says how many of them are not remembered."""
-        wanted = self.count - since
-        entries = tuple(self)[max(0, len(self) - wanted) :]
-        return SessionReport(entries, forgotten=wanted - len(entries))
+        rows = [(number, row) for number, row in list(self._rows) if number > since]
+        forgotten = rows[0][0] - since - 1 if rows else 0
+        return SessionReport(tuple(_entry(row) for _, row in rows), forgotten=forgotten)
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:

@@ -10,9 +10,12 @@ words are kept beside it. DELTAPASS_NATIVE=0 in the environment keeps it from be
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
+import math
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -21,7 +24,7 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from sysconfig import get_path
+from sysconfig import get_config_var, get_path
 from typing import Any, Final, final
 
 import torch
@@ -31,7 +34,8 @@ MODULE: Final = "deltapass_unchanged"
 OPTIONS: Final = ("-O1", "-std=c++20", "-shared", "-fPIC", "-w")
 LIBRARIES: Final = ("-ltorch_python", "-ltorch_cpu", "-lc10")
 SWITCH: Final = "DELTAPASS_NATIVE"
-POLL: Final = 64  # looks from one question whether the build is done to the next
+FIRST_PAUSE: Final = 64  # looks from one question whether it is built to the next; doubles
+RETRY: Final = 86400.0  # seconds after which a compiler that failed is asked again
 STALE: Final = 600.0  # seconds after which a build that is not done counts as dead
 
 # (arguments, positions, objects, versions, places) -> whether all is as noted
@@ -47,36 +51,55 @@ class NativeCheck:
     def __init__(self) -> None:
         self._found: Unchanged | None = None
         self._wait = 0 if allowed() else -1  # looks until the next question; -1: never again
+        self._pause = FIRST_PAUSE
 
     def get(self) -> Unchanged | None:
-        """The check, or None where it is not there (yet)."""
+        """The check, or None where it is not there (yet). Nothing that fails here matters."""
         if self._found is None and self._wait >= 0:
             self._wait -= 1
             if self._wait < 0:
-                self._ask()
+                with contextlib.suppress(OSError, RuntimeError):  # no home, or none to write in
+                    self._ask()
         return self._found
 
     def _ask(self) -> None:
         path = library_path()
         if path.exists():
-            self._found = load(path)
+            self._found = load(path) if _is_ours(path) else None
         elif build(path):
-            self._wait = POLL
+            self._wait = self._pause
+            self._pause *= 2
 
 
 def allowed() -> bool:
     """Whether this machine could build it, and nobody said not to."""
-    return os.name == "posix" and os.environ.get(SWITCH, "1") != "0"
+    single = not get_config_var("Py_GIL_DISABLED")  # it would switch the lock on again
+    return sys.platform == "linux" and single and os.environ.get(SWITCH, "1") != "0"
 
 
 def library_path() -> Path:
-    """Where the built module lies: by source, torch and Python, in torch's folder of extensions."""
-    parts = (SOURCE.read_text(), *OPTIONS, torch.__version__, str(sys.implementation.cache_tag))
-    seen = "\n".join(parts)
-    key = hashlib.sha256(seen.encode()).hexdigest()[:16]
+    """Where the built module lies, in torch's folder of extensions.
+
+    Raises:
+        RuntimeError: If there is no home directory.
+    """
     told = os.environ.get("TORCH_EXTENSIONS_DIR")
     root = Path(told) if told else Path.home() / ".cache" / "torch_extensions"
-    return root / "deltapass" / f"{MODULE}_{key}.so"
+    return root / "deltapass" / f"{MODULE}_{_key()}.so"
+
+
+@functools.cache
+def _key() -> str:
+    """By source, torch, Python and processor."""
+    built_for = (torch.__version__, str(get_config_var("SOABI")), platform.machine())
+    seen = "\n".join((SOURCE.read_text(), *OPTIONS, *built_for))
+    return hashlib.sha256(seen.encode()).hexdigest()[:16]
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether nobody else could have put the file there: it is going to be run."""
+    kept = (path.stat(), path.parent.stat())
+    return all(at.st_uid == os.getuid() and not at.st_mode & 0o022 for at in kept)
 
 
 def load(path: Path) -> Unchanged | None:
@@ -97,26 +120,33 @@ def build(path: Path) -> bool:
     """Start building in the background; False if that is in vain.
 
     The file appears whole or not at all. Several processes build once: who makes the `.part`
-    first does it.
+    first does it. A compiler that failed is asked again after a day.
+
+    Raises:
+        OSError: If there is nowhere to put it.
     """
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    failed, part = path.with_suffix(".failed"), path.with_suffix(".part")
-    if compiler is None or failed.exists():
+    found = shutil.which("c++") or shutil.which("g++")
+    compiler = shlex.split(os.environ.get("CXX", "")) or ([found] if found else [])
+    if not compiler or _age(path.with_suffix(".failed")) < RETRY:
         return False
-    try:
-        if _claimed(part):
-            _start([*compiler.split(), *_arguments(), "-o", str(part)], part, path, failed)
-    except OSError:  # nowhere to put it, or no shell
-        return False
+    if _claimed(path.with_suffix(".part")):
+        _start(compiler, path)
     return True
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file was written; for ever where there is none."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return math.inf
 
 
 def _claimed(part: Path) -> bool:
     """Whether it is for this process to build: nobody is at it, or whoever was is long gone."""
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        if time.time() - part.stat().st_mtime > STALE:
-            part.unlink()
+    part.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if STALE < _age(part) < math.inf:
+        part.unlink(missing_ok=True)
     try:
         part.open("x").close()
     except FileExistsError:
@@ -124,16 +154,18 @@ def _claimed(part: Path) -> bool:
     return True
 
 
-def _start(command: Sequence[str], part: Path, path: Path, failed: Path) -> None:
+def _start(compiler: Sequence[str], path: Path) -> None:
     """Run a compiler in the background; what it made is moved into place, or what it said."""
-    log = part.with_suffix(".log")
-    names = (shlex.join(command), *(shlex.quote(str(at)) for at in (log, part, path, failed)))
+    made, log = (path.with_suffix(f".{os.getpid()}.{end}") for end in ("made", "log"))
+    command = shlex.join([*compiler, *_arguments(), "-o", str(made)])
+    told = (made, log, path, path.with_suffix(".failed"), path.with_suffix(".part"))
+    names = [shlex.quote(str(name)) for name in told]
     script = (
-        "(nice -n 10 {0} > {1} 2>&1 && mv {2} {3} && rm -f {1} || {{ mv {1} {4}; rm -f {2}; }})"
-        " < /dev/null > /dev/null 2>&1 &"
-    ).format(*names)
+        "(umask 077; nice -n 10 {0} > {2} 2>&1 && mv {1} {3} && rm -f {2} || mv {2} {4}; "
+        "rm -f {1} {5}) < /dev/null > /dev/null 2>&1 &"
+    ).format(command, *names)
     # The shell returns at once; what it started outlives even this process.
-    subprocess.run(["sh", "-c", script], check=False)
+    subprocess.run(["sh", "-c", script], check=False, cwd="/")
 
 
 def _arguments() -> list[str]:

@@ -266,12 +266,12 @@ class SessionReport:
             "summary": self.summary,
             "totals": {
                 **{name: getattr(self, name) for name in totals},
+                "forgotten": self.forgotten,
                 "causes": {cause.value: count for cause, count in self.causes.items()},
                 **{name: asdict(getattr(self, name)) for name in costs},
                 "saved_share": self.saved_share,
                 "speedup": self.speedup,
             },
-            "forgotten": self.forgotten,
             "entries": [entry.to_dict() for entry in self.entries],
         }
 

@@ -8,14 +8,17 @@
 //   positions  int64 buffer: where among them the weights are
 //   objects    list of weak references, one a weight
 //   versions   int64 buffer, one a weight; -1 where a weight keeps none
-//   places     int64 buffer, one a weight; -1 where a weight has no memory of its own
+//   places     uint64 buffer, one a weight; all bits set where a weight has no memory of its own
+//
+// The weights must be plain tensors: a subclass may answer for another tensor inside it.
 
 #include <Python.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 namespace {
 
-constexpr int64_t kUnknown = -1;
+constexpr int64_t kNoVersion = -1;
+constexpr uint64_t kNoPlace = ~uint64_t{0};
 
 struct Buffer {
   Py_buffer view{};
@@ -24,7 +27,10 @@ struct Buffer {
   ~Buffer() {
     if (ok) PyBuffer_Release(&view);
   }
-  const int64_t* data() const { return static_cast<const int64_t*>(view.buf); }
+  template <typename Number>
+  const Number* data() const {
+    return static_cast<const Number*>(view.buf);
+  }
   Py_ssize_t size() const { return view.len / static_cast<Py_ssize_t>(sizeof(int64_t)); }
 };
 
@@ -32,7 +38,10 @@ struct Buffer {
 bool refers_to(PyObject* reference, PyObject* object) {
 #if PY_VERSION_HEX >= 0x030D0000
   PyObject* found = nullptr;
-  if (PyWeakref_GetRef(reference, &found) != 1) return false;
+  if (PyWeakref_GetRef(reference, &found) != 1) {
+    PyErr_Clear();
+    return false;
+  }
   const bool same = found == object;
   Py_DECREF(found);
   return same;
@@ -41,14 +50,15 @@ bool refers_to(PyObject* reference, PyObject* object) {
 #endif
 }
 
-bool holds(PyObject* object, PyObject* reference, int64_t version, int64_t place) {
+bool holds(PyObject* object, PyObject* reference, int64_t version, uint64_t place) {
   if (!refers_to(reference, object) || !THPVariable_Check(object)) return false;
   at::TensorImpl* tensor = THPVariable_Unpack(object).unsafeGetTensorImpl();
-  if (version != kUnknown) {
+  if (version != kNoVersion) {
     if (tensor->is_inference()) return false;
     if (static_cast<int64_t>(tensor->version_counter().current_version()) != version) return false;
   }
-  return place == kUnknown || reinterpret_cast<int64_t>(tensor->data()) == place;
+  if (place == kNoPlace) return !tensor->has_storage();
+  return reinterpret_cast<uintptr_t>(tensor->data()) == place;
 }
 
 PyObject* unchanged(PyObject*, PyObject* const* given, Py_ssize_t count) {
@@ -62,12 +72,13 @@ PyObject* unchanged(PyObject*, PyObject* const* given, Py_ssize_t count) {
   bool same = positions.size() == size && versions.size() == size && places.size() == size;
   try {
     for (Py_ssize_t i = 0; same && i < size; ++i) {
-      const Py_ssize_t at = positions.data()[i];
+      const Py_ssize_t at = positions.data<int64_t>()[i];
       same = at >= 0 && at < PyTuple_GET_SIZE(given[0]) &&
-          holds(PyTuple_GET_ITEM(given[0], at), PyList_GET_ITEM(given[2], i), versions.data()[i],
-                places.data()[i]);
+          holds(PyTuple_GET_ITEM(given[0], at), PyList_GET_ITEM(given[2], i),
+                versions.data<int64_t>()[i], places.data<uint64_t>()[i]);
     }
-  } catch (const std::exception&) {  // a tensor that cannot say where it lies: look closer
+  } catch (...) {  // a tensor that cannot say where it lies: look closer
+    PyErr_Clear();
     same = false;
   }
   return PyBool_FromLong(same);

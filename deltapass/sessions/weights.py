@@ -18,18 +18,24 @@ import torch
 from deltapass.sessions.native import NativeCheck
 
 _VERSION: Final = operator.attrgetter("_version")
-UNKNOWN: Final = -1  # an inference tensor keeps no version, a wrapper has no memory
+NO_VERSION: Final = -1  # of an inference tensor
+NO_PLACE: Final = 2**64 - 1  # of a wrapper, which has no memory; some devices use all other bits
+PLAIN: Final = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.Buffer})
 MANY: Final = 128  # weights from which on it pays to build the compiled check
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Weighed:
-    """Weights as they were: the objects (weakly held), their versions, their places in memory."""
+    """Weights as they were: the objects (weakly held), their versions, their places in memory.
+
+    `plain` says that none is of a subclass, which may answer for another tensor inside it.
+    """
 
     objects: list[weakref.ref[Any]]
     versions: array[int]
     places: array[int]
+    plain: bool
 
     def still_holds(self, weights: Sequence[Any]) -> bool:
         """Whether these are the same objects, and nothing was changed or moved since."""
@@ -46,7 +52,8 @@ def weigh(weights: Sequence[Any]) -> Weighed:
 
     Not seen: `weight.data.mul_()`, and in-place changes of inference tensors; neither is counted.
     """
-    return Weighed(list(map(weakref.ref, weights)), _versions(weights), _places(weights))
+    plain = PLAIN.issuperset(map(type, weights))
+    return Weighed(list(map(weakref.ref, weights)), _versions(weights), _places(weights), plain)
 
 
 def same_weights(one: Weighed, other: Weighed) -> bool:
@@ -76,18 +83,25 @@ class WeightWatch:
         self._last: Weighed | None = None
         self._native = NativeCheck() if len(positions) >= MANY else None
 
-    def look(self, arguments: tuple[Any, ...]) -> Weighed:
-        """How the weights are now: the same object as at the last look if they are as then."""
-        last = self._last
-        if last is None or not self._holds(last, arguments):
-            self._last = last = weigh(self._pick(arguments))
-        return last
+    def look(self, arguments: tuple[Any, ...], before: Weighed | None = None) -> Weighed:
+        """How the weights are now.
 
-    def _holds(self, last: Weighed, arguments: tuple[Any, ...]) -> bool:
-        unchanged = self._native.get() if self._native is not None else None
+        Args:
+            arguments: Those of a call.
+            before: How they were at the last call of the branch: that very object comes back if
+                they are as then. Models of one class may share a graph, and take turns.
+        """
+        for known in (before, self._last):
+            if known is not None and self._holds(known, arguments):
+                return known
+        self._last = weigh(self._pick(arguments))
+        return self._last
+
+    def _holds(self, known: Weighed, arguments: tuple[Any, ...]) -> bool:
+        unchanged = self._native.get() if self._native is not None and known.plain else None
         if unchanged is None:
-            return last.still_holds(self._pick(arguments))
-        noted = last.objects, last.versions, last.places
+            return known.still_holds(self._pick(arguments))
+        noted = known.objects, known.versions, known.places
         return unchanged(arguments, self._positions, *noted)
 
 
@@ -103,18 +117,18 @@ def _versions(weights: Sequence[Any]) -> array[int]:
     try:
         return array("q", map(_VERSION, weights))
     except RuntimeError:
-        return array("q", [_or_unknown(_VERSION, weight) for weight in weights])
+        return array("q", [_read(_VERSION, weight, NO_VERSION) for weight in weights])
 
 
 def _places(weights: Sequence[Any]) -> array[int]:
     try:
-        return array("q", map(torch.Tensor.data_ptr, weights))
+        return array("Q", map(torch.Tensor.data_ptr, weights))
     except RuntimeError:
-        return array("q", [_or_unknown(torch.Tensor.data_ptr, weight) for weight in weights])
+        return array("Q", [_read(torch.Tensor.data_ptr, weight, NO_PLACE) for weight in weights])
 
 
-def _or_unknown(read: Any, weight: Any) -> int:
+def _read(read: Any, weight: Any, otherwise: int) -> int:
     try:
         return int(read(weight))
     except RuntimeError:
-        return UNKNOWN
+        return otherwise

@@ -14,6 +14,7 @@ from raising import raises_in_compile
 from torch import Tensor, fx, nn
 
 from deltapass.compiler.capture import capture
+from deltapass.compiler.inputs import data_positions
 from deltapass.compiler.tracing import refuse_fragment, trace
 from deltapass.errors import (
     GraphBreakError,
@@ -268,6 +269,21 @@ def test_parameters_and_buffers_are_weights() -> None:
     weights = [i.spec.shape for i in captured.inputs if i.role is Role.WEIGHT and i.spec]
     assert sorted(weights) == [(4,), (4,), (4, 4)]
     assert roles(captured) == {"hidden_states": Role.SAMPLE, "mask": Role.DATA}
+
+
+def test_a_data_input_may_be_called_parameters() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, hidden_states: Tensor, style_parameters: Tensor) -> Tensor:
+            return self.linear(hidden_states) * style_parameters
+
+    module, inputs = trace(Model(), (torch.ones(2, 4), torch.ones(4)), {})
+    assert roles(capture(module, inputs))["style_parameters"] is Role.DATA
+    positions = data_positions(module, inputs)
+    assert [tuple(inputs[at].shape) for at in positions] == [(2, 4), (4,)]
 
 
 @pytest.mark.parametrize("name", ["timestep", "t", "sigma", "noise_level"])

@@ -318,3 +318,11 @@ def test_unnamed_branches_announced_at_once_never_read_each_others_deltas(
             for which, context in enumerate(contexts):
                 out = context.run(run, model, trajectories[which][step])
                 assert torch.equal(out, plain[which][step])
+
+
+def test_a_visit_is_entered_once() -> None:
+    session = deltapass.session(steps=4)
+    visit = session.at(1)
+    with visit, pytest.raises(StateError, match="entered twice"), visit:
+        pass
+    assert active_session() is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from deltapass.graph.program import Macs
 from deltapass.schedule.rules import Span
 from deltapass.sessions.log import MAX_ENTRIES, Log
@@ -55,7 +57,7 @@ def test_calls_are_counted_also_those_no_longer_remembered() -> None:
     report = log.report()
     assert (len(report.entries), report.forgotten) == (MAX_ENTRIES, 10)
     assert report.summary.endswith("after 10 calls no longer remembered")
-    assert report.to_dict()["forgotten"] == 10
+    assert report.to_dict()["totals"]["forgotten"] == 10
 
 
 def test_a_report_since_some_call_leaves_those_before_it_out() -> None:
@@ -66,6 +68,18 @@ def test_a_report_since_some_call_leaves_those_before_it_out() -> None:
     full = noted(MAX_ENTRIES + 10)
     assert full.report(since=4).forgotten == 6
     assert "remembered" not in noted(2).report().summary
+
+
+def test_calls_noted_while_a_report_is_made_lose_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = noted(4)
+
+    def noting(row: object) -> object:
+        log.note(0, 9, None, None, None, None, "", 1.0, Macs(), Macs())
+        return row
+
+    monkeypatch.setattr("deltapass.sessions.log._entry", noting)
+    report = log.report()
+    assert (len(report.entries), report.forgotten) == (4, 0)
 
 
 def test_clearing_forgets_all() -> None:

@@ -149,6 +149,42 @@ def test_the_watch_gives_the_same_object_until_something_changes(
     assert watch.look(tuple(some)) is second
 
 
+def test_models_that_take_turns_on_one_graph_are_both_known(watch: WeightWatch) -> None:
+    one, other = tuple(weights(MANY)), tuple(weights(MANY))
+    first, second = watch.look(one), watch.look(other)
+    for _ in range(3):
+        assert watch.look(one, first) is first
+        assert watch.look(other, second) is second
+
+
+class Wrapping(torch.nn.Parameter):
+    """Answers for a tensor inside it, as quantised weights do."""
+
+    inner: torch.Tensor
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*(getattr(arg, "inner", arg) for arg in args), **(kwargs or {}))
+
+
+def test_weights_that_answer_for_others_are_asked_in_python(watch: WeightWatch) -> None:
+    some = weights(MANY)
+    some[5] = Wrapping(torch.zeros(4), requires_grad=False)
+    some[5].inner = torch.zeros(4)  # type: ignore[attr-defined]
+    first = watch.look(tuple(some))
+    assert not first.plain
+    assert watch.look(tuple(some), first) is first
+    some[5].inner.add_(1)  # type: ignore[attr-defined]
+    assert watch.look(tuple(some), first) is not first
+
+
+def test_addresses_may_use_all_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "data_ptr", lambda _: 2**63 + 8)
+    some = weights()
+    assert weigh(some).still_holds(some)
+
+
 # ---- building ----------------------------------------------------------------------------------
 
 
@@ -159,6 +195,31 @@ def test_models_of_few_weights_build_nothing() -> None:
 def test_switched_off_it_is_neither_looked_for_nor_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(native.SWITCH, "0")
     monkeypatch.setattr(native, "build", pytest.fail)
+    monkeypatch.setattr(native, "load", pytest.fail)
+    assert NativeCheck().get() is None
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), RuntimeError("no home")])
+def test_nowhere_to_put_it_is_no_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail() -> Path:
+        raise error
+
+    monkeypatch.setenv(native.SWITCH, "1")
+    monkeypatch.setattr(native, "library_path", fail)
+    check = NativeCheck()
+    assert check.get() is None
+    monkeypatch.setattr(native, "library_path", pytest.fail)
+    assert check.get() is None, "it is asked once"
+
+
+def test_a_file_that_others_may_write_is_not_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "it.so"
+    path.write_bytes(b"")
+    path.chmod(0o666)
+    monkeypatch.setenv(native.SWITCH, "1")
+    monkeypatch.setattr(native, "library_path", lambda: path)
     monkeypatch.setattr(native, "load", pytest.fail)
     assert NativeCheck().get() is None
 
