@@ -85,8 +85,8 @@ def to_fake(arguments: Sequence[Any], *, sharing: bool = False) -> list[Any]:
     def fake(value: Any) -> Any:
         if not torch.is_tensor(value):
             return value
-        plain = sharing and type(value) in (torch.Tensor, torch.nn.Parameter)
-        layout = (type(value), *_layout(value)) if plain else id(value)
+        plain = type(value) in (torch.Tensor, torch.nn.Parameter) and _lies_plainly(value)
+        layout = (type(value), *_layout(value)) if sharing and plain else id(value)
         if layout not in known:
             known[layout] = mode.from_tensor(value, static_shapes=True)
         return known[layout]
@@ -189,8 +189,8 @@ class _Recorder(fx.Interpreter):
         return (type(value), value) if isinstance(value, PLAIN) else id(value)
 
     def _shared(self, value: torch.Tensor) -> torch.Tensor:
-        """The first value of this layout, if this one has memory of its own."""
-        if _storage(value) in self._owned:
+        """The first value of this layout, if this one has memory of its own and no known data."""
+        if not _is_shareable(value) or _storage(value) in self._owned:
             return value
         layout = _layout(value)
         if layout not in self._of_layout:
@@ -225,6 +225,22 @@ def _written_storages(func: Any, args: Any, kwargs: Any) -> set[int]:
 def _storage(tensor: torch.Tensor) -> int:
     address: int = tensor.untyped_storage()._cdata
     return address
+
+
+def _is_shareable(value: torch.Tensor) -> bool:
+    """Whether a value made on the way is its layout and nothing else.
+
+    A constant's number can be read, a subclass may hold anything, and the value that stands for
+    others is detached.
+    """
+    if type(value) is not FakeTensor or value.constant is not None:
+        return False
+    return _lies_plainly(value) and not value.requires_grad
+
+
+def _lies_plainly(value: torch.Tensor) -> bool:
+    """Whether `_layout` tells all of how a tensor's data is to be read."""
+    return value.layout is torch.strided and not value.is_conj() and not value.is_neg()
 
 
 def _layout(value: torch.Tensor) -> tuple[object, ...]:

@@ -8,7 +8,6 @@ line in `LOWERINGS` of options.py.
 from __future__ import annotations
 
 import importlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any, Protocol, final
 
 import torch
 
-from deltapass.errors import DeltapassError, LoweringError, UnknownLoweringError
+from deltapass.errors import LoweringError, UnknownLoweringError
 from deltapass.graph.executable import Lowered
 from deltapass.graph.program import Body
 from deltapass.options import LOWERINGS
@@ -81,7 +80,6 @@ class LoweredBodies:
 
     name: str
     lowering: Lowering
-    seconds: float = 0.0
     _lowered: dict[tuple[object, ...], Lowered] = field(default_factory=dict)
 
     @property
@@ -103,28 +101,32 @@ class LoweredBodies:
     def together(self) -> Iterator[None]:
         """Several bodies: their compiles may overlap, and all are ready when it is left.
 
+        An error of the block itself stays as it is.
+
         Raises:
-            LoweringError: If the lowering fails on one of them.
+            LoweringError: If one of them turns out not to compile when all are waited for.
         """
         overlapping: AbstractContextManager[object] = getattr(
             self.lowering, "together", nullcontext
         )()
+        inside: BaseException | None = None
         try:
             with overlapping:
-                yield
-        except DeltapassError:
-            raise
+                try:
+                    yield
+                except BaseException as error:
+                    inside = error
+                    raise
         except Exception as error:
+            if error is inside:
+                raise
             raise LoweringError(self.name, "all", f"{type(error).__name__}: {error}") from error
 
     def _lower(self, body: Body) -> Lowered:
         reason = self.lowering.can_lower(body)
         if reason is not None:
             raise LoweringError(self.name, body.name, reason)
-        started = time.perf_counter()
         try:
             return self.lowering.lower(body)
         except Exception as error:
             raise LoweringError(self.name, body.name, f"{type(error).__name__}: {error}") from error
-        finally:
-            self.seconds += time.perf_counter() - started

@@ -48,7 +48,15 @@ def _signatures(captured: Captured, nodes: list[fx.Node]) -> np.ndarray:
         return (spec.shape, spec.dtype) if spec else None
 
     numbers: dict[object, int] = {}
-    signatures = ((node.target, comparable((node.args, node.kwargs), shape)) for node in nodes)
+    signatures = (
+        # How many values it reads tells h * h from h * g.
+        (
+            node.target,
+            len(node.all_input_nodes),
+            comparable((node.args, node.kwargs), shape),
+        )
+        for node in nodes
+    )
     return np.array([numbers.setdefault(each, len(numbers)) for each in signatures])
 
 

@@ -93,7 +93,8 @@ class Variants:
         Stitched variants are free, so all are made. Whole ones each cost a compile: those of the
         known number of steps, or of noise levels where it is not known.
         """
-        with self.bodies.together():
+        # In this order, as when one variant is made: else two threads may wait for each other.
+        with self._lock, self.compiling(), self.bodies.together():
             self._warm_up(plan)
 
     def _warm_up(self, plan: Plan) -> None:

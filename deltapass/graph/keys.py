@@ -21,6 +21,10 @@ class Key(tuple[object, ...]):
             self._hash = super().__hash__()
         return self._hash
 
+    def __reduce__(self) -> tuple[type[Key], tuple[tuple[object, ...]]]:
+        """Without the hash: another process hashes text otherwise."""
+        return Key, (tuple(self),)
+
 
 def comparable(value: Any, of_node: Callable[[fx.Node], object]) -> object:
     """Arguments of a node as a hashable value, with nodes replaced by what `of_node` gives."""
@@ -42,5 +46,12 @@ def key_of_attribute(root: Any, node: fx.Node) -> object:
     held = getattr(root, str(node.target), None)
     if not isinstance(held, fx.GraphModule):
         return node.name
-    inner = held.graph.find_nodes(op="get_attr")
-    return node.name, str(held.graph), tuple(key_of_attribute(held, each) for each in inner)
+    number = {each: at for at, each in enumerate(held.graph.nodes)}
+
+    def operation(each: fx.Node) -> tuple[object, ...]:
+        attribute = each.op == "get_attr"
+        # The target itself: two local functions may print alike, as may the literals '1' and 1.
+        target = key_of_attribute(held, each) if attribute else each.target
+        return each.op, target, comparable((each.args, each.kwargs), number.__getitem__)
+
+    return node.name, tuple(map(operation, held.graph.nodes))

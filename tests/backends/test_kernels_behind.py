@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -99,3 +100,39 @@ def test_torch_that_waits_otherwise_is_left_alone(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delattr(AsyncCompile, "_wait_futures")
     with kernels_behind():
         assert not hasattr(AsyncCompile, "_wait_futures")
+
+
+@pytest.mark.parametrize("also", [{}, future("cpp_fused_mul_0")])
+def test_other_futures_are_waited_for_at_once(
+    waits: list[dict[str, Any]], also: dict[str, Any]
+) -> None:
+    kernel: Future[str] = Future()
+    kernel.set_result("ready")
+    with kernels_behind():
+        AsyncCompile()._wait_futures({"triton_poi_fused_sin_0": kernel, **also})
+        assert len(waits) == 1
+
+
+def test_all_are_waited_for_though_one_or_the_block_fails(waits: list[dict[str, Any]]) -> None:
+    def fails() -> None:
+        raise RuntimeError("no compiler")
+
+    with pytest.raises(RuntimeError, match="no compiler"), kernels_behind():
+        AsyncCompile()._wait_futures({"cpp_0": LambdaFuture(fails)})
+        AsyncCompile()._wait_futures(future("cpp_1"))
+    with pytest.raises(ZeroDivisionError), kernels_behind():
+        AsyncCompile()._wait_futures({"cpp_0": LambdaFuture(fails)})
+        AsyncCompile()._wait_futures(future("cpp_1"))
+        raise ZeroDivisionError
+    assert [list(scope) for scope in waits] == [["cpp_0"], ["cpp_1"]] * 2
+    assert waits[3] == {"cpp_1": "ready"}
+
+
+def test_overlapping_blocks_leave_no_hook_behind() -> None:
+    before = AsyncCompile._wait_futures
+    first, second = kernels_behind(), kernels_behind()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert AsyncCompile._wait_futures is before

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 
 from deltapass.compiler.fake_run import FakeRun, fake_run, spec_of, to_fake
+from deltapass.errors import UnsupportedOperatorError
 from deltapass.graph.program import Macs, TensorSpec
 
 
@@ -206,6 +207,32 @@ def test_layout_changed_in_place_leaves_other_values_as_they_were() -> None:
 def test_numbers_that_differ_in_kind_alone_are_told_apart() -> None:
     found = seen(lambda x: (x + 1, x + 1.0), torch.ones(2, dtype=torch.int64))
     assert [value.dtype for value in found.values["output"]] == [torch.int64, torch.float32]
+
+
+def with_constants(
+    *numbers: int, then: Callable[[fx.Graph, fx.Node, list[fx.Node]], Any]
+) -> fx.GraphModule:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    made = [graph.call_function(torch.tensor, (number,)) for number in numbers]
+    graph.output(then(graph, x, made))
+    return fx.GraphModule(nn.Module(), graph)
+
+
+def test_constants_of_one_layout_keep_their_numbers() -> None:
+    def items(graph: fx.Graph, _: fx.Node, made: list[fx.Node]) -> Any:
+        return tuple(graph.call_method("item", (each,)) for each in made)
+
+    assert fake_run(with_constants(3, 5, then=items), [torch.ones(2)]).values["output"] == (3, 5)
+
+
+def test_number_read_from_data_is_refused_beside_a_constant_of_its_layout() -> None:
+    def scaled(graph: fx.Graph, x: fx.Node, _: list[fx.Node]) -> Any:
+        number = graph.call_method("item", (graph.call_method("max", (x,)),))
+        return graph.call_method("mul", (x, number))
+
+    with pytest.raises(UnsupportedOperatorError):
+        fake_run(with_constants(3, then=scaled), [torch.arange(3)])
 
 
 # ---- values ------------------------------------------------------------------------------------

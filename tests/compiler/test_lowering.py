@@ -17,7 +17,12 @@ from deltapass.backend import analyse
 from deltapass.compiler.lowering import LoweredBodies, load_lowering, on_device
 from deltapass.compiler.outline import Outline
 from deltapass.compiler.tracing import trace
-from deltapass.errors import LoweringError, MissingLibraryError, UnknownLoweringError
+from deltapass.errors import (
+    LoweringError,
+    MissingLibraryError,
+    RefusalWarning,
+    UnknownLoweringError,
+)
 from deltapass.graph.executable import Executable, Lowered
 from deltapass.graph.program import Body, Call, Literal, Program, TensorSpec
 from deltapass.options import LOWERING_NAMES, LOWERINGS
@@ -117,16 +122,6 @@ def test_stack_of_equal_blocks_lowers_one_block() -> None:
     bodies = LoweredBodies("recording", lowering := Recording())
     Executable(outlined().program, bodies.get)
     assert lowering.lowered == ["prologue", "block_0", "epilogue"]
-
-
-def test_seconds_grow_with_what_is_lowered() -> None:
-    bodies = LoweredBodies("recording", Recording())
-    assert bodies.seconds == 0.0
-    bodies.get(body())
-    spent = bodies.seconds
-    assert spent > 0.0
-    bodies.get(body())
-    assert bodies.seconds == spent
 
 
 def test_failing_lowering_is_named_with_its_body_and_the_cause() -> None:
@@ -300,3 +295,11 @@ def test_error_of_one_body_stays_as_it_is() -> None:
     bodies = LoweredBodies("inductor", Recording(refuses="too large"))
     with pytest.raises(LoweringError, match="'body': too large"), bodies.together():
         bodies.get(body())
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), RefusalWarning("smaller")])
+def test_error_of_the_block_is_not_the_lowerings(error: Exception) -> None:
+    bodies = LoweredBodies("inductor", FailingTogether())
+    with pytest.raises(type(error)) as caught, bodies.together():
+        raise error
+    assert caught.value is error
