@@ -35,6 +35,7 @@ from deltapass.errors import (
     UnsupportedGraphError,
 )
 from deltapass.options import Options, parse_options
+from deltapass.schedule.budget import Budget
 from deltapass.selector.recent import Recent
 from deltapass.selector.selector import Selector
 from deltapass.sessions.session import active_session
@@ -153,7 +154,11 @@ class PerShape:
             with as_dynamo_compiles():
                 return compile_graph(gm, arguments, self.options, self.lowering)
         except (UnsupportedGraphError, ScheduleError) as error:
-            if self.options.strict or isinstance(error, ScheduleError):
+            schedule, steps = self.options.schedule, self.options.steps
+            # A share may be in reach for some shapes only; a missing number of steps concerns all.
+            usable = isinstance(schedule, Budget) and not (steps is None and schedule.needs_steps)
+            refused = isinstance(error, UnsupportedGraphError) or usable
+            if self.options.strict or not refused:
                 raise
             _warn(f"nothing cached, full graph: {error}")
             with detached_from_dynamo():

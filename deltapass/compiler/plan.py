@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
+from deltapass.compiler.addends import Addends
 from deltapass.compiler.outline import Outline
 from deltapass.compiler.streams import Stream, pair_streams
 from deltapass.errors import NoBlocksError, StreamError
@@ -95,12 +96,18 @@ def make_plan(
         StreamError: If not even one block of a wanted span can be cached.
     """
     wanted = schedule.spans(len(outline.stack), steps)
-    spans = {span: plan_span(outline, span) for span in wanted}
+    addends = Addends(outline.captured)
+    spans = {span: plan_span(outline, span, addends) for span in wanted}
     return Plan(outline=outline, schedule=schedule, order=order, steps=steps, spans=spans)
 
 
-def plan_span(outline: Outline, wanted: Span) -> SpanPlan:
+def plan_span(outline: Outline, wanted: Span, addends: Addends | None = None) -> SpanPlan:
     """Find the residual streams of a span, or of the largest smaller span that has them.
+
+    Args:
+        outline: The outlined model.
+        wanted: The span.
+        addends: Those of the graph, for who asks about many spans of it.
 
     Raises:
         StreamError: If no block of the span can be cached; the error is that of the whole span.
@@ -109,11 +116,12 @@ def plan_span(outline: Outline, wanted: Span) -> SpanPlan:
     blocks = len(outline.stack)
     if wanted.stop > blocks:
         raise NoBlocksError(outline.captured.operations, f"{wanted} of a stack of {blocks}")
+    addends = addends or Addends(outline.captured)
     span: Span | None = wanted
     first: StreamError | None = None
     while span is not None:
         try:
-            streams = _streams(outline, span)
+            streams = _streams(outline, span, addends)
         except StreamError as error:
             first = first or error
             span = _shrink(span, blocks)
@@ -123,9 +131,9 @@ def plan_span(outline: Outline, wanted: Span) -> SpanPlan:
     raise first or NoBlocksError(outline.captured.operations, f"{wanted} is empty")
 
 
-def _streams(outline: Outline, span: Span) -> tuple[Stream, ...]:
+def _streams(outline: Outline, span: Span, addends: Addends) -> tuple[Stream, ...]:
     blocks = outline.stack.blocks[span.start : span.stop]
-    streams = pair_streams(outline.captured, blocks, str(span))
+    streams = pair_streams(outline.captured, blocks, str(span), addends=addends)
     for stream in streams:
         # An expanded view has no memory of its own to lay a sum out in.
         if 0 in stream.spec.stride:

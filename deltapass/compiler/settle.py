@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import math
+from dataclasses import dataclass, field
+from typing import final
 
+from deltapass.compiler.addends import Addends
 from deltapass.compiler.outline import Outline
 from deltapass.compiler.plan import Plan, make_plan, plan_span
 from deltapass.compiler.rewrite import cached_program
-from deltapass.errors import StreamError
-from deltapass.options import Options
-from deltapass.schedule.budget import Budget, StepMacs
-from deltapass.schedule.rules import Span
+from deltapass.errors import ScheduleError, StreamError
+from deltapass.options import DEFAULT_STEPS, Options
+from deltapass.schedule.budget import Budget
+from deltapass.schedule.rules import AnySchedule, Schedule, Span, unknown_length
 
 
 def plan_for(outline: Outline, options: Options) -> Plan:
@@ -21,26 +23,66 @@ def plan_for(outline: Outline, options: Options) -> Plan:
         ScheduleError: If the schedule does not fit the model, or its budget cannot be met.
         StreamError: If not even one block of a wanted span can be cached.
     """
-    schedule, steps = options.schedule, options.steps
+    schedule: AnySchedule | Budget = options.schedule
     if isinstance(schedule, Budget):
-        schedule = schedule.choose(steps, len(outline.stack), step_macs(outline, options.order))
-    return make_plan(outline, schedule, order=options.order, steps=steps)
+        schedule = _chosen(schedule, outline, options)
+    return make_plan(outline, schedule, order=options.order, steps=options.steps)
 
 
-def step_macs(outline: Outline, order: int) -> StepMacs:
+def _chosen(budget: Budget, outline: Outline, options: Options) -> Schedule:
+    """The schedule of a budget, for DEFAULT_STEPS steps where the options name no number.
+
+    On much longer trajectories a small share would choose an interval that is longer than those
+    which are sampled, and nothing would ever be cached.
+    """
+    if options.steps is None and budget.needs_steps:
+        raise unknown_length("its budget depends on where the boundary lies")
+    steps, blocks = options.steps or DEFAULT_STEPS, len(outline.stack)
+    costs = StepCosts(outline, options.order)
+    try:
+        return budget.choose(steps, blocks, costs)
+    except ScheduleError:
+        # Another share would not help a model of which nothing can be cached.
+        if costs.refusal is not None and budget.least(steps, blocks, costs) >= 1.0:
+            raise costs.refusal from None
+        raise
+
+
+@final
+@dataclass(slots=True)
+class StepCosts:
     """MACs (with attention) of every variant that a model has, as it would be written.
 
     A span of which no block can be cached costs infinitely much, so that no budget chooses it.
+
+    Attributes:
+        outline: The model.
+        order: Order of the delta prediction.
+        refusal: Why the first such span that was asked for cannot be cached, if there was one.
     """
 
-    @functools.cache
-    def macs(span: Span | None) -> float:
-        program = outline.program
+    outline: Outline
+    order: int
+    refusal: StreamError | None = None
+    _addends: Addends = field(init=False)
+    _known: dict[Span | None, float] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._addends = Addends(self.outline.captured)
+
+    def __call__(self, span: Span | None) -> float:
+        """MACs of a step that skips the span, or of a full one for None."""
+        if span not in self._known:
+            self._known[span] = self._macs(span)
+        return self._known[span]
+
+    def _macs(self, span: Span | None) -> float:
+        program = self.outline.program
         if span is None:
             return program.macs.full
         try:
-            return cached_program(program, plan_span(outline, span), order).macs.full
-        except StreamError:
+            planned = plan_span(self.outline, span, self._addends)
+        except StreamError as error:
+            self.refusal = self.refusal or error
             return math.inf
-
-    return macs
+        return cached_program(program, planned, self.order).macs.full

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, final
@@ -14,12 +15,11 @@ from deltapass.schedule.rules import (
     Table,
     check_count,
     check_fits,
-    unknown_length,
+    region_span,
 )
 
 # MACs of one step that skips a span, or of a full one for None.
 StepMacs = Callable[[Span | None], float]
-LONG: Final = 840  # steps; every interval up to 8 divides it, so that no steps are left over
 ROUNDING: Final = 1e-9  # a cost that equals the budget but for rounding keeps it
 
 
@@ -46,52 +46,68 @@ class Budget:
             raise OptionError("budget", self.share, allowed)
         self._schedule()
 
+    @property
+    def needs_steps(self) -> bool:
+        """Whether the number of steps must be known: what it costs depends on the boundary."""
+        return isinstance(self.boundary, int)
+
     def check_steps(self, steps: int) -> None:
         """Raise BoundaryOutsideError if the boundary lies outside `steps` steps."""
         self._schedule().check_steps(steps)
 
-    def choose(self, steps: int | None, blocks: int, step_macs: StepMacs) -> Schedule:
+    def choose(self, steps: int, blocks: int, step_macs: StepMacs) -> Schedule:
         """The schedule with the smallest interval, then the fewest blocks, that costs no more.
 
         The interval is that of Eq. 6, or the next larger one that meets the budget: Eq. 6 takes
-        cached steps to be free. Where `steps` is None a long trajectory stands for all; one whose
-        length the interval does not divide costs more by its left-over full steps.
+        cached steps to be free.
 
         Args:
-            steps: Steps of every trajectory, if known.
+            steps: Steps of every trajectory, or those of one that stands for all.
             blocks: Blocks of the model.
             step_macs: MACs of a step, by the span it skips.
 
         Raises:
-            ScheduleError: If not even one refresh and all blocks cached would meet the budget, or
-                if the boundary is a step and the number of steps is not known.
+            ScheduleError: If not even one refresh and all blocks cached would meet the budget.
 
         Source:
             Eq. 6 and 7, with the MACs of the real graph in place of N_b * M_b.
         """
-        if steps is None and isinstance(self.boundary, int):
-            raise unknown_length("its budget depends on where the boundary lies")
-        length = steps or LONG
-        plain = length * step_macs(None)
-        most = self.share * plain * (1 + ROUNDING)
-
-        def cost(schedule: Schedule) -> float:
-            return table_macs(schedule.table(length, blocks), blocks, step_macs)
-
-        least = min(cost(schedule) for schedule in self._choices(length, blocks))
-        if least > most:
-            raise _out_of_reach(self.share, least / plain)
-        first = interval_for_budget(length, step_macs(None), most)
+        most = self.share * steps * step_macs(None) * (1 + ROUNDING)
+        if min(self._costs(steps, steps, blocks, step_macs)) > most:
+            raise _out_of_reach(self.share, self.least(steps, blocks, step_macs))
+        first = interval_for_budget(steps, step_macs(None), most)
         return next(
-            schedule
-            for interval in range(first, length + 1)
-            for schedule in self._choices(interval, blocks)
-            if cost(schedule) <= most
+            self._schedule(interval, cached)
+            for interval in range(first, steps + 1)
+            for cached, cost in enumerate(self._costs(interval, steps, blocks, step_macs))
+            if cost <= most
         )
 
-    def _choices(self, interval: int, blocks: int) -> Iterator[Schedule]:
-        """The schedules of one interval, by the blocks they cache."""
-        return (self._schedule(interval, cached) for cached in range(blocks + 1))
+    def least(self, steps: int, blocks: int, step_macs: StepMacs) -> float:
+        """The least share that any schedule reaches; 1.0 where caching saves nothing.
+
+        Args:
+            steps: Steps of a trajectory.
+            blocks: Blocks of the model.
+            step_macs: MACs of a step, by the span it skips.
+        """
+        plain = steps * step_macs(None)
+        return min(self._costs(steps, steps, blocks, step_macs)) / plain if plain else 1.0
+
+    def _costs(
+        self, interval: int, steps: int, blocks: int, step_macs: StepMacs
+    ) -> Iterator[float]:
+        """MACs of a trajectory under one interval, by the blocks cached, from none on."""
+        yield steps * step_macs(None)
+        # Which steps are full depends on no block, so that two of them stand for any number: the
+        # phases of one cached block differ then, and one table serves every number of them.
+        rule = self._schedule(interval, cached=1)
+        rows = Counter(rule.table(steps, 2))
+        full = rows[None] * step_macs(None)
+        phases = [(r, rows[region_span(r, 1, 2)]) for r in (rule.outline, rule.detail)]
+        for cached in range(1, blocks + 1):
+            spans = ((region_span(region, cached, blocks), runs) for region, runs in phases)
+            yield full + math.fsum(runs * step_macs(span) for span, runs in spans if runs)
 
     def _schedule(self, interval: int = 2, cached: int | None = None) -> Schedule:
         return Schedule(interval=interval, cached_blocks=cached, boundary=self.boundary)

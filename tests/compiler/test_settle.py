@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,16 +11,17 @@ import pytest
 import torch
 from driving import compiled, follow
 from models import AdaLNBlock, D, make
+from models.adaln import SideValueDenoiser
 from reference import Call
 from torch import nn
 
 import deltapass
 from deltapass.backend import analyse
 from deltapass.compiler.outline import Outline
-from deltapass.compiler.settle import plan_for, step_macs
+from deltapass.compiler.settle import StepCosts, plan_for
 from deltapass.compiler.tracing import trace
-from deltapass.errors import ScheduleError
-from deltapass.options import parse_options
+from deltapass.errors import RefusalWarning, ScheduleError
+from deltapass.options import DEFAULT_STEPS, parse_options
 from deltapass.schedule.budget import StepMacs, table_macs
 from deltapass.schedule.rules import Schedule, Span
 
@@ -60,7 +62,7 @@ def outlined(name: str) -> Outline:
 
 
 def blocks_of(name: str) -> tuple[int, StepMacs]:
-    return len(outlined(name).stack), step_macs(outlined(name), 0)
+    return len(outlined(name).stack), StepCosts(outlined(name), 0)
 
 
 def chosen(name: str, share: float, **options: object) -> Schedule:
@@ -125,10 +127,53 @@ def test_what_runs_costs_what_explain_predicted(name: str, share: float) -> None
     assert report.macs.full / report.full_macs.full == predicted.share
 
 
-def test_without_steps_the_choice_is_that_of_long_trajectories() -> None:
-    assert chosen("adaln", 0.7) == chosen("adaln", 0.7, steps=840)
-    with pytest.raises(ScheduleError, match="needs the number of steps"):
+def test_without_steps_the_choice_is_that_of_the_default_number() -> None:
+    for share in (0.7, 0.2):
+        assert chosen("adaln", share) == chosen("adaln", share, steps=DEFAULT_STEPS)
+    assert chosen("adaln", 0.2).interval <= DEFAULT_STEPS
+    with pytest.raises(ScheduleError, match="the least possible share"):
+        chosen("adaln", 0.02)
+    with pytest.raises(ScheduleError, match="needs the number of steps: its budget"):
         chosen("adaln", 0.7, boundary=4)
+
+
+@pytest.mark.parametrize("asked", [{"budget": 0.6}, {"interval": 2}])
+def test_a_model_without_streams_is_refused_and_runs_in_full(asked: dict[str, Any]) -> None:
+    """The head reads a value of the last block, so that no deep span can be cached."""
+    model = SideValueDenoiser(read=5).eval().requires_grad_(False)
+    args, kwargs = model.inputs(999.0, 0)
+    with torch.no_grad():
+        with pytest.warns(RefusalWarning, match="continues no value that enters it"):
+            ours = compiled(model, **asked)(*args, **kwargs)
+        assert torch.equal(ours, model(*args, **kwargs))
+    report = deltapass.explain(model, *args, options=asked, **kwargs)
+    assert "continues no value that enters it" in (report.refusal or "")
+
+
+def test_a_later_shape_out_of_reach_runs_in_full() -> None:
+    """Few tokens make what lies around the blocks a larger share of the model."""
+    model = make("adaln")
+    few, many = (torch.randn(2, tokens, 4) for tokens in (4, 16))
+    (_, timestep), _ = model.inputs(999.0, 0)
+    options = {"lowering": "eager", "budget": 0.13, "steps": STEPS}
+    with torch.no_grad():
+        run = torch.compile(model, backend="deltadit", dynamic=True, options=options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RefusalWarning)
+            run(many, timestep)
+        with pytest.warns(RefusalWarning, match="the least possible share"):
+            assert torch.equal(run(few, timestep), model(few, timestep))
+        torch.compiler.reset()
+        strict = {**options, "strict": True}
+        run = torch.compile(model, backend="deltadit", dynamic=True, options=strict)
+        run(many, timestep)
+        with pytest.raises(ScheduleError, match="the least possible share"):
+            run(few, timestep)
+        torch.compiler.reset()
+        unknown = {"lowering": "eager", "budget": 0.7, "boundary": 4}
+        run = torch.compile(model, backend="deltadit", dynamic=True, options=unknown)
+        with pytest.raises(ScheduleError, match="needs the number of steps"):
+            run(many, timestep)
 
 
 def test_a_budget_out_of_reach_names_the_least_share() -> None:
