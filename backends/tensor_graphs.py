@@ -7,13 +7,14 @@ of a module on tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from deltapass.backends.inductor import is_trivial
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from deltapass.graph.copying import copy_of
 from deltapass.graph.executable import Lowered
@@ -21,6 +22,8 @@ from deltapass.graph.program import Body, TensorSpec
 
 # (name in errors, module, its inputs) -> the engine as a function of tensors in any layout.
 Build = Callable[[str, torch.nn.Module, Sequence[TensorSpec]], Callable[..., Any]]
+
+TENSOR: Final = object()  # where a tensor goes among the literals of a result
 
 
 def engine_of_body(body: Body, build: Build) -> Lowered:
@@ -40,32 +43,66 @@ def engine_of_body(body: Body, build: Build) -> Lowered:
 def engine_of_graph(
     module: fx.GraphModule, arguments: Sequence[Any], build: Build
 ) -> Callable[..., Any]:
-    """A whole graph as one engine; numbers among its arguments become constants of it."""
+    """A whole graph as one engine; numbers among its arguments become constants of it.
+
+    So do numbers among its results, which engines cannot give.
+    """
     specs = list(map(TensorSpec.of, filter(torch.is_tensor, arguments)))
-    run = build("the whole graph", OfTensors(module, tuple(arguments)), specs)
-    return lambda *values: run(*filter(torch.is_tensor, values))
+    of_tensors = OfTensors(module, tuple(arguments))
+    run = build("the whole graph", of_tensors, specs)
+
+    def call(*values: Any) -> Any:
+        made = run(*filter(torch.is_tensor, values))
+        return of_tensors.results.around((made,) if torch.is_tensor(made) else made)
+
+    return call
+
+
+@final
+class Results:
+    """What a graph gives besides tensors, and in which structure, once it has been traced."""
+
+    def __init__(self) -> None:
+        self.literals: list[Any] = []
+        self.structure: TreeSpec | None = None
+
+    def tensors(self, given: Any) -> tuple[torch.Tensor, ...]:
+        """The tensors of a result; the rest is remembered."""
+        leaves, self.structure = tree_flatten(given)
+        self.literals = [TENSOR if torch.is_tensor(leaf) else leaf for leaf in leaves]
+        return tuple(filter(torch.is_tensor, leaves))
+
+    def around(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """Such a result of these tensors; of an untraced graph, the tensors as they are."""
+        if self.structure is None:
+            return tensors
+        left = iter(tensors)
+        leaves = [next(left) if literal is TENSOR else literal for literal in self.literals]
+        return tree_unflatten(leaves, self.structure)
 
 
 @final
 class OfTensors(torch.nn.Module):
-    """A graph as a function of its tensor inputs alone; the other inputs are as they were."""
+    """A graph from its tensor inputs to its tensor results; the other inputs are as they were."""
 
     def __init__(self, module: fx.GraphModule, arguments: tuple[Any, ...]) -> None:
         super().__init__()
         self.module = module
         self.fixed = tuple(None if torch.is_tensor(value) else value for value in arguments)
         self.given = tuple(map(torch.is_tensor, arguments))
+        self.results = Results()
 
-    def forward(self, *tensors: torch.Tensor) -> Any:
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run the graph."""
         left = iter(tensors)
         pairs = zip(self.given, self.fixed, strict=True)
-        return self.module(*[next(left) if given else value for given, value in pairs])
+        values = [next(left) if given else value for given, value in pairs]
+        return self.results.tensors(self.module(*values))
 
 
 def exported(module: torch.nn.Module, inputs: Sequence[TensorSpec]) -> ExportedProgram:
     """The exported program of a module on tensors of these specs, which hold no data."""
-    with FakeTensorMode():
+    with FakeTensorMode(allow_non_fake_inputs=True):  # a graph may hold real constants
         fakes = tuple(spec.empty() for spec in inputs)
     return torch.export.export(module, fakes, strict=False)
 

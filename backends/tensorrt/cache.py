@@ -34,8 +34,22 @@ def graph_digest(onnx_path: Path) -> str:
         OSError: If the model or its external data cannot be read.
     """
     model = optional_module("onnx_ir", "export").load(str(onnx_path))
-    optional_module("onnx_ir.passes.common", "export").InlinePass()(model)  # so no function is left
-    return _hash([sorted(model.opset_imports.items()), _graph(model.graph, {})])
+    inline = optional_module("onnx_ir.passes.common", "export").InlinePass()
+    try:
+        inline(model)  # so no function is left
+        return _hash([sorted(model.opset_imports.items()), _graph(model.graph, {})])
+    except (KeyError, TypeError, ValueError, NotImplementedError):
+        # Sparse weights and texts, which onnx_ir gives no bytes of: the files as they are.
+        return _files_digest(onnx_path, model)
+
+
+def _files_digest(onnx_path: Path, model: Any) -> str:
+    """Of the bytes of a model's file and of the files its weights lie in."""
+    graphs = (model.graph, *model.graph.subgraphs())
+    weights = (value.const_value for graph in graphs for value in graph.initializers.values())
+    beside = {Path(weight.path) for weight in weights if hasattr(weight, "path")}
+    files = [onnx_path, *sorted(beside)]
+    return _hash([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
 
 
 def _graph(graph: Any, known: dict[Any, object]) -> list[object]:
@@ -64,11 +78,26 @@ def _node(node: Any, known: dict[Any, object]) -> list[object]:
     """A node by what it does and reads; numbers what it gives, in `known`."""
     read = [None if value is None else known[value] for value in node.inputs]
     attributes = sorted(node.attributes.items())
-    told = [[name, _plain(attribute.value, known)] for name, attribute in attributes]
+    told = [[name, _attribute(attribute, known)] for name, attribute in attributes]
     for value in node.outputs:
         known[value] = len(known)
     given = [bool(value.name) and known[value] for value in node.outputs]
     return [node.domain, node.op_type, node.overload, read, told, given]
+
+
+def _attribute(attribute: Any, known: dict[Any, object]) -> object:
+    """An attribute as plain data."""
+    try:
+        return _plain(attribute.value, known)
+    except _UnknownValueError:
+        serde = optional_module("onnx_ir", "export").serde
+        plain: str = serde.serialize_attribute(attribute).SerializeToString().hex()
+        return plain
+
+
+@final
+class _UnknownValueError(Exception):
+    """An attribute of a type whose text may not tell all of it."""
 
 
 def _plain(value: Any, known: dict[Any, object]) -> object:
@@ -80,6 +109,8 @@ def _plain(value: Any, known: dict[Any, object]) -> object:
         return _digest(value)
     if isinstance(value, list | tuple):
         return [_plain(each, known) for each in value]
+    if not isinstance(value, int | float | str | bytes):
+        raise _UnknownValueError
     return repr(value)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_iter
@@ -59,12 +59,28 @@ def capture(module: fx.GraphModule, arguments: Sequence[Any]) -> Captured:
     output = run.values[module.graph.output_node().name]
     return Captured(
         graph=static.graph,
-        root=module,
+        root=_held_by(static.graph, module),
         inputs=classify(placeholders, inputs, arguments, output),
         constants=static.constants,
         values={new: specs[id(run.values[old])] for old, new in static.names.items()},
         macs={static.names[name]: macs for name, macs in run.macs.items()},
     )
+
+
+def _held_by(graph: fx.Graph, module: nn.Module) -> nn.Module:
+    """What a graph looks up, without the module, which keeps the tracer's example values alive."""
+    root = nn.Module()
+    for node in graph.nodes:
+        if node.op not in ("get_attr", "call_module"):
+            continue
+        *path, name = str(node.target).split(".")
+        holder = root
+        for part in path:
+            if not hasattr(holder, part):
+                setattr(holder, part, nn.Module())
+            holder = getattr(holder, part)
+        setattr(holder, name, operator.attrgetter(str(node.target))(module))
+    return root
 
 
 def _functionalise(module: fx.GraphModule, fakes: Sequence[Any], write: str) -> fx.GraphModule:

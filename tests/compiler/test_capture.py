@@ -381,3 +381,12 @@ def test_untraceable_model_gives_our_error() -> None:
     args, _ = broken().inputs(500.0)
     with pytest.raises(GraphBreakError):
         trace(broken(), args, {})
+
+
+def test_capture_keeps_no_module_of_the_tracer() -> None:
+    graph = fx.Graph()
+    graph.output(graph.call_function(torch.sin, (graph.placeholder("x"),)))
+    module = fx.GraphModule(nn.Module(), graph)
+    captured = capture(module, [torch.ones(2)])
+    assert captured.root is not module
+    assert not list(captured.root.children())

@@ -54,6 +54,29 @@ def test_graphs_that_differ_in_one_weight_have_different_digests(
     assert graph_digest(one) != graph_digest(two)
 
 
+def test_graphs_with_texts_have_digests(saved: Files) -> None:
+    def told(text: str) -> Any:
+        model = product()
+        model.graph.initializer.append(helper.make_tensor("t", TensorProto.STRING, [1], [text]))
+        return model
+
+    one, other = saved(told("a")), saved(told("b"))
+    assert graph_digest(one) == graph_digest(one) != graph_digest(other)
+
+
+def test_graphs_with_sparse_weights_have_digests(saved: Files) -> None:
+    def sparse(value: float) -> Any:
+        model = product()
+        values = helper.make_tensor("s", TensorProto.FLOAT, [1], [value])
+        places = helper.make_tensor("i", TensorProto.INT64, [1], [0])
+        model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [D, D]))
+        model.graph.node[0].input[1] = "s"
+        return model
+
+    one, other = saved(sparse(1.0)), saved(sparse(2.0))
+    assert graph_digest(one) == graph_digest(one) != graph_digest(other)
+
+
 def test_graphs_that_differ_in_type_or_shape_have_different_digests(saved: Files) -> None:
     models = [product(), product(batch=3), product(batch="b"), product(held=weight(0, np.float16))]
     assert len({graph_digest(saved(model)) for model in models}) == len(models)
