@@ -460,4 +460,6 @@ def test_every_body_becomes_an_engine(name: str) -> None:
 
 def _path() -> str:
     """The tests' shared modules, and whatever this process was told of."""
-    return os.pathsep.join(filter(None, (str(HERE.parents[1]), os.environ.get("PYTHONPATH"))))
+    tests = HERE.parents[1]
+    shared = map(str, (tests, tests / "backends", tests.parent / "benchmarks"))
+    return os.pathsep.join(filter(None, (*shared, os.environ.get("PYTHONPATH"))))
