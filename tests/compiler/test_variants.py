@@ -52,9 +52,6 @@ class Recording:
     def plain(self, module: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
         return module.forward
 
-    def fingerprint(self) -> str:
-        return "recording"
-
 
 @functools.cache
 def traced(name: str) -> Traced:
