@@ -89,7 +89,7 @@ class DeltaCacheReference:
             return self._live_in
         deltas = [self._predict(span, stream) for stream in range(len(entering))]
         pairs = zip(deltas, self._live_in, strict=True)
-        return tuple(None if d is None else torch.add(d, live_in) for d, live_in in pairs)
+        return tuple(None if d is None else _sum(d, live_in) for d, live_in in pairs)
 
     def _predict(self, span: SpanLike, stream: int) -> Tensor | None:
         deltas = []
@@ -97,10 +97,26 @@ class DeltaCacheReference:
             live_in, live_out = entered[span.start][stream], left[span.stop - 1][stream]
             if live_out is None:
                 return None
-            deltas.append(live_out - live_in)
+            deltas.append(_wide(live_out) - _wide(live_in))
         if self.order == 0:
             return deltas[-1]
         first, last = self._history[0][0], self._history[-1][0]
         share = 0.0 if len(deltas) == 1 else (self._place - last) / (last - first)
         weight = torch.tensor(share, dtype=torch.float32, device=deltas[-1].device)
         return deltas[-1] + weight * (deltas[-1] - deltas[0])
+
+
+def _wide(value: Tensor) -> Tensor:
+    """A float16 stream in float32, within the range of float16; any other as it is."""
+    if value.dtype != torch.float16:
+        return value
+    most = torch.finfo(torch.float16).max
+    return value.float().clamp(-most, most)
+
+
+def _sum(delta: Tensor, live_in: Tensor) -> Tensor:
+    """live_in + delta; of a float16 stream in float32, and clipped to the range of float16."""
+    if live_in.dtype != torch.float16:
+        return torch.add(delta, live_in)
+    most = torch.finfo(torch.float16).max
+    return torch.add(delta, live_in.float()).clamp(-most, most).half()

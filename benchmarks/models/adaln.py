@@ -132,6 +132,38 @@ class InPlaceDenoiser(AdaLNDenoiser):
         self.blocks = nn.ModuleList(InPlaceBlock() for _ in range(depth))
 
 
+class ClippedBlock(AdaLNBlock):
+    """Adds up to `swing` to its float16 stream, and clips it to the range of the type."""
+
+    def __init__(self, swing: float) -> None:
+        super().__init__()
+        self.swing, self.most = swing, torch.finfo(torch.float16).max
+
+    def forward(self, hidden_states: Tensor, conditioning: Tensor) -> Tensor:
+        change = torch.tanh(super().forward(hidden_states, conditioning) - hidden_states)
+        return (hidden_states + self.swing * change).clip(-self.most, self.most)
+
+
+class ClippedDenoiser(AdaLNDenoiser):
+    """For float16, but for the timestep. By default every block crosses all of its range."""
+
+    def __init__(self, depth: int = 6, *, swing: float = 65_504.0) -> None:
+        super().__init__(depth=0)
+        self.blocks = nn.ModuleList(ClippedBlock(swing) for _ in range(depth))
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
+        steps = timestep[:, None] / torch.arange(1, D + 1, device=timestep.device)
+        x = self.embedding(hidden_states)
+        conditioning = self.conditioning.mlp(steps.sin().to(x.dtype))
+        for block in self.blocks:
+            x = block(x, conditioning)
+        return self.head(x, conditioning)
+
+    def inputs(self, timestep: float, seed: int = 0) -> Call:
+        (sample, steps), kwargs = super().inputs(timestep, seed)
+        return (sample.half(), steps), kwargs
+
+
 class SideValueBlock(AdaLNBlock):
     """Hands on the mean of its tokens besides the stream."""
 

@@ -1,10 +1,15 @@
-"""The small bodies that the compiler adds to those of the model: a delta, a prediction, a copy."""
+"""The small bodies that the compiler adds to those of the model: a delta, a prediction, a copy.
+
+Deltas of float16 streams are float32. Models clip such streams at +-65504; the difference of two
+values within that range may lie outside of it, and infinity minus infinity is no number. bfloat16
+has the range of float32, so its deltas stay what the streams are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import fx
@@ -13,23 +18,34 @@ from deltapass.graph.copying import laid_out
 from deltapass.graph.keys import Key
 from deltapass.graph.program import Body, TensorSpec
 
+HALF_MAX: Final = torch.finfo(torch.float16).max
+
+
+def delta_dtype(stream: torch.dtype) -> torch.dtype:
+    """The type in which the deltas of a stream are held, and added to it."""
+    return torch.float32 if stream == torch.float16 else stream
+
 
 def delta_body(live_out: TensorSpec, live_in: TensorSpec) -> Body:
     """What a span adds to a stream (Eq. 3)."""
-    return _body("delta", torch.sub, live_out=live_out, live_in=live_in)
+    function = _wide_delta if live_out.dtype == torch.float16 else torch.sub
+    return _body("delta", function, live_out=live_out, live_in=live_in)
 
 
 def predict_body(delta: TensorSpec, live_in: TensorSpec, live_out: TensorSpec, order: int) -> Body:
-    """live_in + predicted delta, in the live-out's own layout.
+    """live_in + predicted delta, in the live-out's own layout and type.
 
     The delta comes first in the sum: it has the live-out's layout, which the next body expects,
     while the live-in may be laid out otherwise (a patch embedding is a transposed view).
     """
+    narrow = live_out.dtype == torch.float16
     if order:
         given = {"delta": delta, "delta_before": delta, "trend": weight_spec(delta)}
-        body = _body("predict_1", _from_last_two, **given, live_in=live_in)
+        function = _narrow(_from_last_two) if narrow else _from_last_two
+        body = _body("predict_1", function, **given, live_in=live_in)
     else:
-        body = _body("predict_0", torch.add, delta=delta, live_in=live_in)
+        function = _narrow(torch.add) if narrow else torch.add
+        body = _body("predict_0", function, delta=delta, live_in=live_in)
     return body if body.outputs[0].stride == live_out.stride else _in_layout(body, live_out)
 
 
@@ -46,6 +62,25 @@ def weight_spec(delta: TensorSpec) -> TensorSpec:
 def _from_last_two(delta: Any, delta_before: Any, trend: Any, live_in: Any) -> Any:
     change = torch.sub(delta, delta_before)
     return torch.add(torch.add(delta, torch.mul(trend, change)), live_in)
+
+
+def _finite(value: Any) -> Any:
+    """A value as float32, infinities as the largest numbers of float16."""
+    return torch.clamp(value.to(torch.float32), -HALF_MAX, HALF_MAX)
+
+
+def _wide_delta(live_out: Any, live_in: Any) -> Any:
+    return torch.sub(_finite(live_out), _finite(live_in))
+
+
+def _narrow(predict: Callable[..., Any]) -> Callable[..., Any]:
+    """A prediction that is made in float32 and ends in float16, within its range."""
+
+    def predicted(*values: Any) -> Any:
+        *deltas, live_in = values
+        return _finite(predict(*deltas, live_in.to(torch.float32))).to(torch.float16)
+
+    return predicted
 
 
 def _body(name: str, function: Callable[..., Any], **inputs: TensorSpec) -> Body:

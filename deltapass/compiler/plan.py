@@ -8,9 +8,10 @@ Source: Delta-Cache, Eq. 3; looking ahead over the boundary, docs/architecture.m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
+from deltapass.compiler.added_bodies import delta_dtype
 from deltapass.compiler.addends import Addends
 from deltapass.compiler.outline import Outline
 from deltapass.compiler.streams import Stream, pair_streams
@@ -34,8 +35,9 @@ class SpanPlan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes (not KiB) of one delta of every stream."""
-        return sum(stream.spec.nbytes for stream in self.streams)
+        """Bytes (not KiB) of one delta of every stream, in the types of deltas."""
+        deltas = (replace(s.spec, dtype=delta_dtype(s.spec.dtype)) for s in self.streams)
+        return sum(delta.nbytes for delta in deltas)
 
 
 @final

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from models import Conditioning, D, mlp, noise, randomise
+from models.adaln import ClippedDenoiser
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -227,6 +228,28 @@ def test_all_values_of_a_segment_lie_on_one_device() -> None:
     assert predicts
     for segment in predicts:
         assert {value.device.type for value in segment.values.values()} == {"meta"}
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_buffers_of_a_float16_model_are_float32(order: int) -> None:
+    from deltapass.exporting.prepare import prepare
+    from deltapass.exporting.trace import export_graph
+    from deltapass.options import parse_options
+
+    model = randomise(ClippedDenoiser(depth=4, swing=1.0)).half()
+    args, _ = model.inputs(500.0)
+    options = parse_options({"order": order, "steps": 6, "cached_blocks": 2})
+    made = prepare(export_graph(model, args, {}), options)
+    buffers = {name: v for name, v in made.chains.example.items() if name.startswith("delta")}
+    assert len(buffers) == 2 * (order + 1)
+    assert {value.dtype for value in buffers.values()} == {torch.float32}
+    sizes = {value.nbytes for value in buffers.values()}
+    assert sizes == {spanned.nbytes for spanned in made.planned.spans.values()}
+    for segment in made.chains.segments:  # each file takes and gives what the plan says
+        if segment.name.startswith(("delta", "predict")):
+            (result,) = (segment.values[name] for name in segment.outputs)
+            wide = torch.float32 if segment.name.startswith("delta") else torch.float16
+            assert result.dtype == wide
 
 
 def test_plain_json(tmp_path: Path) -> None:
