@@ -55,6 +55,7 @@ def copied(zoo: Zoo) -> Any:
     """A pipeline for another thread, as AttachError says."""
     pipe = copy.copy(zoo.pipe)
     pipe.scheduler = copy.deepcopy(zoo.pipe.scheduler)
+    deltapass.attach(pipe)
     return pipe
 
 

@@ -2,7 +2,8 @@
 
 While attached, every call of the pipeline is a session of its own: the step and the number of steps
 come from the pipeline's scheduler, the branch from its cache contexts. Only this pipeline object,
-its denoisers and (during a call) its scheduler are touched, never their classes.
+its denoisers and (during a call) its scheduler are touched, never their classes. What is made of it
+(copies, pickles, pipelines made from it) is not attached.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, final
 from weakref import WeakSet
@@ -18,14 +19,15 @@ from weakref import WeakSet
 from torch import nn
 
 from deltapass.errors import AttachError, RefusalWarning
+from deltapass.pipelines.compiled_by import OURS, backend_of
 from deltapass.pipelines.follow import (
     current_run,
     following,
     outside,
-    subclass,
     unwatch_denoiser,
     watch_denoiser,
 )
+from deltapass.pipelines.passing_class import passing_class
 from deltapass.schedule.rules import AnySchedule
 from deltapass.selector.trackers import known_tracker
 from deltapass.sessions.report import SessionReport
@@ -33,10 +35,22 @@ from deltapass.sessions.session import Session, active_session
 
 DENOISER = "transformer"  # what pipelines call their denoisers; a second one ends in _2
 
-NEVER_CALLED = (
-    "nothing cached: no model that deltapass could cache was called in this pipeline. "
-    "Compile the denoiser: pipe.transformer = torch.compile(pipe.transformer, "
-    "backend='deltadit'); if you did, an earlier warning says why it runs in full."
+REFUSED = (
+    "nothing cached: {name} is compiled with backend 'deltadit', but none of its calls could be "
+    "cached. An earlier warning says why, unless the pipeline did not call it at all."
+)
+HOOKED = (
+    "nothing cached: {name} had hooks, as offloading puts on it, before it was compiled, and "
+    "Dynamo breaks the graph there. Compile the plain model first and put hooks on what "
+    "torch.compile gives: pipe.{name} = torch.compile(...), then pipe.enable_model_cpu_offload()."
+)
+OTHER = (
+    "nothing cached: {name} is compiled with backend {backend!r}, not with 'deltadit'. Compile the "
+    "plain model: pipe.{name} = torch.compile(model, backend='deltadit')."
+)
+PLAIN = (
+    "nothing cached: {name} is not compiled as a whole. Compile it: pipe.{name} = "
+    "torch.compile(pipe.{name}, backend='deltadit')."
 )
 NEVER_STEPPED = (
     "nothing cached: this pipeline never called the step() of its scheduler, from which the step "
@@ -68,7 +82,7 @@ class Attachment:
         detach(self._pipe)
 
     def install(self) -> None:
-        """Exchange the pipeline's class for a subclass whose calls are sessions."""
+        """Give the pipeline a class that passes for its own, and whose calls are sessions."""
         kind, attachment = self._kind, self
 
         @functools.wraps(kind.__call__)
@@ -77,13 +91,11 @@ class Attachment:
                 return kind.__call__(self, *args, **{n: _apart(n, v) for n, v in kwargs.items()})
 
         self._watch(self._pipe)
-        self._pipe.__class__ = subclass(kind, {"__call__": call, "_deltapass": self})
+        self._pipe.__class__ = passing_class(kind, {"__call__": call, "_deltapass": self})
 
-    def remove(self, pipe: Any) -> None:
-        """Put everything back as it was. A copy of the pipeline gets its class back, no more."""
-        pipe.__class__ = self._kind
-        if pipe is not self._pipe:
-            return
+    def remove(self) -> None:
+        """Put everything back as it was."""
+        self._pipe.__class__ = self._kind
         with self._lock:
             for module in self._watched:
                 unwatch_denoiser(module)
@@ -103,7 +115,7 @@ class Attachment:
                 yield
         finally:
             self.last = session.entries.report(before)
-        self._check_that_it_ran(run.stepped_once)
+        self._check_that_it_ran(pipe, run.stepped_once)
 
     def _watch(self, pipe: Any) -> None:
         """Watch the denoisers, which may have been exchanged since the last call."""
@@ -114,12 +126,22 @@ class Attachment:
                     watch_denoiser(inner)
                     self._watched.add(inner)
 
-    def _check_that_it_ran(self, stepped: bool) -> None:
+    def _check_that_it_ran(self, pipe: Any, stepped: bool) -> None:
+        text = None if self._warned else self._complaint(denoisers(pipe), stepped)
+        if text is not None:
+            self._warned = True
+            warnings.warn(text, RefusalWarning, stacklevel=5)
+
+    def _complaint(self, models: Mapping[str, nn.Module], stepped: bool) -> str | None:
         calls = len(self.last.entries) if self.last is not None else 0
-        if self._warned or (calls and (stepped or calls == 1)):
-            return
-        self._warned = True
-        warnings.warn(NEVER_STEPPED if calls else NEVER_CALLED, RefusalWarning, stacklevel=5)
+        if not calls:
+            return _why_none(models)
+        if not stepped and calls > 1:
+            return NEVER_STEPPED
+        cached = self.last is not None and self.last.cached
+        hooked = (name for name, model in models.items() if _hooked_inside(model))
+        name = None if cached else next(hooked, None)
+        return None if name is None else HOOKED.format(name=name)
 
 
 def attach(pipe: Any, *, schedule: AnySchedule | None = None) -> Attachment:
@@ -133,28 +155,51 @@ def attach(pipe: Any, *, schedule: AnySchedule | None = None) -> Attachment:
         The attachment: `last` is the report of the last call; as a context manager it detaches.
 
     Raises:
-        AttachError: If the pipeline is attached already, or has no transformer or no scheduler.
+        AttachError: If this is no pipeline, or one that is attached already, or that has no
+            transformer or no scheduler.
     """
+    _refuse(pipe)
+    attachment = Attachment(pipe, schedule)
+    attachment.install()
+    return attachment
+
+
+def _refuse(pipe: Any) -> None:
+    """Raise what there is to say against attaching this."""
+    name = type(pipe).__name__
     if attachment_of(pipe) is not None:
+        raise AttachError(f"this {name} is attached already", "Call detach(pipe) first")
+    if isinstance(pipe, nn.Module):
         raise AttachError(
-            f"this {type(pipe).__name__} is attached already", "Call detach(pipe) first"
+            f"attach was given a model, {_own_name(pipe)}",
+            "Attach the pipeline that calls it; without one compile the model, and tell the steps "
+            "in `with deltapass.session(steps=...)`",
+        )
+    if isinstance(pipe, type) or not hasattr(pipe, "__dict__"):
+        given = f"the class {pipe.__name__}" if isinstance(pipe, type) else repr(pipe)
+        raise AttachError(
+            f"attach was given {given}, which is no pipeline",
+            "Give a pipeline object of diffusers, such as DiffusionPipeline.from_pretrained makes",
         )
     if not denoisers(pipe):
         found = ", ".join(_components(pipe)) or "nothing"
         raise AttachError(
-            f"this {type(pipe).__name__} has no transformer; it has {found}",
+            f"this {name} has no transformer; it has {found}",
             "deltapass caches diffusion transformers: attach a pipeline with a `transformer`",
         )
     scheduler = getattr(pipe, "scheduler", None)
-    methods = all(hasattr(type(scheduler), name) for name in ("set_timesteps", "step"))
-    if not methods or not hasattr(scheduler, "timesteps"):
+    methods = all(callable(getattr(scheduler, each, None)) for each in ("set_timesteps", "step"))
+    own = hasattr(scheduler, "timesteps") and hasattr(scheduler, "__dict__")
+    if not methods or not own:
         raise AttachError(
-            f"this {type(pipe).__name__} has no scheduler with set_timesteps() and step()",
+            f"this {name} has no scheduler with set_timesteps() and step()",
             "Use `with deltapass.session(steps=...)` and tell it every step",
         )
-    attachment = Attachment(pipe, schedule)
-    attachment.install()
-    return attachment
+
+
+def _own_name(module: nn.Module) -> str:
+    """The class of a model, compiled or not."""
+    return type(getattr(module, "_orig_mod", module)).__name__
 
 
 def detach(pipe: Any) -> None:
@@ -166,7 +211,7 @@ def detach(pipe: Any) -> None:
     attachment = attachment_of(pipe)
     if attachment is None:
         raise AttachError(f"this {type(pipe).__name__} is not attached", "Call attach(pipe) first")
-    attachment.remove(pipe)
+    attachment.remove()
 
 
 def last_report(subject: Any) -> SessionReport | None:
@@ -178,10 +223,18 @@ def last_report(subject: Any) -> SessionReport | None:
 
     Returns:
         The report; None if nothing was called yet.
+
+    Raises:
+        AttachError: If it is neither, as a pipeline is that was not attached or is no more.
     """
     attachment = attachment_of(subject)
     if attachment is not None:
         return attachment.last
+    if not isinstance(subject, nn.Module):
+        raise AttachError(
+            f"this {type(subject).__name__} is neither an attached pipeline nor a model",
+            "Call attach(pipe) before it runs, or give its model: last_report(pipe.transformer)",
+        )
     tracker = known_tracker([subject, *subject.parameters(), *subject.buffers()])
     return None if tracker is None else tracker.entries.report()
 
@@ -190,6 +243,21 @@ def attachment_of(pipe: Any) -> Attachment | None:
     """The attachment of a pipeline, if it has one."""
     found = getattr(type(pipe), "_deltapass", None)
     return found if isinstance(found, Attachment) else None
+
+
+def _why_none(models: Mapping[str, nn.Module]) -> str:
+    """Why none of a pipeline's denoisers was ever seen by a selector: of the first at fault."""
+    found = {name: backend_of(model) for name, model in models.items()}
+    first = next(iter(found), DENOISER)
+    name = next((name for name, backend in found.items() if backend != OURS), first)
+    backend = found.get(name)
+    text = PLAIN if backend is None else REFUSED if backend == OURS else OTHER
+    return text.format(name=name, backend=backend)
+
+
+def _hooked_inside(model: nn.Module) -> bool:
+    """Whether a hook, as offloading puts on a model, lies inside what was compiled."""
+    return "_hf_hook" in vars(getattr(model, "_orig_mod", model)) and backend_of(model) == OURS
 
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:

@@ -6,12 +6,13 @@ Everything is read on the host: the length of `scheduler.timesteps`, and which o
 
 from __future__ import annotations
 
+import copy
 import functools
 import sys
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType, MethodType
 from typing import Any, Final, final
 
 import torch
@@ -109,55 +110,99 @@ def current_run() -> Run | None:
 
 @contextmanager
 def watched_scheduler(scheduler: Any) -> Iterator[None]:
-    """Tell the run what a scheduler does. Its class is exchanged, so copies of it stay right."""
-    kind = type(scheduler)
-    watched = getattr(kind, "_deltapass_watched", None)
-    if watched is not None:
-        if watched() is scheduler:
-            raise AttachError(
-                "another call of an attached pipeline is using this scheduler",
-                "Give each thread a pipeline and a scheduler of its own: other = copy.copy(pipe); "
-                "other.scheduler = copy.deepcopy(pipe.scheduler)",
-            )
-        kind = kind.__mro__[1]  # a copy, made during a run, of a scheduler that was watched
-    scheduler.__class__ = _watching(kind, weakref.ref(scheduler))
+    """Tell the run what a scheduler does.
+
+    Three of its methods, and what copies and pickles of it hold, are covered by attributes of its
+    own for as long. Its class stays, so `type` says what it always said, and copies made meanwhile
+    are plain ones.
+
+    Raises:
+        AttachError: If another run follows the same scheduler object.
+    """
+    ours = _StandIns(scheduler)
+    own = ours.own
+    if own.setdefault("__getstate__", ours) is not ours:  # in one go, for threads
+        raise AttachError(
+            "another call of an attached pipeline is using this scheduler",
+            "Give each thread a pipeline and a scheduler of its own: other = copy.copy(pipe); "
+            "other.scheduler = copy.deepcopy(pipe.scheduler); deltapass.attach(other)",
+        )
     try:
+        own.update(ours.methods)
         yield
     finally:
-        scheduler.__class__ = kind
+        ours.remove()
 
 
-def _watching(kind: type[Any], watched: weakref.ref[Any]) -> type[Any]:
-    """A subclass of a scheduler's class that tells the run that follows it what it does."""
+@final
+class _StandIns:
+    """What covers a scheduler's methods; called, it is the scheduler's `__getstate__`."""
 
-    @functools.wraps(kind.set_timesteps)
-    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = kind.set_timesteps(self, *args, **kwargs)
-        _tell(self, lambda run: run.begin())
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler, self.own = scheduler, vars(scheduler)
+        covered = [name for name in TELLING if hasattr(scheduler, name)]
+        self.before = {name: self.own[name] for name in covered if name in self.own}
+        self.methods = {name: _told(scheduler, name, TELLING[name]) for name in covered}
+
+    def __call__(self) -> Any:
+        """The state of the scheduler alone, for a copy or a pickle of it."""
+        kind: Any = type(self.scheduler)
+        state = kind.__getstate__(self.scheduler)
+        if isinstance(state, tuple):  # with slots
+            return (self._plain(state[0]), *state[1:])
+        return self._plain(state)
+
+    def _plain(self, state: Any) -> Any:
+        if not isinstance(state, dict):
+            return state
+        ours = (*self.methods.values(), self)
+        kept = {name: value for name, value in state.items() if not _among(value, ours)}
+        covered = (name for name in self.before if _among(state.get(name), ours))
+        return kept | {name: self.before[name] for name in covered}
+
+    def remove(self) -> None:
+        """Uncover the methods, but for those that somebody has covered again."""
+        for name, ours in self.methods.items():
+            if self.own.get(name) is ours:
+                del self.own[name]
+                self.own.update({name: self.before[name]} if name in self.before else {})
+        del self.own["__getstate__"]
+
+
+def _among(value: object, some: tuple[object, ...]) -> bool:
+    return any(value is one for one in some)
+
+
+def _begun(run: Run, begin_index: int = 0) -> None:
+    run.begin(begin_index)
+
+
+# Method of a scheduler -> what a run is told after it, with the same arguments.
+TELLING: Final[Mapping[str, Callable[..., None]]] = MappingProxyType(
+    {
+        "set_timesteps": lambda run, *_, **__: run.begin(),
+        "set_begin_index": _begun,
+        "step": lambda run, *args, timestep=None, **_: run.stepped((timestep, *args)),
+    }
+)
+
+
+def _told(scheduler: Any, name: str, tell: Callable[..., None]) -> Callable[..., Any]:
+    """A method, or an attribute that somebody put over it, which tells the run afterwards."""
+    original = getattr(scheduler, name)
+    method = isinstance(original, MethodType) and original.__self__ is scheduler
+    function = original.__func__ if method else original
+
+    @functools.wraps(function)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        run = _RUN.get()
+        given = args[1:] if method else args
+        if run is not None and run.scheduler is (args[0] if method else scheduler):
+            tell(run, *given, **kwargs)
         return result
 
-    @functools.wraps(kind.step)
-    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = kind.step(self, *args, **kwargs)
-        _tell(self, lambda run: run.stepped((kwargs.get("timestep"), *args)))
-        return result
-
-    members = {"set_timesteps": set_timesteps, "step": step, "_deltapass_watched": watched}
-    if hasattr(kind, "set_begin_index"):
-
-        @functools.wraps(kind.set_begin_index)
-        def set_begin_index(self: Any, begin_index: int = 0) -> None:
-            kind.set_begin_index(self, begin_index)
-            _tell(self, lambda run: run.begin(begin_index))
-
-        members["set_begin_index"] = set_begin_index
-    return subclass(kind, members)
-
-
-def _tell(scheduler: Any, what: Callable[[Run], None]) -> None:
-    run = _RUN.get()
-    if run is not None and run.scheduler is scheduler:
-        what(run)
+    return MethodType(told, scheduler) if method else told
 
 
 def _entry_of(timesteps: torch.Tensor, given: Any) -> int | None:
@@ -189,6 +234,14 @@ class WatchedContext:
     def __init__(self, original: Callable[..., AbstractContextManager[Any]]) -> None:
         self.original = original
         self.users = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, the denoiser's own: a pickle of it is one that nobody watches."""
+        return getattr, (self.original.__self__, "cache_context")  # type: ignore[attr-defined]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """The own one of the copied denoiser."""
+        return copy.deepcopy(self.original, memo)
 
     def __call__(self, name: str, **known: Any) -> AbstractContextManager[Any]:
         """As the denoiser's own `cache_context`."""
@@ -249,11 +302,3 @@ def unwatch_denoiser(module: nn.Module) -> None:
         watched.users -= 1
         if not watched.users:
             del module.__dict__["cache_context"]
-
-
-def subclass(kind: type[Any], members: dict[str, Any]) -> type[Any]:
-    """A subclass that goes by the same name: for one object, so that no class is patched."""
-    names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
-    meta: Any = type(kind)
-    made: type[Any] = meta(kind.__name__, (kind,), {**names, **members})
-    return made

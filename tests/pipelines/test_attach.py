@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
+import pickle
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +24,6 @@ from pipeline_case import (
     check_attached,
     compiled,
     compiled_pipe,
-    copied,
     expected,
     original,
     realised,
@@ -76,6 +78,80 @@ def test_no_class_is_touched() -> None:
         assert torch.equal(other.run(), original("flux-cfg").run()), "another instance runs as ever"
         assert attachment.last is last
     assert all(vars(base) == before[base] for base in bases)
+
+
+def test_the_scheduler_is_of_its_own_class_all_the_time(zoo: Zoo) -> None:
+    scheduler = zoo.pipe.scheduler
+    kind, before = type(scheduler), dict(vars(scheduler))
+    asked = [inspect.signature(method) for method in (scheduler.step, scheduler.set_timesteps)]
+    seen: list[Any] = []
+
+    def look(*known: Any) -> None:
+        assert type(scheduler) is kind
+        now = [inspect.signature(method) for method in (scheduler.step, scheduler.set_timesteps)]
+        assert now == asked, "by which pipelines decide what to hand over"
+        for made in (copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))):
+            other = made(scheduler)
+            assert type(other) is kind
+            assert vars(other).keys() <= before.keys() | vars(kind()).keys()
+            other.set_timesteps(3)
+        seen.append(len(scheduler.timesteps))
+
+    deltapass.attach(zoo.pipe)
+    zoo.pipe(**zoo.call(), callback=look)
+    assert seen == [zoo.steps_default] * zoo.steps_default, "a copy's steps are its own"
+    assert report_of(zoo.pipe).as_planned
+    assert vars(scheduler).keys() == before.keys()
+
+
+def test_what_is_put_on_a_running_scheduler_stays(zoo: Zoo) -> None:
+    scheduler, steps = zoo.pipe.scheduler, []
+
+    def cover(*known: Any) -> None:
+        if steps:
+            return
+        covered = scheduler.step
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            steps.append(args)
+            return covered(*args, **kwargs)
+
+        scheduler.step = step
+
+    deltapass.attach(zoo.pipe)
+    result = zoo.pipe(**zoo.call(), callback=cover)[0]
+    assert torch.equal(result, expected(original(zoo.name), table_of(zoo)))
+    assert "step" in vars(scheduler)
+    del scheduler.step
+    check_attached(zoo)
+
+
+def test_the_pipeline_passes_for_one_of_its_own_class(zoo: Zoo) -> None:
+    kind, other = type(zoo.pipe), make_pipe(zoo.name).pipe
+    deltapass.attach(zoo.pipe)
+    made = type(zoo.pipe)
+    assert zoo.pipe.__class__ is kind
+    assert made == kind and kind == made and len({made, kind}) == 1
+    assert made in (str, kind) and {kind: 1}[made] == 1 and made != SanaPipeline
+    assert isinstance(other, made) and issubclass(kind, made) and not isinstance(1, made)
+    assert inspect.signature(made) == inspect.signature(kind)
+    again = made(**zoo.pipe.components)
+    assert type(again) is kind
+    with deltapass.attach(again):
+        assert made in [type(again)], "of two attached pipelines too"
+        deltapass.detach(zoo.pipe)
+        assert type(zoo.pipe) is kind and type(again) is not kind
+
+
+def test_code_that_exchanges_the_class_itself_still_can(zoo: Zoo) -> None:
+    kind: Any = type(zoo.pipe)
+
+    class Custom(kind):  # type: ignore[misc]
+        pass
+
+    deltapass.attach(zoo.pipe)
+    zoo.pipe.__class__ = Custom
+    assert type(zoo.pipe) is Custom
 
 
 def test_the_pipeline_goes_by_its_own_name(zoo: Zoo) -> None:
@@ -140,10 +216,24 @@ def test_a_pipeline_without_a_transformer_is_an_error(zoo: Zoo) -> None:
     zoo.pipe.transformer = None
     with pytest.raises(AttachError, match="no transformer"):
         deltapass.attach(zoo.pipe)
-    with pytest.raises(AttachError, match="attach a pipeline with a `transformer`"):
-        deltapass.attach(zoo.denoiser)
-    with pytest.raises(AttachError, match="this NoneType has no transformer; it has nothing"):
-        deltapass.attach(None)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (None, "attach was given None, which is no pipeline. Give a pipeline object"),
+        ("a/folder", "attach was given 'a/folder', which is no pipeline"),
+        (SanaPipeline, "attach was given the class SanaPipeline, which is no pipeline"),
+        (
+            nn.Linear(1, 1),
+            r"given a model, Linear. Attach the pipeline.*session\(steps=",
+        ),
+        (torch.compile(nn.Linear(1, 1)), "attach was given a model, Linear"),
+    ],
+)
+def test_what_is_no_pipeline_is_an_error(given: Any, text: str) -> None:
+    with pytest.raises(AttachError, match=text):
+        deltapass.attach(given)
 
 
 @pytest.mark.parametrize("scheduler", [{}, {"scheduler": None}, {"scheduler": object()}])
@@ -154,15 +244,28 @@ def test_a_pipeline_without_a_scheduler_is_an_error(scheduler: dict[str, Any]) -
     assert type(pipe) is SimpleNamespace
 
 
-def test_without_a_compiled_model_a_warning_says_so_once() -> None:
+def compile_with_eager(pipe: Any) -> None:
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+
+
+@pytest.mark.parametrize(
+    ("setup", "text"),
+    [
+        (lambda pipe: None, r"not compiled as a whole.*torch\.compile\(pipe\.transformer, back"),
+        (compile_with_eager, "backend 'eager', not with 'deltadit'"),
+        (lambda pipe: pipe.transformer.compile(backend="eager"), "backend 'eager', not with 'de"),
+    ],
+)
+def test_without_a_compiled_model_a_warning_says_so_once(setup: Any, text: str) -> None:
     zoo = make_pipe("pixart-dpm")
+    setup(zoo.pipe)
     deltapass.attach(zoo.pipe)
-    with pytest.warns(deltapass.RefusalWarning, match=r"torch\.compile\(pipe\.transformer") as seen:
+    with pytest.warns(deltapass.RefusalWarning, match=text) as seen:
         assert torch.equal(zoo.run(), original(zoo.name).run())
     told = [one for one in seen if one.category is deltapass.RefusalWarning]
     assert [Path(one.filename).parent.name for one in told] == ["zoo"], "where it is called"
     zoo.run()  # any further warning would be an error
-    zoo.pipe.transformer = compiled(zoo.denoiser)
+    zoo.pipe.transformer = compiled(make_pipe(zoo.name).denoiser)
     check_attached(zoo)
 
 
@@ -242,14 +345,45 @@ def test_two_pipelines_share_one_denoiser() -> None:
     assert "cache_context" not in vars(first.denoiser)
 
 
-def test_a_copy_is_attached_as_well_and_detached_alone(zoo: Zoo) -> None:
+def unpickled(one: Any) -> Any:
+    """As a worker process gets it."""
+    return pickle.loads(pickle.dumps(one))
+
+
+@pytest.mark.parametrize("name", ["pixart-dpm", "flux-cfg"])
+@pytest.mark.parametrize("made", [copy.copy, copy.deepcopy, unpickled])
+def test_a_copy_is_a_plain_pipeline_that_can_be_attached(name: str, made: Any) -> None:
+    zoo = compiled_pipe(name)
+    kind, own = type(zoo.pipe), pickle.dumps(zoo.pipe)
     deltapass.attach(zoo.pipe)
-    other = copied(zoo)
-    assert torch.equal(other(**zoo.call())[0], expected(original(zoo.name), table_of(zoo)))
-    deltapass.detach(other)
+    other = made(zoo.pipe)
+    assert type(other) is kind
+    assert b"deltapass" not in pickle.dumps(other) or b"deltapass" in own
     with pytest.raises(AttachError, match="not attached"):
         deltapass.detach(other)
+    if made is not copy.copy:
+        inner = other.transformer._orig_mod
+        assert inner is not zoo.denoiser
+        assert name != "flux-cfg" or inner.cache_context.__self__ is inner
+    other.scheduler = copy.deepcopy(zoo.pipe.scheduler)
+    with deltapass.attach(other) as attachment:
+        result = other(**zoo.call())[0]
+        assert torch.equal(result, expected(original(zoo.name), table_of(zoo)))
+        assert attachment.last is not None and attachment.last.as_planned
+    assert deltapass.last_report(zoo.pipe) is None
     check_attached(zoo)
+
+
+def test_a_report_of_what_is_not_attached_is_an_error(zoo: Zoo) -> None:
+    for given in (zoo.pipe, None, "pipe"):
+        with pytest.raises(AttachError, match=r"neither an attached pipeline nor a mo.*attach\("):
+            deltapass.last_report(given)
+    with deltapass.attach(zoo.pipe):
+        check_attached(zoo)
+        assert deltapass.last_report(zoo.pipe) is not None
+    with pytest.raises(AttachError, match="this PixArtAlphaPipeline is neither"):
+        deltapass.last_report(zoo.pipe)
+    assert deltapass.last_report(make_pipe(zoo.name).denoiser) is None
 
 
 def test_a_pipeline_made_from_an_attached_one_is_not_attached() -> None:
