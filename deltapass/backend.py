@@ -7,7 +7,6 @@ graph runs under the same lowering, and a warning says why (`strict=True` raises
 from __future__ import annotations
 
 import gc
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,9 +29,9 @@ from deltapass.compiler.tracing import (
 )
 from deltapass.errors import (
     GradientsEnabledError,
-    RefusalWarning,
     ScheduleError,
     UnsupportedGraphError,
+    warn,
 )
 from deltapass.options import Options, parse_options
 from deltapass.schedule.budget import Budget
@@ -160,7 +159,7 @@ class PerShape:
             refused = isinstance(error, UnsupportedGraphError) or usable
             if self.options.strict or not refused:
                 raise
-            _warn(f"nothing cached, full graph: {error}")
+            warn(f"nothing cached, full graph: {error}")
             with detached_from_dynamo():
                 return Uncached(self.lowering.plain(gm, arguments), str(error))
 
@@ -200,9 +199,5 @@ def _plain(
     """The unchanged graph, with the reason said once; or the reason raised."""
     if strict:
         raise refusal
-    _warn(f"nothing cached, full graph: {refusal}")
+    warn(f"nothing cached, full graph: {refusal}")
     return Uncached(lowering.plain(gm, arguments), str(refusal))
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, RefusalWarning, stacklevel=2)

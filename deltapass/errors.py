@@ -8,14 +8,35 @@ error pickles. An error raised while Dynamo compiles reaches users as
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Sequence
+from types import FrameType
 from typing import Final
 
 PROBLEMS_SHOWN: Final = 8  # of an engine: parsers may name hundreds
+NOT_THE_USERS: Final = frozenset({"", "contextlib", "deltapass", "torch"})  # "": generated code
 
 
 class RefusalWarning(UserWarning):
     """The full graph runs instead of a cached one; the text says why and what to do."""
+
+
+def warn(text: str) -> None:
+    """Give a RefusalWarning that points at the user's line, however deep in torch it is given."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and not _is_the_users(frame):
+        frame = frame.f_back
+    registry = frame.f_globals.setdefault("__warningregistry__", {})
+    name, path = frame.f_globals.get("__name__"), frame.f_code.co_filename
+    warnings.warn_explicit(text, RefusalWarning, path, frame.f_lineno, name, registry)
+
+
+def _is_the_users(frame: FrameType) -> bool:
+    """Whether a line is neither ours nor torch's, nor the model's as Dynamo compiled it."""
+    package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    compiled = any(name.startswith("__compiled_fn") for name in frame.f_code.co_names)
+    return package not in NOT_THE_USERS and not compiled
 
 
 class DeltapassError(Exception):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import inspect
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from driving import compiled, follow
+from models import make
 from raising import raises_in_compile
 from torch._dynamo.exc import BackendCompilerFailed
 
@@ -173,3 +176,36 @@ def test_helper_takes_an_error_as_it_is_and_leaves_others_alone() -> None:
     compiled = torch.compile(torch.nn.Linear(2, 2), backend=backend)
     with pytest.raises(BackendCompilerFailed), raises_in_compile(errors.LoweringError):
         compiled(torch.ones(1, 2))
+
+
+# ---- where warnings point ------------------------------------------------------------------------
+
+
+def at_compile_time() -> Any:
+    model = torch.compile(torch.nn.Linear(2, 2), backend="deltadit", options={"lowering": "eager"})
+    return model, (torch.ones(1, 2),)
+
+
+def at_run_time() -> Any:
+    """The same sample again and again: said in the middle of a run, below compiled code."""
+    toy = make("adaln")
+    model = compiled(toy)
+    arguments, _ = toy.inputs(999.0, 0)
+    follow(model, [(arguments, {})] * 8)
+    return model, arguments
+
+
+@pytest.mark.parametrize("prepare", [at_compile_time, at_run_time])
+@torch.no_grad()
+def test_warnings_point_at_the_line_that_called(prepare: Any) -> None:
+    model, arguments = prepare()
+    line = inspect.stack()[0].lineno + 2
+    with pytest.warns(errors.RefusalWarning) as caught:
+        model(*arguments)
+    assert [(one.filename, one.lineno) for one in caught] == [(__file__, line)]
+
+
+def test_every_warning_is_given_by_the_one_function_that_finds_the_line() -> None:
+    folder = Path(errors.__file__).parent
+    using = [p.name for p in sorted(folder.rglob("*.py")) if "warnings.warn" in p.read_text()]
+    assert using == ["errors.py"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from deltapass.compiler.lowering import LoweredBodies
 from deltapass.compiler.outline import Outline
 from deltapass.compiler.plan import Plan, SpanPlan, plan_span
 from deltapass.compiler.rewrite import cached_program, inline, refresh_program
-from deltapass.errors import RefusalWarning
+from deltapass.errors import warn
 from deltapass.graph.executable import Executable
 from deltapass.graph.program import Call, Program
 from deltapass.schedule.emissions import emissions
@@ -61,8 +60,7 @@ class Variants:
             plan = plan_span(self.outline, wanted)
             self._spans[wanted] = self._spans[plan.span] = plan
             if plan.reason:
-                text = f"caching {plan.span} instead of {plan.wanted}: {plan.reason}"
-                warnings.warn(text, RefusalWarning, stacklevel=2)
+                warn(f"caching {plan.span} instead of {plan.wanted}: {plan.reason}")
         return self._spans[wanted]
 
     def actual(self, wanted: Span | None) -> Span | None:

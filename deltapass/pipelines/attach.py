@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import threading
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, final
@@ -18,7 +17,7 @@ from weakref import WeakSet
 
 from torch import nn
 
-from deltapass.errors import AttachError, RefusalWarning
+from deltapass.errors import AttachError, warn
 from deltapass.pipelines.compiled_by import OURS, backend_of
 from deltapass.pipelines.follow import (
     current_run,
@@ -130,7 +129,7 @@ class Attachment:
         text = None if self._warned else self._complaint(denoisers(pipe), stepped)
         if text is not None:
             self._warned = True
-            warnings.warn(text, RefusalWarning, stacklevel=5)
+            warn(text)
 
     def _complaint(self, models: Mapping[str, nn.Module], stepped: bool) -> str | None:
         calls = len(self.last.entries) if self.last is not None else 0

@@ -8,7 +8,6 @@ so switching variants never recompiles.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Any, Final, final
 
@@ -17,10 +16,10 @@ import torch
 from deltapass.errors import (
     ChangingInputError,
     DeltapassError,
-    RefusalWarning,
     ScheduleError,
     StepUnknownError,
     UnsupportedGraphError,
+    warn,
 )
 from deltapass.graph.program import Macs, Role, shown
 from deltapass.schedule.emissions import weight_of_trend
@@ -178,7 +177,7 @@ class Selector:
             raise error
         if str(error) not in self._warned:
             self._warned.add(str(error))
-            warnings.warn(f"nothing cached, full graph: {error}", RefusalWarning, stacklevel=3)
+            warn(f"nothing cached, full graph: {error}")
 
 
 @final

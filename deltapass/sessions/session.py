@@ -8,7 +8,6 @@ its trajectory. With no session, the step is found from the timestep input
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Hashable, Sized
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -16,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast, final
 
-from deltapass.errors import NoStepError, RefusalWarning, StateError, StepOutsideError
+from deltapass.errors import NoStepError, StateError, StepOutsideError, warn
 from deltapass.schedule.rules import AnySchedule
 from deltapass.sessions import context
 from deltapass.sessions.context import Position, Stay
@@ -277,7 +276,7 @@ class Session:
             text = f"all {self.entries.count} calls were full; last: {forced[-1].why}"
         else:
             return
-        warnings.warn(f"nothing cached: {text}", RefusalWarning, stacklevel=3)
+        warn(f"nothing cached: {text}")
 
     def note_uncached(self, reason: str) -> None:
         """Take note of a call of a graph that cannot be cached; once for all parts of a model."""
