@@ -3,29 +3,33 @@
 pipe.transformer = torch.compile(pipe.transformer, backend="deltadit")
 """
 
-from deltapass.bundles.loaded import LoadedModel as LoadedModel
-from deltapass.bundles.loaded import load as load
-from deltapass.bundles.manifest import BundlePlan as BundlePlan
-from deltapass.errors import DeltapassError as DeltapassError
-from deltapass.errors import RefusalWarning as RefusalWarning
-from deltapass.explanation import Report as Report
-from deltapass.explanation import explain as explain
-from deltapass.exporting.write import export as export
-from deltapass.pipelines.attach import Attachment as Attachment
-from deltapass.pipelines.attach import attach as attach
-from deltapass.pipelines.attach import detach as detach
-from deltapass.pipelines.attach import last_report as last_report
-from deltapass.schedule.files import load_schedule as load_schedule
-from deltapass.schedule.files import save_schedule as save_schedule
-from deltapass.schedule.presets import delta_cache as delta_cache
-from deltapass.schedule.presets import delta_dit as delta_dit
-from deltapass.schedule.rules import ExplicitSchedule as ExplicitSchedule
-from deltapass.schedule.rules import Schedule as Schedule
-from deltapass.schedule.rules import Span as Span
-from deltapass.sessions.report import Cause as Cause
-from deltapass.sessions.report import SessionReport as SessionReport
-from deltapass.sessions.session import Session as Session
-from deltapass.sessions.session import session as session
-from deltapass.sessions.timeline import save_timeline as save_timeline
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deltapass.public import *  # noqa: F403 - all of it, and mypy knows what that is
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Load `deltapass.public` when something of it is first asked for: it takes torch with it.
+
+    Without this the command line could not say what it takes, or that a file is missing, in less
+    than torch's own start-up.
+    """
+    if name.startswith("__"):  # others ask every module for such names
+        raise AttributeError(f"module 'deltapass' has no attribute {name!r}")
+    globals().update(_public())
+    if name not in globals():
+        raise AttributeError(f"module 'deltapass' has no attribute {name!r}")
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_public()})
+
+
+def _public() -> dict[str, Any]:
+    found = vars(importlib.import_module("deltapass.public"))
+    return {name: value for name, value in found.items() if not name.startswith("_")}

@@ -58,6 +58,11 @@ class InternalError(DeltapassError):
         super().__init__(fact, "This is a bug in deltapass: please report it with the graph")
 
 
+def counted(number: int, thing: str) -> str:
+    """A number with its thing: `1 step`, `20 steps`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def did_you_mean(name: object, valid: Sequence[str], text: str = "Did you mean {!r}? ") -> str:
     """`text` about the valid name that is most like `name`; empty where none is like it."""
     near = difflib.get_close_matches(str(name), valid, n=1)
@@ -110,8 +115,20 @@ class TooManyCachedBlocksError(ScheduleError):
 
     def __init__(self, cached: int, blocks: int, /) -> None:
         super().__init__(
-            f"cached_blocks is {cached} but the model has {blocks} blocks",
+            f"cached_blocks is {cached} but the model has {counted(blocks, 'block')}",
             f"Choose 0 to {blocks}; the default is three quarters of the stack",
+        )
+
+
+class SpanOutsideError(TooManyCachedBlocksError):
+    """A table that skips blocks which the model does not have."""
+
+    def __init__(self, start: int, stop: int, blocks: int, /) -> None:
+        ScheduleError.__init__(
+            self,
+            f"the schedule's table skips blocks {start} to {stop - 1} but the model has "
+            f"{counted(blocks, 'block')}",
+            f"Write rows that stop at {blocks}, or a schedule by rule, which fits any model",
         )
 
 
@@ -120,7 +137,7 @@ class BoundaryOutsideError(ScheduleError):
 
     def __init__(self, boundary: float, steps: int, /) -> None:
         super().__init__(
-            f"boundary {boundary} lies outside a trajectory of {steps} steps",
+            f"boundary {boundary} lies outside a trajectory of {counted(steps, 'step')}",
             f"Choose a step from 0 to {steps}, or a fraction between 0.0 and 1.0",
         )
 
@@ -137,7 +154,8 @@ class StepCountError(ScheduleError):
 
     def __init__(self, rows: int, steps: int, /) -> None:
         super().__init__(
-            f"the schedule table has {rows} rows but the trajectory has {steps} steps",
+            f"the schedule table has {counted(rows, 'row')} but the trajectory has "
+            f"{counted(steps, 'step')}",
             "Give one row a step, or sample with as many steps as the table has rows",
         )
 
@@ -162,7 +180,8 @@ class NoBlocksError(UnsupportedGraphError):
 
     def __init__(self, operations: int, found: str, /) -> None:
         super().__init__(
-            f"no stack of repeated blocks in a graph of {operations} operations ({found})",
+            f"no stack of repeated blocks in a graph of {counted(operations, 'operation')} "
+            f"({found})",
             "Take the whole denoiser, with its blocks in one torch.nn.ModuleList",
         )
 
@@ -357,7 +376,7 @@ class StepOutsideError(StateError):
 
     def __init__(self, step: int, steps: int, /) -> None:
         super().__init__(
-            f"step {step} lies outside a session of {steps} steps",
+            f"step {step} lies outside a session of {counted(steps, 'step')}",
             f"Steps are counted from 0 to {steps - 1}",
         )
 

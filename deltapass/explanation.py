@@ -19,12 +19,12 @@ from deltapass.compiler.plan import Plan
 from deltapass.compiler.rewrite import cached_program, refresh_program
 from deltapass.compiler.settle import plan_for
 from deltapass.compiler.tracing import trace
-from deltapass.errors import UnsupportedGraphError
+from deltapass.errors import UnsupportedGraphError, counted
 from deltapass.graph.program import Macs, Program
 from deltapass.options import DEFAULT_STEPS, parse_options
 from deltapass.schedule.budget import Budget
 from deltapass.schedule.emissions import emissions
-from deltapass.schedule.files import table_text
+from deltapass.schedule.files import row_text, table_text
 from deltapass.schedule.rules import Span, Table
 from deltapass.sessions.report import plain_text
 
@@ -52,10 +52,10 @@ class Report:
     """What the pass makes of a model.
 
     MACs are for the example batch; `plain_macs` and `trajectory_macs` for all `steps` steps, with
-    nothing cached and under the schedule, which `schedule` shows in one line. `buffer_bytes` is
-    the most one branch holds at a time. `budget` is the share of the plain MACs that was wanted,
-    if one was. With a `refusal` nothing is cached and the costs are zero or those of the plain
-    model.
+    nothing cached and under the schedule, which `schedule` shows in one line, whose words `legend`
+    explains. `buffer_bytes` is the most one branch holds at a time. `budget` is the share of the
+    plain MACs that was wanted, if one was. With a `refusal` nothing is cached and the costs are
+    zero or those of the plain model.
     """
 
     steps: int
@@ -65,6 +65,7 @@ class Report:
     variants: tuple[VariantCost, ...] = ()
     schedule_table: Table = ()
     schedule: str = ""
+    legend: tuple[str, ...] = ()
     plain_macs: Macs = NO_MACS
     trajectory_macs: Macs = NO_MACS
     buffer_bytes: int = 0
@@ -96,10 +97,7 @@ class Report:
         yield f"bodies    {len(self.bodies)} distinct: {', '.join(self.bodies)}"
         yield from (f"span      {span}" for span in self.spans)
         yield f"schedule  {self.schedule}"
-        yield (
-            f"          ({self.steps} steps; R: refresh; d21, s21: 21 deepest or shallowest blocks "
-            "skipped; 4:25: blocks 4 to 24)"
-        )
+        yield f"          ({'; '.join((counted(self.steps, 'step'), *self.legend))})"
 
     def _foot(self) -> Iterator[str]:
         plain, ours = self.plain_macs, self.trajectory_macs
@@ -108,7 +106,7 @@ class Report:
             f"full count {ours.full / GIGA:.2f} of {plain.full / GIGA:.2f} GMACs"
         )
         if self.budget is not None:
-            reached = f"{self.share:.4f} in {self.steps} steps"
+            reached = f"{self.share:.4f} in {counted(self.steps, 'step')}"
             yield f"budget      {self.budget:g} of the plain full MACs wanted, {reached} reached"
         yield f"expected    {self.expected_speedup:.2f}x over the plain model, by full MACs"
         yield f"buffers     {self.buffer_bytes / MIB:.2f} MiB a branch ({self.buffer_bytes} bytes)"
@@ -158,11 +156,14 @@ def report_of(plan: Plan, steps: int, budget: float | None = None) -> Report:
     return Report(
         steps=steps,
         blocks=str(outlined.stack),
-        bodies=tuple(f"{body.name} ({body.operations} operations)" for body in outlined.bodies),
+        bodies=tuple(
+            f"{body.name} ({counted(body.operations, 'operation')})" for body in outlined.bodies
+        ),
         spans=tuple(_span_line(plan, wanted) for wanted in plan.spans),
         variants=variants,
         schedule_table=table,
         schedule=table_text(table, plan.blocks),
+        legend=tuple(_legend(table, plan.blocks)),
         plain_macs=outlined.program.macs * steps,
         trajectory_macs=sum((cost.macs * cost.runs for cost in variants), NO_MACS),
         buffer_bytes=plan.buffer_bytes(table),
@@ -190,6 +191,13 @@ def _cost(program: Program, runs: int) -> VariantCost:
         operations=program.operations,
         macs=program.macs,
     )
+
+
+def _legend(table: Table, blocks: int) -> Iterator[str]:
+    """What the words of a table's line mean, each that stands there."""
+    yield "R: refresh"
+    for span in sorted({row for row in table if row is not None}):
+        yield f"{row_text(span, blocks)}: {span} skipped"
 
 
 def _span_line(plan: Plan, wanted: Span) -> str:

@@ -31,6 +31,7 @@ EXAMPLES: dict[type[errors.DeltapassError], tuple[object, ...]] = {
     ),
     errors.ScheduleError: ("step 0 is cached", "Make step 0 a refresh"),
     errors.TooManyCachedBlocksError: (30, 28),
+    errors.SpanOutsideError: (7, 28, 8),
     errors.BoundaryOutsideError: (25, 20),
     errors.ScheduleFileError: ("plan.toml", "line 3 has no '='"),
     errors.StepCountError: (20, 28),

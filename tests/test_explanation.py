@@ -33,6 +33,15 @@ def test_report_names_blocks_bodies_spans_costs_and_buffers() -> None:
         assert part in text
 
 
+def test_the_legend_explains_the_words_that_stand_in_the_schedule_and_no_others() -> None:
+    report = report_of("adaln")
+    assert "(8 steps; R: refresh; s4: blocks 0..3 skipped; d4: blocks 2..5 skipped)" in str(report)
+    middle = report_of("adaln", schedule="delta-cache-middle")
+    assert "(8 steps; R: refresh; 1:5: blocks 1..4 skipped)" in str(middle)
+    assert "(8 steps; R: refresh)" in str(report_of("adaln", cached_blocks=0))
+    assert "(1 step; R: refresh)" in str(report_of("adaln", steps=1))
+
+
 def test_variant_runs_add_up_to_the_trajectory() -> None:
     report = report_of("adaln")
     assert sum(cost.runs for cost in report.variants) == report.steps == 8

@@ -17,6 +17,8 @@ import msgspec
 import torch
 from torch import fx
 
+from deltapass.errors import counted
+
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,7 +164,7 @@ class Stack:
 
     def __str__(self) -> str:
         names = f"{self.blocks[0].name} .. {self.blocks[-1].name}"
-        return f"{len(self)} blocks ({names}), found by {self.found_by}"
+        return f"{counted(len(self), 'block')} ({names}), found by {self.found_by}"
 
 
 @final

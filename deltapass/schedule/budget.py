@@ -122,7 +122,7 @@ def table_macs(table: Table, blocks: int, step_macs: StepMacs) -> float:
         step_macs: MACs of a step, by the span it skips.
 
     Raises:
-        TooManyCachedBlocksError: If a row skips blocks that the model does not have.
+        SpanOutsideError: If a row skips blocks that the model does not have.
     """
     check_fits(table, blocks)
     macs = {row: step_macs(row) for row in set(table)}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,8 @@ from deltapass.schedule.rules import (
     unknown_name,
 )
 
+ROW_COUNT: Final = "After the region stands a number of blocks, from 1 to 'blocks'"
+FOLDED: Final = 3  # equal parts of a table in a row that are counted, not repeated
 ROW_FORM: Final = "Write 'refresh', 'start:stop' such as '7:28', or 'region:count' as 'deep:21'"
 
 
@@ -33,24 +36,41 @@ def table_rows(table: Table) -> list[str]:
     return ["refresh" if row is None else f"{row.start}:{row.stop}" for row in table]
 
 
-def table_text(table: Table, blocks: int) -> str:
-    """One line for the whole table.
+def row_text(row: Span | None, blocks: int) -> str:
+    """One word: R refreshes; d21, s21 skip the 21 deepest or shallowest blocks; 4:25 any other."""
+    if row is None:
+        return "R"
+    if row.stop == blocks:
+        return f"d{len(row)}"
+    return f"s{len(row)}" if row.start == 0 else f"{row.start}:{row.stop}"
 
-    R refreshes; d21, s21 skip the 21 deepest or shallowest blocks; 4:25 any other span.
+
+def table_text(table: Table, blocks: int) -> str:
+    """One line for the whole table, a word a step; what repeats thrice or more is counted.
 
     Example:
         >>> table_text(Schedule(boundary=2).table(6, 28), 28)
         'R d4 R s4 R s4'
+        >>> table_text(Schedule().table(20, 28), 28)
+        '(R d21)x6 (R s21)x4'
     """
+    # A refresh and the cached steps after it are what repeats.
+    rounds: list[list[str]] = []
+    for row in table:
+        if row is None or not rounds:
+            rounds.append([])
+        rounds[-1].append(row_text(row, blocks))
+    return " ".join(_counted([" ".join(_counted(words)) for words in rounds]))
 
-    def word(row: Span | None) -> str:
-        if row is None:
-            return "R"
-        if row.stop == blocks:
-            return f"d{len(row)}"
-        return f"s{len(row)}" if row.start == 0 else f"{row.start}:{row.stop}"
 
-    return " ".join(word(row) for row in table)
+def _counted(parts: Sequence[str]) -> Iterator[str]:
+    """Parts in order, with FOLDED or more equal ones in a row as one: `(R d21)x6`."""
+    for part, run in itertools.groupby(parts):
+        times = len(list(run))
+        if times < FOLDED:
+            yield from [part] * times
+        else:
+            yield f"({part})x{times}" if " " in part else f"{part}x{times}"
 
 
 def load_schedule(path: str | os.PathLike[str]) -> AnySchedule:
@@ -139,6 +159,8 @@ def _row(step: int, text: object, blocks: int | None) -> Span | None:
     region = next((region for region in REGIONS if region == head), None)
     if region is not None and blocks is None:
         raise ScheduleError(f"row {step} is {text!r} but there is no 'blocks'", "Add that key")
+    if region is not None and not 1 <= count <= (blocks or 0):
+        raise ScheduleError(f"row {step} is {text!r} and blocks is {blocks}", ROW_COUNT)
     try:
         span = Span(int(head), count) if region is None else region_span(region, count, blocks or 0)
         check_fits((span,), span.stop if blocks is None else blocks)

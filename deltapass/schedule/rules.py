@@ -16,6 +16,7 @@ from msgspec import Struct
 from deltapass.errors import (
     BoundaryOutsideError,
     ScheduleError,
+    SpanOutsideError,
     StepCountError,
     TooManyCachedBlocksError,
     did_you_mean,
@@ -227,7 +228,7 @@ class ExplicitSchedule:
 
         Raises:
             StepCountError: If the table has not `steps` rows.
-            TooManyCachedBlocksError: If a row skips blocks that the model does not have.
+            SpanOutsideError: If a row skips blocks that the model does not have.
         """
         self.check_steps(steps)
         check_fits(self.rows, blocks)
@@ -282,10 +283,10 @@ def _check_region(name: str, value: object) -> None:
 
 
 def check_fits(table: Table, blocks: int) -> None:
-    """Raise TooManyCachedBlocksError if a row reaches beyond the blocks."""
-    reach = max((row.stop for row in table if row is not None), default=0)
-    if reach > blocks:
-        raise TooManyCachedBlocksError(reach, blocks)
+    """Raise SpanOutsideError if a row reaches beyond the blocks."""
+    for row in table:
+        if row is not None and row.stop > blocks:
+            raise SpanOutsideError(row.start, row.stop, blocks)
 
 
 def unknown_name(kind: str, name: object, valid: Sequence[str]) -> ScheduleError:

@@ -14,7 +14,7 @@ from deltapass.errors import (
     BoundaryOutsideError,
     OptionError,
     ScheduleError,
-    TooManyCachedBlocksError,
+    SpanOutsideError,
 )
 from deltapass.schedule.budget import Budget, StepMacs, interval_for_budget, table_macs
 from deltapass.schedule.presets import delta_cache, delta_dit
@@ -73,7 +73,7 @@ def test_other_macs_are_paid_at_every_step() -> None:
     table = (None, Span(1, 3), None)
     macs = stack([1.0, 10.0, 100.0, 1000.0], 0.5)
     assert table_macs(table, 4, macs) == 1111.5 * 2 + 1001.5
-    with pytest.raises(TooManyCachedBlocksError, match="3 but the model has 2"):
+    with pytest.raises(SpanOutsideError, match="blocks 1 to 2 but the model has 2"):
         table_macs(table, 2, stack([1.0, 1.0]))
 
 

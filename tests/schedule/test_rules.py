@@ -18,6 +18,7 @@ from deltapass.errors import (
     BoundaryOutsideError,
     ScheduleError,
     ScheduleFileError,
+    SpanOutsideError,
     StepCountError,
     TooManyCachedBlocksError,
 )
@@ -277,7 +278,7 @@ def test_an_explicit_table_must_fit_and_refresh_first() -> None:
     assert schedule.spans(8) == (Span(2, 8), Span(0, 3))
     with pytest.raises(StepCountError, match="4 rows but the trajectory has 5 steps"):
         schedule.table(5, 8)
-    with pytest.raises(TooManyCachedBlocksError, match="8 but the model has 7"):
+    with pytest.raises(SpanOutsideError, match="skips blocks 2 to 7 but the model has 7 blocks"):
         schedule.table(4, 7)
     with pytest.raises(ScheduleError, match=r"row 0 skips blocks 0\.\.1\. The first step must"):
         ExplicitSchedule((Span(0, 2),))
@@ -327,6 +328,21 @@ def test_a_table_prints_in_one_line_and_in_rows() -> None:
     assert table_rows(table) == ["refresh", "7:28", "0:21", "3:24", "0:28"]
 
 
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        (Schedule().table(1000, 28), "(R d21)x300 (R s21)x200"),
+        (Schedule(interval=100).table(1000, 28), "(R d21x99)x6 (R s21x99)x4"),
+        (Schedule(interval=1).table(250, 28), "Rx250"),
+        (Schedule(cached_blocks=4, boundary=3).table(7, 28), "R R d4 R s4 R s4"),
+        ((None, Span(0, 3), Span(0, 3), Span(5, 8), None), "R s3 s3 d3 R"),
+        ((None,), "R"),
+    ],
+)
+def test_what_repeats_in_a_table_is_counted(table: Table, text: str) -> None:
+    assert table_text(table, 8 if Span(5, 8) in table else 28) == text
+
+
 @settings(max_examples=50)
 @given(case=cases(), rows=tables)
 def test_saved_schedules_load_back_equal(
@@ -368,9 +384,12 @@ def test_names_regions_and_toml_load(tmp_path: Path) -> None:
         ({"table": ["refresh", "deep"]}, "row 1 is 'deep'. Write 'refresh'"),
         ({"table": ["refresh", 7]}, "row 1 is 7. Write 'refresh'"),
         ({"table": ["refresh", "deep:2"]}, "row 1 is 'deep:2' but there is no 'blocks'"),
-        ({"table": ["refresh", "deep:9"], "blocks": 8}, "row 1 is 'deep:9': cached_blocks is 9"),
+        ({"table": ["refresh", "deep:9"], "blocks": 8}, "row 1 is 'deep:9' and blocks is 8"),
         ({"table": ["refresh", "3:2"]}, "row 1 is '3:2': stop of a span is 2"),
-        ({"table": ["refresh", "3:9"], "blocks": 8}, "row 1 is '3:9': cached_blocks is 9"),
+        (
+            {"table": ["refresh", "3:9"], "blocks": 8},
+            "row 1 is '3:9': the schedule's table skips blocks 3 to 8",
+        ),
     ],
 )
 def test_a_bad_file_is_named_with_its_key_or_row(

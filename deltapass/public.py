@@ -1,0 +1,27 @@
+"""All names of `deltapass`, which loads this module when the first of them is asked for."""
+
+# ruff: noqa: PLC0414 - `as` says that a name is handed on
+from deltapass.bundles.loaded import LoadedModel as LoadedModel
+from deltapass.bundles.loaded import load as load
+from deltapass.bundles.manifest import BundlePlan as BundlePlan
+from deltapass.errors import DeltapassError as DeltapassError
+from deltapass.errors import RefusalWarning as RefusalWarning
+from deltapass.explanation import Report as Report
+from deltapass.explanation import explain as explain
+from deltapass.exporting.write import export as export
+from deltapass.pipelines.attach import Attachment as Attachment
+from deltapass.pipelines.attach import attach as attach
+from deltapass.pipelines.attach import detach as detach
+from deltapass.pipelines.attach import last_report as last_report
+from deltapass.schedule.files import load_schedule as load_schedule
+from deltapass.schedule.files import save_schedule as save_schedule
+from deltapass.schedule.presets import delta_cache as delta_cache
+from deltapass.schedule.presets import delta_dit as delta_dit
+from deltapass.schedule.rules import ExplicitSchedule as ExplicitSchedule
+from deltapass.schedule.rules import Schedule as Schedule
+from deltapass.schedule.rules import Span as Span
+from deltapass.sessions.report import Cause as Cause
+from deltapass.sessions.report import SessionReport as SessionReport
+from deltapass.sessions.session import Session as Session
+from deltapass.sessions.session import session as session
+from deltapass.sessions.timeline import save_timeline as save_timeline
