@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml $(PINS)
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/deltapass demo $(ARGS)
+	$(BIN)/deltapass demo --overwrite $(ARGS)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)

@@ -360,6 +360,35 @@ class SignatureError(DeltapassError, TypeError):
     """A loaded model is called otherwise than the exported one can be."""
 
 
+# ---- the command line -------------------------------------------------------------------------
+
+
+class OutputError(DeltapassError):
+    """A file or folder that a command is to write cannot be written, or is there already."""
+
+
+class ModelSourceError(DeltapassError, ValueError):
+    """What a command is told to take a model from gives none."""
+
+    def __init__(self, source: str, problem: str, /) -> None:
+        super().__init__(
+            f"there is no model in {source!r}: {problem}",
+            "Give 'embedded', the folder of a diffusers pipeline, or module:factory whose call "
+            "gives (model, args, kwargs)",
+        )
+
+
+class PipelineCallError(DeltapassError, ValueError):
+    """A pipeline that cannot be called as a command is told to call it."""
+
+    def __init__(self, pipeline: str, given: Sequence[str], problem: str, /) -> None:
+        said = f"with {', '.join(given)}" if given else "without arguments"
+        super().__init__(
+            f"{pipeline} cannot be called {said}: {problem}",
+            'Say how with --call, in JSON, such as --call \'{"prompt": "a cat"}\'',
+        )
+
+
 # ---- run time ---------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeGuard, final
 
 from deltapass.errors import (
     ContradictoryOptionsError,
+    ExportError,
     OptionError,
     UnknownLoweringError,
     UnknownOptionError,
@@ -48,6 +49,25 @@ LOWERINGS: Final[Mapping[str, str]] = MappingProxyType(
         "onnx": "deltapass.backends.onnx.lowering:OnnxLowering",
         "tensorrt": "deltapass.backends.tensorrt.lowering:TensorRTLowering",
     }
+)
+# The same for formats of plan bundles.
+FORMATS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "onnx": "deltapass.backends.onnx.format:OnnxFormat",
+        "aoti": "deltapass.backends.aoti:AotiFormat",
+        "tensorrt": "deltapass.backends.tensorrt.format:TensorRTFormat",
+    }
+)
+# Those of OPTION_NAMES that say what is exported, not how it is compiled here.
+EXPORT_OPTIONS: Final = (
+    "interval",
+    "cached_blocks",
+    "boundary",
+    "budget",
+    "order",
+    "steps",
+    "schedule",
+    "per_step",
 )
 LOWERING_NAMES: Final = tuple(LOWERINGS)
 ORDERS: Final = (0, 1)
@@ -141,6 +161,28 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
     schedule = _schedule(named, fields) if budget is None else _budget(budget, named, fields)
     given["per_step"] = _names(given.get("per_step") or ())
     return Options(schedule=schedule, mode=mode, **given)
+
+
+def check_format(name: str) -> None:
+    """Raise OptionError unless a format of plan bundles has that name."""
+    if name not in FORMATS:
+        raise OptionError("format", name, f"one of {', '.join(FORMATS)}")
+
+
+def parse_export_options(options: Mapping[str, Any]) -> Options:
+    """The options of an export, checked.
+
+    Raises:
+        ExportError: For an option that an export does not take.
+        As `parse_options` otherwise.
+    """
+    for name in options:
+        if name not in EXPORT_OPTIONS:
+            raise ExportError(
+                f"export takes no option {name!r}",
+                did_you_mean(name, EXPORT_OPTIONS) + f"It takes {', '.join(EXPORT_OPTIONS)}",
+            )
+    return parse_options(options)
 
 
 def _schedule(value: object, fields: Mapping[str, Any]) -> AnySchedule:

@@ -72,6 +72,13 @@ EXAMPLES: dict[type[errors.DeltapassError], tuple[object, ...]] = {
         "timestep is missing",
         "The exported model takes a tensor",
     ),
+    errors.OutputError: ("grid.png exists", "Choose another place"),
+    errors.ModelSourceError: ("pipe", "the folder holds no model_index.json"),
+    errors.PipelineCallError: (
+        "PixArtAlphaPipeline",
+        ("height", "width"),
+        "it says ValueError: Provide either `prompt` or `prompt_embeds`",
+    ),
     errors.StateError: ("the session is closed", "Open a new one"),
     errors.AttachError: ("this StableDiffusion3Pipeline is attached already", "Detach it first"),
     errors.StepOutsideError: (20, 20),

@@ -1,7 +1,8 @@
 """The interface of engine formats, and the table of them.
 
 A format writes segments into files of a bundle, and opens them again as callables. It is loaded by
-dotted name, as lowerings are. A new one is a file in backends/ and a line in `FORMATS`.
+dotted name, as lowerings are. A new one is a file in backends/ and a line in `FORMATS` of
+deltapass/options.py.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final, Protocol, final
+from typing import Any, Protocol, final
 
 import torch
 from torch.export import ExportedProgram
@@ -22,14 +22,7 @@ from deltapass.errors import OptionError
 from deltapass.graph.executable import Lowered
 from deltapass.graph.program import Macs
 from deltapass.graph.sizes import Dimensions
-
-FORMATS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "onnx": "deltapass.backends.onnx.format:OnnxFormat",
-        "aoti": "deltapass.backends.aoti:AotiFormat",
-        "tensorrt": "deltapass.backends.tensorrt.format:TensorRTFormat",
-    }
-)
+from deltapass.options import FORMATS, check_format
 
 
 @final
@@ -144,8 +137,7 @@ def load_format(name: str) -> Format:
     Raises:
         OptionError: If there is no such format.
     """
-    if name not in FORMATS:
-        raise OptionError("format", name, f"one of {', '.join(FORMATS)}")
+    check_format(name)
     module, _, attribute = FORMATS[name].partition(":")
     made: Format = getattr(importlib.import_module(module), attribute)()
     return made

@@ -5,15 +5,37 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
 from rich.table import Column
 from rich.table import Table as RichTable
 
-from deltapass.bundles.manifest import BundlePlan
-from deltapass.cli.command_line import Pairs, clean_errors, parse_call, parse_pairs
+from deltapass.cli.command_line import (
+    BudgetShare,
+    Call,
+    Count,
+    EnginePairs,
+    Model,
+    OptionPairs,
+    Overwrite,
+    Pairs,
+    ScheduleName,
+    backend_options,
+    checking,
+    output_option,
+    parse_call,
+    parse_pairs,
+    working,
+)
+from deltapass.cli.models import check_model
+from deltapass.cli.outputs import check_new_folder
+from deltapass.errors import counted
+from deltapass.options import check_format, parse_export_options
+
+if TYPE_CHECKING:
+    from deltapass.bundles.manifest import BundlePlan
 
 # Arguments of `export` that are no backend options -> what the command calls them.
 FLAGS: Final = MappingProxyType(
@@ -23,83 +45,87 @@ FLAGS: Final = MappingProxyType(
         **dict.fromkeys(("model", "args", "kwargs"), "the argument MODEL"),
     }
 )
+Ranges = dict[str, dict[int, tuple[int, int]]]
 
 
 def export_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how typer is told of them
-    model: Annotated[
-        str, typer.Argument(help="'embedded', a pipeline's folder, or module:factory.")
-    ] = "embedded",
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")] = Path(
-        "bundle"
-    ),
+    model: Model = "embedded",
+    output: Annotated[Path, output_option("Folder to write.")] = Path("bundle"),
     format: Annotated[str, typer.Option(help="onnx, aoti or tensorrt.")] = "onnx",
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of every trajectory, if always the same.")
     ] = None,
-    option: Annotated[
-        Pairs, typer.Option(help="Backend option as name=value; may be repeated.")
-    ] = None,
-    engine: Annotated[
-        Pairs, typer.Option(help="Option of the format as name=value; may be repeated.")
-    ] = None,
+    schedule: ScheduleName = None,
+    budget: BudgetShare = None,
+    option: OptionPairs = None,
+    engine: EnginePairs = None,
     batch: Annotated[str | None, typer.Option(help="Least and greatest batch: 1:8.")] = None,
     dim: Annotated[
         Pairs, typer.Option(help="A dimension that may vary: hidden_states.2=16:64.")
     ] = None,
-    call: Annotated[str, typer.Option(help="How to call the pipeline, as JSON.")] = "{}",
-    count: Annotated[int, typer.Option(min=1, help="Images of the embedded model.")] = 20,
+    call: Call = None,
+    count: Count = None,
     verify: Annotated[bool, typer.Option(help="Run what was written and compare.")] = True,
-    overwrite: Annotated[bool, typer.Option(help="Replace a bundle that is there.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a model as a plan bundle: engines with the cache inside."""
-    console = Console()
-    options, settings = parse_pairs(option, FLAGS), parse_pairs(engine, given_by="--engine")
-    with clean_errors():
-        from deltapass.cli.sources import load_source
+    given = backend_options(option, schedule, budget, FLAGS)
+    options = {**given, **({"steps": steps} if steps else {})}
+    settings = parse_pairs(engine, given_by="--engine")
+    pipeline_call, ranges = parse_call(call), parse_dimensions(dim or [])
+    least_and_greatest = parse_range(batch, "--batch") if batch is not None else None
+    with checking():
+        check_format(format)
+        parse_export_options(options)
+        check_model(model, call=call is not None, count=count is not None)
+        check_new_folder(output, overwrite=overwrite)
+    with working(f"exporting as {format}"):
+        from deltapass.bundles.folder import refuse_existing
+        from deltapass.cli.sources import dimensions, load_source
         from deltapass.exporting.write import export
 
-        denoiser, args, kwargs = load_source(model, parse_call(call), count)
+        refuse_existing(output.resolve(), overwrite=overwrite)  # what is there may be no bundle
+        denoiser, args, kwargs = load_source(model, pipeline_call, count or 20)
         plan = export(
             denoiser,
             args,
             kwargs,
             output,
             format=format,
-            batch=parse_range(batch) if batch else None,
-            dynamic_shapes=parse_dimensions(dim or []),
+            batch=least_and_greatest,
+            dynamic_shapes=dimensions(ranges),
             verify=verify,
             overwrite=overwrite,
             engine=settings,
-            **({"steps": steps} if steps else {}),
             **options,
         )
+    console = Console()
     console.print(segment_table(plan))
-    console.print(summary(plan, output), highlight=False)
+    console.print(summary(plan, output), highlight=False, markup=False, soft_wrap=True)
 
 
-def parse_range(text: str) -> tuple[int, int]:
+def parse_range(text: str, given_by: str) -> tuple[int, int]:
     """`1:8` -> (1, 8)."""
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise typer.BadParameter(f"{text!r} is not least:greatest, such as 1:8")
+    found = re.fullmatch(r"(\d+):(\d+)", text, re.ASCII)
+    if found is None or not 1 <= int(found[1]) < int(found[2]) < 2**31:
+        message = f"{text!r} is not least:greatest, such as 1:8"
+        raise typer.BadParameter(message, param_hint=given_by)
     return int(found[1]), int(found[2])
 
 
-def parse_dimensions(pairs: list[str]) -> dict[str, dict[int, Any]] | None:
-    """`["hidden_states.2=16:64"]` -> {"hidden_states": {2: Dim}}; None without any."""
-    from torch.export import Dim
-
-    shapes: dict[str, dict[int, Any]] = {}
+def parse_dimensions(pairs: list[str]) -> Ranges:
+    """`["hidden_states.2=16:64"]` -> {"hidden_states": {2: (16, 64)}}."""
+    ranges: Ranges = {}
     for pair in pairs:
         found = re.fullmatch(r"(\w+)\.(\d+)=(.+)", pair)
         if found is None:
-            raise typer.BadParameter(f"{pair!r} is not input.dimension=least:greatest")
-        least, most = parse_range(found[3])
-        name = f"{found[1]}_{found[2]}"
-        if int(found[2]) in shapes.get(found[1], {}):
-            raise typer.BadParameter(f"{found[1]}.{found[2]} is given twice", param_hint="--dim")
-        shapes.setdefault(found[1], {})[int(found[2])] = Dim(name, min=least, max=most)
-    return shapes or None
+            message = f"{pair!r} is not input.dimension=least:greatest"
+            raise typer.BadParameter(message, param_hint="--dim")
+        name, place = found[1], int(found[2])
+        if place in ranges.get(name, {}):
+            raise typer.BadParameter(f"{name}.{place} is given twice", param_hint="--dim")
+        ranges.setdefault(name, {})[place] = parse_range(found[3], "--dim")
+    return ranges
 
 
 def segment_table(plan: BundlePlan) -> RichTable:
@@ -130,8 +156,10 @@ def summary(plan: BundlePlan, folder: Path) -> str:
             f"model's largest value (tolerance {plan.verified['tolerance']:.0e})"
         )
     return (
-        f"{folder}: {plan.format}, {len(plan.segments)} segments, {len(plan.variants)} variants, "
-        f"{size} bytes; the weights alone are {plan.weights['bytes']}\n"
-        f"{len(plan.table)} steps: expected {plan.macs['expected_speedup']:.2f}x by full MACs\n"
+        f"{folder}: {plan.format}, {counted(len(plan.segments), 'segment')}, "
+        f"{counted(len(plan.variants), 'variant')}, "
+        f"{counted(size, 'byte')}; the weights alone are {plan.weights['bytes']}\n"
+        f"{counted(len(plan.table), 'step')}: "
+        f"expected {plan.macs['expected_speedup']:.2f}x by full MACs\n"
         f"{verified}"
     )

@@ -1,4 +1,4 @@
-"""Where a model to explain or export comes from: the embedded one, a folder, or a factory.
+"""Models to explain, export or run: the embedded one, a folder's, or a factory's.
 
 Gives the denoiser with one call of it. For a pipeline's folder the call is the first one that the
 pipeline itself makes: nobody knows better what its denoiser is given.
@@ -7,24 +7,22 @@ pipeline itself makes: nobody knows better what its denoiser is given.
 from __future__ import annotations
 
 import importlib
+import inspect
+import operator
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, final
 
 import torch
 
-from deltapass.errors import OptionError
+from deltapass.cli.models import EMBEDDED, check_source, is_folder
+from deltapass.errors import DeltapassError, ModelSourceError, PipelineCallError
 from deltapass.libraries import needs
 from deltapass.pipelines.attach import denoisers
 
 Source = tuple[Any, tuple[Any, ...], dict[str, Any]]
-
-ALLOWED: Final = (
-    "'embedded', the folder of a diffusers pipeline, or module:factory whose call gives "
-    "(model, args, kwargs)"
-)
-INDEX: Final = "model_index.json"
 
 
 def load_source(model: str, call: Mapping[str, Any] | None = None, count: int = 1) -> Source:
@@ -36,22 +34,21 @@ def load_source(model: str, call: Mapping[str, Any] | None = None, count: int = 
         count: For the embedded model: images; guidance doubles them.
 
     Raises:
-        OptionError: If it is none of these, or the pipeline does not call its denoiser.
+        ModelSourceError: If it is none of these, or gives no model.
+        PipelineCallError: If the pipeline refuses the call.
         MissingLibraryError: If diffusers is needed and not installed.
     """
-    if model == "embedded":
+    check_source(model)
+    if model == EMBEDDED:
         from deltapass.demo.compare import DemoSettings, example_call
         from deltapass.demo.embedded import load_embedded
 
         pipeline = load_embedded()
         args, kwargs = example_call(pipeline, DemoSettings(count=count, options={}))
         return pipeline.transformer, args, kwargs
-    if (Path(model) / INDEX).is_file():
+    if is_folder(model):
         return first_call(load_pipeline(Path(model)), call or {})
-    made = _factory(model)()
-    if not (isinstance(made, tuple) and len(made) == len(("model", "args", "kwargs"))):
-        raise OptionError("model", f"{model}, which gave {type(made).__name__}", ALLOWED)
-    return made[0], tuple(made[1]), dict(made[2])
+    return _made_by(model)
 
 
 def load_pipeline(folder: Path) -> Any:
@@ -59,14 +56,22 @@ def load_pipeline(folder: Path) -> Any:
 
     Raises:
         MissingLibraryError: If diffusers is not installed.
-        OptionError: If diffusers cannot load the folder.
+        ModelSourceError: If diffusers cannot load the folder, or the pipeline has no denoiser.
     """
     with needs("diffusers", "demo"):
         from diffusers import DiffusionPipeline
+        from diffusers.utils import logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # the command says itself what it does
     try:
         pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise OptionError("model", f"{folder} ({error})", ALLOWED) from error
+    except Exception as error:
+        raise ModelSourceError(str(folder), f"diffusers says {_said(error)}") from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    if not denoisers(pipeline):
+        raise ModelSourceError(str(folder), f"{type(pipeline).__name__} has no `transformer`")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -75,11 +80,12 @@ def first_call(pipeline: Any, call: Mapping[str, Any]) -> Source:
     """The denoiser of a pipeline, with the inputs of its first call.
 
     Raises:
-        OptionError: If the pipeline has no denoiser, refuses the call, or never calls it.
+        ModelSourceError: If the pipeline has no denoiser.
+        PipelineCallError: If it refuses the call, or never calls its denoiser.
     """
     found = denoisers(pipeline)
     if not found:
-        raise OptionError("model", type(pipeline).__name__, "a pipeline with a `transformer`")
+        raise ModelSourceError(type(pipeline).__name__, "it has no `transformer`")
     denoiser = next(iter(found.values())).eval().requires_grad_(False)
     caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
@@ -89,34 +95,86 @@ def first_call(pipeline: Any, call: Mapping[str, Any]) -> Source:
 
     handle = denoiser.register_forward_pre_hook(catch, with_kwargs=True)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), refused_calls(pipeline, call):
             pipeline(**call)
     except _CaughtError:
         pass
-    except (TypeError, ValueError, AttributeError) as error:
-        allowed = f"arguments that {type(pipeline).__name__} takes; it says: {error}"
-        raise OptionError("call", dict(call), allowed) from error
     finally:
         handle.remove()
     if not caught:
-        raise OptionError("call", dict(call), "arguments with which the denoiser is called")
+        problem = "it never calls its denoiser"
+        raise PipelineCallError(type(pipeline).__name__, sorted(call), problem)
     return denoiser, *caught[0]
+
+
+@contextmanager
+def refused_calls(pipeline: Any, call: Mapping[str, Any]) -> Iterator[None]:
+    """Around a call of a pipeline: whatever it raises is about the call, and its words are kept.
+
+    Raises:
+        PipelineCallError: If the pipeline raises anything that is not ours.
+    """
+    try:
+        yield
+    except (DeltapassError, _CaughtError):
+        raise
+    except Exception as error:
+        name = type(pipeline).__name__
+        raise PipelineCallError(name, sorted(call), f"it says {_said(error)}") from error
+
+
+def dimensions(ranges: Mapping[str, Mapping[int, tuple[int, int]]]) -> dict[str, Any] | None:
+    """{"hidden_states": {2: (16, 64)}} -> the same with torch's `Dim`; None without any."""
+    made = {
+        name: {
+            place: torch.export.Dim(f"{name}_{place}", min=least, max=most)
+            for place, (least, most) in places.items()
+        }
+        for name, places in ranges.items()
+    }
+    return made or None
+
+
+def _made_by(model: str) -> Source:
+    """What the factory gives. An error inside it is its own: the traceback shows where."""
+    factory = _factory(model)
+    try:
+        inspect.signature(factory).bind()
+    except (TypeError, ValueError) as error:
+        raise ModelSourceError(model, f"it cannot be called without arguments: {error}") from error
+    made = factory()
+    wanted = (object, tuple | list, Mapping)
+    if not isinstance(made, tuple) or len(made) != len(wanted):
+        raise ModelSourceError(model, f"it gave {type(made).__name__}")
+    if not callable(made[0]) or not all(map(isinstance, made, wanted)):
+        raise ModelSourceError(model, f"it gave {', '.join(type(part).__name__ for part in made)}")
+    return made[0], tuple(made[1]), dict(made[2])
+
+
+def _factory(model: str) -> Any:
+    module, _, factory = model.partition(":")
+    # Unlike `python -m`, an installed command does not look for modules where it is started.
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise ModelSourceError(model, str(error)) from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    try:
+        made = operator.attrgetter(factory)(found)
+    except AttributeError as error:
+        raise ModelSourceError(model, str(error)) from error
+    if not callable(made):
+        raise ModelSourceError(model, f"{factory} is no function, but {type(made).__name__}")
+    return made
+
+
+def _said(error: Exception) -> str:
+    """An error of another library, whose text alone may be a bare index."""
+    return f"{type(error).__name__}: {error}".rstrip(".: ")
 
 
 @final
 class _CaughtError(Exception):
     """Stops a pipeline at the first call of its denoiser."""
-
-
-def _factory(model: str) -> Any:
-    module, separator, factory = model.partition(":")
-    if not separator:
-        raise OptionError("model", model, ALLOWED)
-    # Unlike `python -m`, an installed command does not look for modules where it is started.
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        return getattr(importlib.import_module(module), factory)
-    except (ImportError, AttributeError) as error:
-        raise OptionError("model", f"{model} ({error})", ALLOWED) from error
-    finally:
-        sys.path.remove(str(Path.cwd()))

@@ -26,6 +26,7 @@ from deltapass.demo.embedded import (
 )
 from deltapass.demo.images import mean_psnr
 from deltapass.demo.machine import compile_cache, faster_threads, seconds_of, start_compiler
+from deltapass.errors import counted
 from deltapass.explanation import Report, explain
 from deltapass.graph.program import Macs
 from deltapass.sessions.session import session
@@ -147,7 +148,7 @@ def make_methods(
 
     def plain(steps: int) -> Method:
         macs = report.plain_macs * (steps / settings.steps)
-        return Method(f"plain, {steps} steps", compiled, steps, macs)
+        return Method(f"plain, {counted(steps, 'step')}", compiled, steps, macs)
 
     def ours(order: int) -> Method:
         options = {**backend, "order": order}
@@ -255,11 +256,12 @@ def _outcome(
 
 
 def progress_bars(console: Any) -> Progress:
-    """The bars the demo is shown with."""
+    """The bars the demo is shown with; none where nobody watches."""
     return Progress(
         TextColumn("{task.description:<28}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=console,
+        disable=not console.is_terminal,
     )

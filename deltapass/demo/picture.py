@@ -16,6 +16,7 @@ from rich.table import Table as RichTable
 from deltapass.demo.compare import DemoResult, Outcome
 from deltapass.demo.images import grid
 from deltapass.demo.machine import processor
+from deltapass.errors import counted
 from deltapass.libraries import needs
 
 with needs("matplotlib", "demo"):
@@ -30,7 +31,8 @@ CAPTION: Final = (
 
 def outcome_table(result: DemoResult) -> RichTable:
     """One row a method."""
-    title = f"{result.settings.count} images, medians of {result.settings.rounds} rounds"
+    images, rounds = result.settings.count, result.settings.rounds
+    title = f"{counted(images, 'image')}, medians of {counted(rounds, 'round')}"
     table = RichTable(title=title, box=SIMPLE_HEAVY, collapse_padding=True, show_edge=False)
     table.caption = CAPTION.format(
         cache=result.compile_cache, start=result.compiler_seconds, threads=result.threads
@@ -63,7 +65,7 @@ def numbers(result: DemoResult) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         **{name: metadata.version(name) for name in ("deltapass", "torch", "diffusers")},
         "python": platform.python_version(),
-        "hardware": f"{processor()}, {result.threads} threads",
+        "hardware": f"{processor()}, {counted(result.threads, 'thread')}",
         "device": "cpu",
         "count": settings.count,
         "seeds": list(range(settings.seed, settings.seed + settings.count)),

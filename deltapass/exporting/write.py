@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import torch
@@ -19,23 +19,11 @@ from deltapass.assembly import as_dynamo_compiles
 from deltapass.bundles.folder import file_specs, refuse_existing, written_aside
 from deltapass.bundles.formats import load_format
 from deltapass.bundles.manifest import PLAN_FILE, BundlePlan, to_text
-from deltapass.errors import ExportError
 from deltapass.exporting.dynamic_shapes import DynamicShapes
 from deltapass.exporting.prepare import Prepared, prepare
 from deltapass.exporting.trace import export_graph
 from deltapass.exporting.verify import Reference, verify_bundle
-from deltapass.options import parse_options
-
-EXPORT_OPTIONS: Final = (
-    "interval",
-    "cached_blocks",
-    "boundary",
-    "budget",
-    "order",
-    "steps",
-    "schedule",
-    "per_step",
-)
+from deltapass.options import parse_export_options
 
 
 def export(  # noqa: PLR0913 - one call is how its users meet it
@@ -78,7 +66,7 @@ def export(  # noqa: PLR0913 - one call is how its users meet it
         UnsupportedGraphError, ScheduleError, OptionError: As when compiling.
         MissingLibraryError, LoweringError: If the format cannot write it.
     """
-    chosen = parse_options(_checked(options))
+    chosen = parse_export_options(options)
     backend, place = load_format(format), Path(path).resolve()
     refuse_existing(place, overwrite=overwrite)
     model = getattr(model, "_orig_mod", model)  # of torch.compile
@@ -100,15 +88,6 @@ def _finished(
     plan = msgspec.structs.replace(plan, files=file_specs(folder))
     (folder / PLAN_FILE).write_text(to_text(plan), encoding="utf-8")
     return plan
-
-
-def _checked(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    for name in options:
-        if name not in EXPORT_OPTIONS:
-            raise ExportError(
-                f"export takes no option {name!r}", f"It takes {', '.join(EXPORT_OPTIONS)}"
-            )
-    return options
 
 
 def _attributes(model: torch.nn.Module) -> dict[str, Any]:

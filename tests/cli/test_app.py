@@ -1,8 +1,11 @@
-"""The command line."""
+"""The command line: `demo`, `explain`, start-up, and what all commands have in common."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,16 +17,21 @@ from models import make
 from typer.testing import CliRunner
 
 import deltapass
-from deltapass.cli.app import app, parse_pairs
+from deltapass.cli.app import app
+from deltapass.cli.command_line import parse_pairs
+
+COMMANDS = ("demo", "explain", "export", "run", "trajectory")
 
 
 def call(*words: str) -> tuple[int, str]:
     result = CliRunner().invoke(app, list(words), env={"COLUMNS": "120"})
-    return result.exit_code, result.output
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, " ".join(result.output.split())
 
 
 def toy() -> tuple[object, tuple[object, ...], dict[str, object]]:
-    """A factory for `deltapass explain --model test_app:toy`."""
+    """A factory for `deltapass explain test_app:toy`."""
     model = make("adaln")
     return (model, *model.inputs(999.0, 0))
 
@@ -33,73 +41,94 @@ def wrong() -> int:
     return 3
 
 
-def test_version() -> None:
-    assert call("--version") == (0, f"deltapass {deltapass.__version__}\n")
+def wrong_parts() -> tuple[object, int, int]:
+    """A factory whose tuple holds something else."""
+    return (make("adaln"), 1, 2)
 
 
-def test_explain_the_embedded_model() -> None:
-    code, text = call("explain", "--steps", "10")
-    assert code == 0
-    assert "28 blocks" in text
-    assert "expected" in text
+def needs_one(name: str) -> str:
+    """No factory: it takes an argument."""
+    return name
 
 
-def test_explain_a_model_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+NUMBER = 3
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This module can be named as the module of a factory."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    code, text = call("explain", "--model", "test_app:toy", "--option", "cached_blocks=4")
-    assert code == 0
-    assert "6 blocks" in text
 
 
-@pytest.mark.parametrize("words", [["--budget", "0.6"], ["--option", "budget=0.6"]])
-def test_explain_a_budget(words: list[str]) -> None:
-    code, text = call("explain", *words)
-    assert code == 0
-    found = re.search(r"budget +0\.6 of .* wanted, (0\.\d+) in 20 steps reached", text)
-    assert found is not None
-    assert 0.58 < float(found[1]) <= 0.6
+# ---- start-up -----------------------------------------------------------------------------------
+
+HEAVY = ("torch", "numpy", "diffusers")
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "code"),
     [
-        (["--budget", "0.01"], "the least possible share"),
-        (["--budget", "1.5"], "above 0.0 and up to 1.0"),
-        (["--budget", "0.6", "--option", "interval=3"], "contradict each other"),
-        (["--model", "nothing"], "module:factory"),
-        (["--model", "no_such_module:make"], "No module named"),
-        (["--model", "test_app:wrong"], "gave int"),
-        (["--option", "intervall=3"], "Did you mean 'interval'"),
-        (["--option", "cached_blocks=99"], "99 but the model has 28 blocks"),
+        (["--help"], 0),
+        (["--version"], 0),
+        *(([command, "--help"], 0) for command in COMMANDS),
+        (["export", "--bad"], 2),
+        (["nonsense"], 2),
+        (["demo", "--count", "x"], 2),
+        (["explain", "nothing"], 2),
+        (["explain", "--option", "intervall=3"], 2),
+        (["explain", "--schedule", "nowhere.json"], 2),
+        (["export", "--format", "onyx"], 2),
+        (["export", "-o", "/proc/bundle"], 2),
+        (["run", "nowhere"], 2),
+        (["trajectory", "-o", "."], 2),
     ],
 )
-def test_errors_are_one_message_without_a_traceback(
-    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    code, text = call("explain", *words)
-    assert code == 1
-    assert message in " ".join(text.split())
-    assert "Traceback" not in text
+def test_what_needs_no_work_needs_no_torch(words: list[str], code: int, tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from deltapass.cli.app import app\n"
+        f"try: app({words!r})\n"
+        "except SystemExit as end: code = end.code or 0\n"
+        f"print(code, [name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1:] == [f"{code} []"], done.stdout + done.stderr
 
 
-def test_demo_with_an_option_that_does_not_exist(tmp_path: Path) -> None:
-    code, text = call("demo", "--option", "lowring=eager", "--output", str(tmp_path))
-    assert code == 1
-    assert "Did you mean 'lowering'" in " ".join(text.split())
+def test_the_package_has_its_names_before_torch_is_loaded(tmp_path: Path) -> None:
+    script = (
+        "import sys, deltapass\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert {'session', 'explain', '__version__'} <= set(dir(deltapass))\n"
+        "from deltapass import Session, attach\n"
+        "assert deltapass.attach is attach and 'torch' in sys.modules\n"
+        "assert not hasattr(deltapass, 'nonsense') and not hasattr(deltapass, '__nonsense__')\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
 
 
-def test_pairs_are_read_as_json_or_text() -> None:
-    pairs = ["interval=3", "boundary=0.5", "strict=true", "schedule=reversed"]
-    assert parse_pairs(pairs) == {
-        "interval": 3, "boundary": 0.5, "strict": True, "schedule": "reversed",
-    }  # fmt: skip
+def test_version() -> None:
+    assert call("--version") == (0, f"deltapass {deltapass.__version__}")
 
 
-def test_pair_without_an_equals_sign_is_refused() -> None:
-    code, text = call("explain", "--option", "interval")
-    assert code == 2
-    assert "name=value" in text
+# ---- one grammar --------------------------------------------------------------------------------
+
+
+def options_of(command: str) -> set[str]:
+    return set(re.findall(r"--[a-z]+", call(command, "--help")[1]))
+
+
+def test_an_option_of_several_commands_has_one_name_everywhere() -> None:
+    assert all({"--output", "--overwrite"} <= options_of(command) for command in COMMANDS)
+    assert all({"--schedule"} <= options_of(command) for command in COMMANDS[:-1])
+    planning = {"--steps", "--schedule", "--budget", "--option"}
+    assert all(planning <= options_of(command) for command in ("demo", "explain", "export"))
+    assert all({"--call", "--count"} <= options_of(c) for c in ("explain", "export", "run"))
+    assert not any("--model" in options_of(command) for command in COMMANDS)
+    for command in ("explain", "export"):
+        assert "[MODEL]" in call(command, "--help")[1]
 
 
 @pytest.mark.parametrize(
@@ -113,31 +142,137 @@ def test_pair_without_an_equals_sign_is_refused() -> None:
         (["export", "--dim", "a.2=1:4", "--dim", "a.2=1:8"], "a.2 is given twice"),
         (["demo", "--schedule", "none", "--option", "schedule=none"], "one of --schedule"),
         (["explain", "--budget", "1", "--option", "budget=1"], "one of --budget"),
+        (["export", "--schedule", "none", "--option", "schedule=none"], "one of --schedule"),
         (
             ["explain", "--option", "interval=2", "--option", "interval=3"],
             "interval is given twice",
         ),
         (["export", "--engine", "opset=18", "--engine", "opset=20"], "--engine opset="),
+        (["demo", "--option", "lowering=eager"], "use --lowering"),
+        (["demo", "--option", "steps=10"], "use --steps"),
+        (["demo", "--option", "order=1"], "shows both orders"),
+        (["explain", "--call", "{}"], "embedded is no pipeline's folder"),
+        (["explain", "test_app:toy", "--count", "2"], "the factory says it"),
+        (["export", "test_app:toy", "--call", "{}"], "test_app:toy is no pipeline's folder"),
+        (["run", "b", "--steps", "4", "--call", '{"num_inference_steps": 3}'], "by --steps too"),
+        (["run", "b", "--count", "4", "--call", '{"class_labels": [3]}'], "by --count too"),
+        (["run", "b", "--call", '{"generator": 3}'], "use --seed for it"),
+        (["run", "b", "--call", '{"output_type": "pil"}'], "arrays of numbers"),
     ],
 )
-def test_an_option_given_in_two_places_is_refused(words: list[str], message: str) -> None:
+def test_an_option_that_would_be_ignored_is_refused(words: list[str], message: str) -> None:
     code, text = call(*words)
-    assert code == 2
-    assert message in " ".join(text.split())
+    assert (code, message in text) == (2, True), text
 
 
 @pytest.mark.parametrize(
-    ("pair", "message"),
+    "words",
     [
-        ("lowering=eager", "use --lowering"),
-        ("steps=10", "use --steps"),
-        ("order=1", "shows both orders"),
+        ["explain", "--steps", "0"],
+        ["explain", "--steps", "-3"],
+        ["explain", "--steps", "2.5"],
+        ["explain", "--option", "interval"],
+        ["explain", "--option", "=3"],
+        ["explain", "--option", "interval=0"],
+        ["explain", "--option", "boundary=-0.5"],
+        ["explain", "--option", "per_step=3"],
+        ["explain", "--option", "strict=yes"],
+        ["explain", "--option", "lowering=egaer"],
+        ["explain", "--schedule", "revresed"],
+        ["explain", "--budget", "0"],
+        ["explain", "--budget", "nan"],
+        ["explain", ""],
+        ["explain", "a b:c"],
+        ["explain", "module:"],
+        ["explain", "no/such/folder"],
+        ["explain", "embedded", "more"],
+        ["export", "--batch", ""],
+        ["export", "--batch", "0:4"],
+        ["export", "--batch", "4"],
+        ["export", "--dim", "x.1=4"],
+        ["export", "--call", "[" * 100_000],
+        ["run"],
+        ["run", ".", "-o", "grid.txt"],
+        ["run", ".", "--pipeline", "nowhere"],
+        ["run", ".", "--seed", "-1"],
+        ["trajectory", "--seed", str(2**70)],
+        ["trajectory", "--guidance", "nan"],
+        ["demo", "--guidance", "-1"],
+        ["demo", "--rounds", "0"],
     ],
 )
-def test_demo_refuses_an_option_it_would_overwrite(pair: str, message: str, tmp_path: Path) -> None:
-    code, text = call("demo", "--option", pair, "--output", str(tmp_path))
+def test_words_that_cannot_be_followed_end_before_any_work(words: list[str]) -> None:
+    code, text = call(*words)
     assert code == 2
-    assert message in text
+    assert "Traceback" not in text
+
+
+def test_pairs_are_read_as_json_or_text() -> None:
+    pairs = ["interval=3", "boundary=0.5", "strict=true", "schedule=reversed", "a=b=c"]
+    assert parse_pairs(pairs) == {
+        "interval": 3, "boundary": 0.5, "strict": True, "schedule": "reversed", "a": "b=c",
+    }  # fmt: skip
+
+
+# ---- explain ------------------------------------------------------------------------------------
+
+
+def test_explain_the_embedded_model(tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(json.dumps({"schedule": "reversed", "interval": 5}))
+    code, text = call("explain", "--steps", "10", "--schedule", str(tmp_path / "s.json"))
+    assert code == 0
+    assert "28 blocks" in text
+    assert "(10 steps; R: refresh; s21: blocks 0..20 skipped; d21: blocks 7..27 skipped)" in text
+    assert "R s21x4 R d21x4" in text
+
+
+@pytest.mark.usefixtures("here")
+def test_explain_a_model_of_the_users_own_into_a_file(tmp_path: Path) -> None:
+    place = tmp_path / "new" / "отчёт.txt"
+    words = ["explain", "test_app:toy", "--option", "cached_blocks=4", "-o", str(place)]
+    code, text = call(*words)
+    assert code == 0
+    assert "6 blocks" in text
+    assert "6 blocks" in place.read_text(encoding="utf-8")
+    assert list(place.parent.iterdir()) == [place]
+    code, text = call(*words)
+    assert (code, "exists. Choose another place" in text) == (2, True)
+    assert call(*words, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize("words", [["--budget", "0.6"], ["--option", "budget=0.6"]])
+def test_explain_a_budget(words: list[str]) -> None:
+    code, text = call("explain", *words)
+    assert code == 0
+    found = re.search(r"budget +0\.6 of .* wanted, (0\.\d+) in 20 steps reached", text)
+    assert found is not None
+    assert 0.58 < float(found[1]) <= 0.6
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--budget", "0.01"], 1, "the least possible share"),
+        (["--budget", "1.5"], 2, "above 0.0 and up to 1.0"),
+        (["--budget", "0.6", "--option", "interval=3"], 2, "contradict each other"),
+        (["nothing"], 2, "module:factory"),
+        (["no_such_module:make"], 1, "No module named"),
+        (["test_app:no_such_name"], 1, "no attribute 'no_such_name'"),
+        (["test_app:wrong"], 1, "it gave int"),
+        (["test_app:wrong_parts"], 1, ", int, int"),
+        (["test_app:needs_one"], 1, "cannot be called without arguments"),
+        (["test_app:NUMBER"], 1, "NUMBER is no function, but int"),
+        (["--option", "intervall=3"], 2, "Did you mean 'interval'"),
+        (["--option", "cached_blocks=99"], 1, "99 but the model has 28 blocks"),
+    ],
+)
+def test_errors_are_one_line_without_a_traceback(words: list[str], code: int, message: str) -> None:
+    result = CliRunner().invoke(app, ["explain", *words], env={"COLUMNS": "40"})
+    assert (result.exit_code, message in result.stderr) == (code, True), result.output
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert not result.stdout
 
 
 def test_model_is_looked_for_where_the_command_is_started(
@@ -145,17 +280,26 @@ def test_model_is_looked_for_where_the_command_is_started(
 ) -> None:
     (tmp_path / "here_only.py").write_text("def make():\n    return 3\n")
     monkeypatch.chdir(tmp_path)
-    assert "gave int" in " ".join(call("explain", "--model", "here_only:make")[1].split())
+    assert "gave int" in call("explain", "here_only:make")[1]
     assert str(tmp_path) not in sys.path
 
 
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("def make():\n    return None.shape\n", AttributeError),
+        ("x = None.shape\n", AttributeError),
+        ("def make(:\n", SyntaxError),
+    ],
+)
 def test_error_inside_a_factory_is_not_hidden(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: str, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "faulty.py").write_text("def make():\n    return None.shape\n")
+    name = f"faulty_{abs(hash(source))}"
+    (tmp_path / f"{name}.py").write_text(source)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(AttributeError, match="shape"):
-        CliRunner().invoke(app, ["explain", "--model", "faulty:make"], catch_exceptions=False)
+    with pytest.raises(error):
+        call("explain", f"{name}:make")
 
 
 def test_brackets_of_a_message_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,4 +308,27 @@ def test_brackets_of_a_message_are_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delitem(sys.modules, "deltapass.demo.compare", raising=False)
     code, text = call("explain")
     assert code == 1
-    assert "pip install 'deltapass[demo]'" in " ".join(text.split())
+    assert "pip install 'deltapass[demo]'" in text
+
+
+# ---- the terminal -------------------------------------------------------------------------------
+
+
+def test_a_reader_that_leaves_early_is_no_traceback(tmp_path: Path) -> None:
+    script = "from deltapass.cli.app import app; app()"
+    command = f"{sys.executable} -c '{script}' explain --steps 6 | head -n 1"
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("blocks")
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_a_name_that_is_no_text_is_shown_all_the_same(tmp_path: Path) -> None:
+    script = "from deltapass.cli.app import app; app()"
+    words = [sys.executable, "-c", script, "run", os.fsencode(tmp_path) + b"/\xff\xfe"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "does not exist" in done.stderr
+    assert "Traceback" not in done.stderr

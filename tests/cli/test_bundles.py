@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,10 +22,12 @@ from typer.testing import CliRunner
 
 import deltapass
 from deltapass.cli.app import app
-from deltapass.cli.bundles import parse_call, parse_dimensions, parse_range
-from deltapass.cli.sources import load_source
+from deltapass.cli.bundles import parse_dimensions, parse_range
+from deltapass.cli.command_line import parse_call
+from deltapass.cli.sampling import check_model_of, image_count, sample
+from deltapass.cli.sources import dimensions, load_source
 from deltapass.demo.embedded import load_embedded
-from deltapass.errors import OptionError
+from deltapass.errors import BundleError, OptionError, PipelineCallError
 
 COUNT, STEPS = 4, 20
 
@@ -52,21 +55,26 @@ def test_export_of_a_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     plan = deltapass.load(tmp_path / "b").plan
     assert (plan.order, plan.dimensions) == (1, {"batch": (1, 4)})
     code, text = call(*words)
-    assert (code, "exists. Choose another place" in text) == (1, True)
+    assert (code, "exists. Choose another place" in text) == (2, True)
+    code, text = call("run", str(tmp_path / "b"), "-o", str(tmp_path / "grid.png"))
+    assert code == 1
+    assert "the bundle does not fit the embedded pipeline: it is of AdaLN" in text
+    assert "in Python, with deltapass.load" in text
 
 
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["export", "nothing"], 1, "the folder of a diffusers pipeline"),
-        (["export", "--format", "onyx"], 1, "one of onnx, aoti, tensorrt"),
+        (["export", "nothing"], 2, "the folder of a diffusers pipeline"),
+        (["export", "--format", "onyx"], 2, "one of onnx, aoti, tensorrt"),
         (["export", "--batch", "8:1"], 2, "not least:greatest"),
         (["export", "--dim", "x=1:2"], 2, "input.dimension=least:greatest"),
         (["export", "--call", "{"], 2, "is not JSON"),
         (["export", "--call", "[1]"], 2, "no JSON object"),
-        (["export", "--option", "fuse=whole"], 1, "export takes no option 'fuse'"),
-        (["export", "--engine", "opsett=3"], 1, "options of this format: opset"),
-        (["run", "nowhere"], 1, "does not exist. Give the folder that export wrote"),
+        (["export", "--option", "fuse=whole"], 2, "export takes no option 'fuse'"),
+        (["export", "--engine", "opsett=3"], 2, "options of this format: opset"),
+        (["run", "nowhere"], 2, "does not exist. Give the folder that export wrote"),
+        (["run", "."], 1, "holds no plan.json"),
     ],
 )
 def test_bad_input_is_one_message(
@@ -79,14 +87,15 @@ def test_bad_input_is_one_message(
 
 
 def test_parsers() -> None:
-    assert parse_range("1:8") == (1, 8)
+    assert parse_range("1:8", "--batch") == (1, 8)
+    assert parse_call(None) == {}
     assert parse_call('{"prompt": "a"}') == {"prompt": "a"}
-    assert parse_dimensions([]) is None
-    found = parse_dimensions(["x.2=16:64", "x.3=4:8"]) or {}
+    assert dimensions(parse_dimensions([])) is None
+    found = dimensions(parse_dimensions(["x.2=16:64", "x.3=4:8"])) or {}
     assert list(found["x"]) == [2, 3]
     assert (found["x"][2].min, found["x"][2].max) == (16, 64)
     with pytest.raises(typer.BadParameter):
-        parse_range("0:8")
+        parse_range("0:8", "--batch")
 
 
 # ---- a pipeline's folder ------------------------------------------------------------------------
@@ -108,8 +117,80 @@ def test_first_call_of_a_pipeline_on_disk(tmp_path: Path) -> None:
     with torch.no_grad():
         model(*args, **kwargs)
     assert not model._forward_pre_hooks
-    with pytest.raises(OptionError, match="takes; it says"):
+    with pytest.raises(
+        PipelineCallError, match=r"called with prompt: it says TypeError: .*'prompt'"
+    ):
         load_source(str(tmp_path / "pipe"), {"prompt": "a cat"})
+    assert not model._forward_pre_hooks
+    code, text = call("explain", str(tmp_path / "pipe"))
+    assert code == 1
+    assert "DiTPipeline cannot be called without arguments: it says TypeError: " in text
+    assert "Say how with --call" in text
+    (tmp_path / "pipe" / "model_index.json").write_text("{ garbage")
+    code, text = call("explain", str(tmp_path / "pipe"), "--call", '{"class_labels": [1]}')
+    assert (code, "diffusers says" in text) == (1, True), text
+
+
+# ---- what a bundle fits -------------------------------------------------------------------------
+
+
+def plan_of(batch: int | str, dimensions: dict[str, Any] | None = None, **config: Any) -> Any:
+    """As much of a bundle's plan as is looked at before it is run."""
+    sample_input = SimpleNamespace(role="sample", shape=(batch, 1, 28, 28))
+    return SimpleNamespace(
+        inputs=(SimpleNamespace(role="timestep", shape=(7,)), sample_input),
+        dimensions=dimensions or {},
+        attributes={"class": "Model", "config": config},
+    )
+
+
+def test_as_many_images_as_the_bundle_takes() -> None:
+    assert image_count(plan_of(8), None, 2) == image_count(plan_of(8), 4, 2) == 4
+    assert image_count(plan_of(8), None, 1) == 8
+    varied = plan_of("batch", {"batch": (2, 80)})
+    assert image_count(varied, None, 2) == 20
+    assert image_count(varied, 40, 2) == 40
+    assert image_count(plan_of("batch", {"batch": (2, 8)}), None, 2) == 4
+    assert image_count(plan_of("batch", {"batch": (60, None)}), None, 2) == 30
+    with pytest.raises(OptionError, match=r"count.*It must be 4: .* for a batch of 8, with guid"):
+        image_count(plan_of(8), 2, 2)
+    with pytest.raises(OptionError, match=r"It must be 1 to 40: .* batch of 2 to 80"):
+        image_count(varied, 41, 2)
+
+
+class Model:
+    def __init__(self, **config: Any) -> None:
+        self.config = config
+
+
+def test_a_bundle_of_another_model_is_told_from_the_pipelines_own() -> None:
+    plan = plan_of(8, depth=4, sizes=[1, 2], _name_or_path="here", kept_by_export=1)
+    check_model_of(plan, Model(depth=4, sizes=(1, 2), _name_or_path="there"), "embedded")
+    with pytest.raises(BundleError, match=r"its depth is 4, the denoiser's 5.*--pipeline; call"):
+        check_model_of(plan, Model(depth=5), "embedded")
+    with pytest.raises(BundleError, match=r"of Model, the pipeline's denoiser is int.*pipeline.$"):
+        check_model_of(plan, 3, "folder")
+
+
+class Video:
+    """A pipeline that gives frames, or nothing."""
+
+    def __init__(self, **result: Any) -> None:
+        self.result = SimpleNamespace(**result)
+
+    def __call__(self, generator: object, output_type: str, steps: int = 2) -> Any:
+        if steps == 1:
+            raise IndexError("list index out of range")
+        return self.result
+
+
+def test_frames_count_as_images_and_an_index_error_is_named_as_one() -> None:
+    frames = np.zeros((1, 3, 8, 8, 3))
+    assert sample(Video(frames=frames), {}, 0).images.shape == (3, 8, 8, 3)
+    with pytest.raises(PipelineCallError, match="gives SimpleNamespace without images"):
+        sample(Video(audio=frames), {}, 0)
+    with pytest.raises(PipelineCallError, match="with steps: it says IndexError: list index out"):
+        sample(Video(), {"steps": 1}, 0)
 
 
 # ---- the newcomer's path ------------------------------------------------------------------------

@@ -1,0 +1,52 @@
+"""Where a command is told to take a model from: judged by its words, before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import typer
+
+from deltapass.errors import ModelSourceError
+
+EMBEDDED: Final = "embedded"
+INDEX: Final = "model_index.json"
+
+
+def is_folder(model: str) -> bool:
+    """Whether it names the folder of a pipeline."""
+    return (Path(model) / INDEX).is_file()
+
+
+def check_model(model: str, *, call: bool, count: bool) -> None:
+    """Refuse what no model can come from, and options that another kind of model takes.
+
+    Args:
+        model: 'embedded', a folder, or module:factory.
+        call: Whether `--call` was given.
+        count: Whether `--count` was given.
+
+    Raises:
+        ModelSourceError: If it is none of these.
+        typer.BadParameter: If `call` or `count` would say nothing to such a model.
+    """
+    check_source(model)
+    if call and not is_folder(model):
+        raise typer.BadParameter(f"{model} is no pipeline's folder", param_hint="--call")
+    if count and model != EMBEDDED:
+        other = "say it in --call" if is_folder(model) else "the factory says it"
+        raise typer.BadParameter(f"it is for 'embedded'; {other}", param_hint="--count")
+
+
+def check_source(model: str) -> None:
+    """Raise ModelSourceError for what is neither 'embedded', nor a folder, nor module:factory."""
+    if model == EMBEDDED or is_folder(model):
+        return
+    if Path(model).is_dir():
+        raise ModelSourceError(model, f"the folder holds no {INDEX}")
+    module, separator, factory = model.partition(":")
+    if not separator:
+        problem = "it is a file" if Path(model).is_file() else "there is no such folder"
+        raise ModelSourceError(model, problem)
+    if not all(part.isidentifier() for part in (*module.split("."), *factory.split("."))):
+        raise ModelSourceError(model, "that is no module:factory")
