@@ -9,7 +9,7 @@ import torch
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
-from deltapass.errors import DynamicShapeError
+from deltapass.errors import DynamicShapeError, counted
 
 # Parameter name -> {dimension: Dim}; for an argument that holds tensors, its structure of those.
 DynamicShapes = Mapping[str, Any]
@@ -67,6 +67,9 @@ def _dimensions(name: str, leaf: Any, given: Any) -> FreeDimensions:
     count = leaf.ndim if torch.is_tensor(leaf) else 0
     found = {at + count if -count <= at < 0 else at: dim for at, dim in pairs}
     for at, dim in found.items():
+        if dim is not None and not 0 <= at < count:
+            held = counted(count, "dimension") if torch.is_tensor(leaf) else "no dimensions"
+            raise DynamicShapeError(f"{name} has {held}, and none is {at}", "They count from 0")
         _check(name, at, dim)
     return found
 

@@ -88,6 +88,9 @@ def test_multiples_are_taken_and_sums_refused() -> None:
         ({"residuals": {0: TOKENS}}, "dynamic_shapes of residuals: Node type mismatch"),
         ({"embeds": {"txt": None, "scale": None}}, "dynamic_shapes of embeds: Node keys"),
         ({"sample": 3}, "dynamic_shapes of sample is 3"),
+        ({"sample": {3: TOKENS}}, "sample has 3 dimensions, and none is 3. They count from 0"),
+        ({"sample": {-4: TOKENS}}, "sample has 3 dimensions, and none is -4"),
+        ({"embeds": {"text": None, "scale": {0: TOKENS}}}, "embeds has no dimensions"),
     ],
 )
 def test_another_form_is_refused(dynamic: Any, text: str) -> None:
