@@ -69,11 +69,11 @@ def export_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how t
     overwrite: Overwrite = False,
 ) -> None:
     """Write a model as a plan bundle: engines with the cache inside."""
-    given = backend_options(option, schedule, budget, FLAGS)
-    options = {**given, **({"steps": steps} if steps else {})}
+    options = backend_options(option, schedule, budget, FLAGS)
+    options |= {} if steps is None else {"steps": steps}
     settings = parse_pairs(engine, given_by="--engine")
     pipeline_call, ranges = parse_call(call), parse_dimensions(dim or [])
-    least_and_greatest = parse_range(batch, "--batch") if batch is not None else None
+    batches = None if batch is None else parse_range(batch, "--batch")
     with checking():
         check_format(format)
         parse_export_options(options)
@@ -85,23 +85,25 @@ def export_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how t
         from deltapass.exporting.write import export
 
         refuse_existing(output.resolve(), overwrite=overwrite)  # what is there may be no bundle
-        denoiser, args, kwargs = load_source(model, pipeline_call, count or 20)
         plan = export(
-            denoiser,
-            args,
-            kwargs,
+            *load_source(model, pipeline_call, count or 20),
             output,
             format=format,
-            batch=least_and_greatest,
+            batch=batches,
             dynamic_shapes=dimensions(ranges),
             verify=verify,
             overwrite=overwrite,
             engine=settings,
             **options,
         )
+    say_plan(plan, output)
+
+
+def say_plan(plan: BundlePlan, folder: Path) -> None:
+    """What was written, on stdout."""
     console = Console()
     console.print(segment_table(plan))
-    console.print(summary(plan, output), highlight=False, markup=False, soft_wrap=True)
+    console.print(summary(plan, folder), highlight=False, markup=False, soft_wrap=True)
 
 
 def parse_range(text: str, given_by: str) -> tuple[int, int]:
