@@ -73,9 +73,7 @@ def demo_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how typ
         )
         with progress_bars(Console(stderr=True)) as progress:
             result = run_demo(settings, progress)
-        console = Console()
-        console.print(result.report)
-        console.print(outcome_table(result))
+        Console().print(result.report, outcome_table(result), sep="\n")
         with whole_file(output / PICTURE) as aside:
             write_picture(result, aside)
         with whole_file(output / NUMBERS) as aside:
