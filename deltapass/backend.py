@@ -7,9 +7,11 @@ graph runs under the same lowering, and a warning says why (`strict=True` raises
 from __future__ import annotations
 
 import gc
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -18,7 +20,9 @@ from torch import fx
 from deltapass.assembly import as_dynamo_compiles, assemble
 from deltapass.compiler.blocks import find_blocks
 from deltapass.compiler.capture import capture
-from deltapass.compiler.float_inputs import float_inputs, with_floats
+from deltapass.compiler.float_inputs import FixedFloatError, float_inputs, with_floats
+from deltapass.compiler.forms import refuse_forms
+from deltapass.compiler.host_values import HostValues, host_values, with_host_values
 from deltapass.compiler.inputs import data_positions
 from deltapass.compiler.lowering import Lowering, load_lowering
 from deltapass.compiler.outline import Outline, outline
@@ -28,7 +32,10 @@ from deltapass.compiler.tracing import (
     refuse_number_timesteps,
 )
 from deltapass.errors import (
+    AnalysisError,
+    DeltapassError,
     GradientsEnabledError,
+    InternalError,
     ScheduleError,
     UnsupportedGraphError,
     warn,
@@ -72,20 +79,58 @@ def deltadit(
         _refuse_gradients(example_inputs)
         refuse_fragment(gm)
         refuse_number_timesteps(gm, example_inputs)
-        floats = float_inputs(gm, example_inputs)
-        symbolic = any(isinstance(v, torch.SymInt | torch.SymFloat) for v in example_inputs)
-        if symbolic or floats:
-            data = data_positions(gm, example_inputs)
-            return PerShape(gm, chosen, lowering, data, floats)
-        return compile_graph(gm, example_inputs, chosen, lowering)
+        refuse_forms(gm, example_inputs)
+        with failures_refused():
+            varying = _varying(gm, example_inputs, chosen, lowering)
+        return varying or compile_graph(gm, example_inputs, chosen, lowering)
     except UnsupportedGraphError as error:
         return _plain(gm, example_inputs, lowering, refusal=error, strict=chosen.strict)
 
 
+def _varying(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, lowering: Lowering
+) -> PerShape | None:
+    """A graph that is not compiled before it is called, for more than tensors' data may vary."""
+    floats = float_inputs(gm, example_inputs)
+    host = host_values(gm)
+    symbolic = any(isinstance(v, torch.SymInt | torch.SymFloat) for v in example_inputs)
+    if not (symbolic or floats or host):
+        return None
+    return PerShape(gm, options, lowering, data_positions(gm, example_inputs), floats, host)
+
+
 def analyse(gm: fx.GraphModule, arguments: Sequence[Any]) -> Outline:
-    """Stages 1 to 3: from a graph and its inputs to the outline."""
-    captured = capture(gm, arguments)
-    return outline(captured, find_blocks(captured))
+    """Stages 1 to 3: from a graph and its inputs to the outline.
+
+    Raises:
+        UnsupportedGraphError: If the graph cannot be cached; torch stays as it was.
+    """
+    with failures_refused():
+        captured = capture(*with_host_values(gm, arguments))
+        return outline(captured, find_blocks(captured))
+
+
+@contextmanager
+def failures_refused() -> Iterator[None]:
+    """Turn an error that nobody foresaw into a refusal: where plain torch.compile runs, so do we.
+
+    The one place where this is decided. What the user should mend stays as it is: errors of
+    options, schedules and lowerings, and warnings that were made errors.
+
+    Raises:
+        AnalysisError: From any other error, which is its `__cause__`.
+    """
+    try:
+        yield
+    except InternalError as error:
+        raise AnalysisError(str(error)) from error
+    except (DeltapassError, FixedFloatError, Warning):
+        raise
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        text = str(error).strip().split("\n")[0]
+        place = f"{Path(at.filename).name}:{at.lineno}"
+        raise AnalysisError(f"{type(error).__name__} at {place}: {text}") from error
 
 
 def compile_graph(
@@ -98,15 +143,8 @@ def compile_graph(
         ScheduleError: If the schedule does not fit the model.
         LoweringError: If a body cannot be lowered.
     """
-    with _collector_paused():
-        return _compile(gm, arguments, options, lowering)
-
-
-def _compile(
-    gm: fx.GraphModule, arguments: Sequence[Any], options: Options, lowering: Lowering
-) -> Selector:
-    outlined = analyse(gm, arguments)
-    return assemble(outlined, options, lowering)
+    with _collector_paused(), failures_refused():
+        return assemble(analyse(gm, arguments), options, lowering)
 
 
 @contextmanager
@@ -124,13 +162,15 @@ def _collector_paused() -> Iterator[None]:
 @final
 @dataclass
 class PerShape:
-    """A graph of dynamic shapes or Python floats: one selector for every set of them met.
+    """A graph of dynamic shapes or numbers: one selector for every set of them met.
 
-    Each is made on first use.
+    Each is made on first use. A Python float stays an input, if it can.
 
     Attributes:
         data: Positions of the inputs that are no weights: those of one model have one shape.
         floats: Positions of the inputs that stand for a float.
+        host: What is read from the inputs before each call, if anything is.
+        fixed: Whether floats are literals: then each value of them is a graph of its own.
     """
 
     gm: fx.GraphModule
@@ -138,20 +178,30 @@ class PerShape:
     lowering: Lowering
     data: tuple[int, ...]
     floats: tuple[int, ...] = ()
+    host: HostValues | None = None
+    fixed: bool = False
     selectors: Recent[Compiled] = field(default_factory=Recent)
 
     def __call__(self, *arguments: Any) -> Any:
-        """Run with the selector of these shapes and floats."""
-        given = (arguments[at] for at in self.data)
+        """Run with the selector of these shapes and numbers."""
+        given = [arguments[at] for at in self.data]
+        if self.host is not None:
+            count, arguments = len(arguments), self.host(arguments)
+            given += arguments[count:]
         shapes = tuple((*a.shape, *a.stride()) if torch.is_tensor(a) else a for a in given)
-        key = (shapes, tuple(float(arguments[at]) for at in self.floats))
-        return self.selectors.get(key, lambda: self._compile(arguments))(*arguments)
+        numbers = tuple(float(arguments[at]) for at in self.floats) if self.fixed else ()
+        return self.selectors.get((shapes, numbers), lambda: self._compile(arguments))(*arguments)
 
     def _compile(self, arguments: Sequence[Any]) -> Compiled:
-        gm = with_floats(self.gm, arguments, self.floats) if self.floats else self.gm
+        gm = self.gm if self.host is None else self.host.rest
         try:
             with as_dynamo_compiles():
-                return compile_graph(gm, arguments, self.options, self.lowering)
+                try:
+                    return compile_graph(gm, arguments, self.options, self.lowering)
+                except FixedFloatError:
+                    self.fixed = True
+                    gm = with_floats(gm, arguments, self.floats)
+                    return compile_graph(gm, arguments, self.options, self.lowering)
         except (UnsupportedGraphError, ScheduleError) as error:
             schedule, steps = self.options.schedule, self.options.steps
             # A share may be in reach for some shapes only; a missing number of steps concerns all.

@@ -207,12 +207,45 @@ class MixedDevicesError(UnsupportedGraphError):
 
 
 class UnsupportedOperatorError(UnsupportedGraphError):
-    """The graph holds an operator that cannot be run on tensors without data."""
+    """An operator's result depends on data that the model computes, or it has no fake form."""
 
     def __init__(self, problem: str, /) -> None:
         super().__init__(
             f"an operator of the graph cannot be analysed: {problem}",
-            "Replace it by plain tensor operators, such as torch.where for torch.cond",
+            "Work it out before the model is called, or use operators whose shapes are known, such "
+            "as torch.where with a mask",
+        )
+
+
+class TensorFormError(UnsupportedGraphError):
+    """An input is a tensor that is not one block of numbers: its parts cannot be looked at."""
+
+    def __init__(self, name: str, form: str, /) -> None:
+        super().__init__(
+            f"input {name!r} is {form}",
+            "Give a dense tensor, such as a padded one with a mask, or weights in plain tensors",
+        )
+
+
+class TraceError(UnsupportedGraphError):
+    """Dynamo could not trace the model at all, under any backend."""
+
+    def __init__(self, problem: str, /) -> None:
+        super().__init__(
+            f"torch cannot trace the model as one graph: {problem}",
+            "torch.compile(model, backend='eager', fullgraph=True) fails at the same place, and "
+            "shows the line",
+        )
+
+
+class AnalysisError(UnsupportedGraphError):
+    """The analysis of a graph failed in a way that nobody foresaw; the error is its `__cause__`."""
+
+    def __init__(self, problem: str, /) -> None:
+        super().__init__(
+            f"the graph could not be analysed: {problem}",
+            "The model runs in full; options={'strict': True} shows where it failed. Please "
+            "report that",
         )
 
 

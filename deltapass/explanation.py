@@ -14,7 +14,7 @@ from rich.console import Group
 from rich.table import Column
 from rich.table import Table as RichTable
 
-from deltapass.backend import analyse
+from deltapass.backend import analyse, failures_refused
 from deltapass.compiler.plan import Plan
 from deltapass.compiler.rewrite import cached_program, refresh_program
 from deltapass.compiler.settle import plan_for
@@ -138,7 +138,8 @@ def explain(
     chosen = parse_options(options)
     steps = chosen.steps or DEFAULT_STEPS
     try:
-        plan = plan_for(analyse(*trace(model, args, kwargs)), chosen)
+        with failures_refused():
+            plan = plan_for(analyse(*trace(model, args, kwargs)), chosen)
     except UnsupportedGraphError as error:
         if chosen.strict:
             raise

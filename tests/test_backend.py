@@ -13,16 +13,20 @@ from raising import raises_in_compile
 from reference import Call
 
 import deltapass
-from deltapass.backend import PerShape
+from deltapass import backend
+from deltapass.backend import PerShape, failures_refused
 from deltapass.compiler.lowering import load_lowering
 from deltapass.errors import (
+    AnalysisError,
     BoundaryOutsideError,
     GradientsEnabledError,
     GraphBreakError,
+    InternalError,
     MixedDevicesError,
     NoBlocksError,
     OptionError,
     RefusalWarning,
+    ScheduleError,
     StepUnknownError,
     TooManyCachedBlocksError,
     UnknownLoweringError,
@@ -385,3 +389,42 @@ def test_refused_graph_of_dynamic_shapes_is_still_lowered() -> None:
         with pytest.warns(RefusalWarning, match="no stack of repeated blocks"):
             ours = model(*args, **kwargs)
         torch.testing.assert_close(ours, toy(*args, **kwargs), rtol=1e-4, atol=1e-4)
+
+
+# ---- what nobody foresaw ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("stage", ["capture", "find_blocks", "outline", "assemble"])
+@pytest.mark.parametrize("error", [AttributeError("no such field\nat all"), InternalError("a bug")])
+def test_failure_of_a_stage_is_a_refusal(
+    stage: str, error: Exception, dynamic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        torch._C._functorch._vmap_increment_nesting(2, "error")
+        raise error
+
+    monkeypatch.setattr(backend, stage, fails)
+    toy = make("adaln")
+    args, kwargs = toy.inputs(999.0, 0)
+    options = {"lowering": "eager"}
+    with torch.no_grad():
+        with pytest.warns(RefusalWarning, match="could not be analysed"):
+            model = torch.compile(toy, backend="deltadit", dynamic=dynamic, options=options)
+            ours = model(*args, **kwargs)
+        assert torch.equal(ours, toy(*args, **kwargs))
+        torch._dynamo.reset()
+        with raises_in_compile(AnalysisError, match=str(error).split("\n")[0]) as caught:
+            compiled(toy, strict=True)(*args, **kwargs)
+    assert caught.value.__cause__ is error
+
+
+def test_what_the_user_should_mend_is_no_failure() -> None:
+    for error in (
+        ScheduleError("a", "b"),
+        OptionError("a", 1, "b"),
+        RefusalWarning("made an error"),
+    ):
+        with pytest.raises(type(error)) as caught, failures_refused():
+            raise error
+        assert caught.value is error

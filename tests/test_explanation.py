@@ -7,7 +7,7 @@ import torch
 from models import make
 
 import deltapass
-from deltapass.errors import NoBlocksError, UnknownOptionError
+from deltapass.errors import NoBlocksError, TraceError, UnknownOptionError
 from deltapass.schedule.rules import Span
 
 OPTIONS = {"cached_blocks": 4, "boundary": 0.5, "steps": 8}
@@ -134,3 +134,22 @@ def test_explaining_often_meets_no_recompile_limit() -> None:
     args, kwargs = toy.inputs(999.0, 0)
     reports = {str(deltapass.explain(toy, *args, **kwargs)) for _ in range(10)}
     assert len(reports) == 1
+
+
+class Sized(torch.nn.Module):
+    """Makes a shape of numbers in a tensor, which Dynamo cannot trace."""
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        sizes = (torch.tensor([4, 4]) * 1).tolist()
+        return hidden_states.unflatten(1, sizes).flatten(1, 2) * timestep
+
+
+def test_model_that_torch_cannot_trace_is_refused_in_our_words() -> None:
+    toy = make("adaln")
+    args, _ = toy.inputs(999.0, 0)
+    report = deltapass.explain(Sized(), *args)
+    assert report.refusal is not None
+    assert report.refusal.startswith("torch cannot trace the model")
+    with pytest.raises(TraceError) as caught:
+        deltapass.explain(Sized(), *args, options={"strict": True})
+    assert isinstance(caught.value.__cause__, torch._dynamo.exc.TorchDynamoException)

@@ -1,34 +1,33 @@
 """Stage 1: a graph and its inputs -> a functional graph of static shapes with known specs.
 
 Takes the torch-level graph that Dynamo (or torch.export) gives. Runs it once on fake tensors,
-which yields shapes, multiply-accumulates and in-place writes in one pass; makes it functional
-if anything the graph holds is written in place; folds numbers, so that sizes are literals.
-Refuses mixed devices and in-place changes of inputs.
+which yields shapes, multiply-accumulates and in-place writes in one pass; makes it plain operators
+if it enters modes on its way, and functional if anything it holds is written in place; folds
+numbers, so that sizes are literals. Refuses mixed devices, in-place changes of inputs, and tensors
+that are more than one block of numbers.
 """
 
 from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import fx, nn
-from torch.fx import traceback as fx_traceback
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_iter
 
-from deltapass.compiler.fake_run import fake_run, spec_of, to_fake
-from deltapass.compiler.inputs import argument_name, classify, is_state, source_of
+from deltapass.compiler.fake_run import FakeRun, ModeError, fake_run, spec_of
+from deltapass.compiler.float_inputs import FixedFloatError, known_floats, made_of_floats
+from deltapass.compiler.forms import refuse_forms
+from deltapass.compiler.inputs import classify, readable_name
+from deltapass.compiler.plain_operators import without_modes, without_writes
 from deltapass.compiler.tracing import detached_from_dynamo
-from deltapass.errors import MixedDevicesError, MutationError
-from deltapass.graph.copying import keep_source
+from deltapass.errors import MixedDevicesError
 from deltapass.graph.program import Captured
 from deltapass.graph.sizes import Size
-
-aten = torch.ops.aten
 
 
 def capture(module: fx.GraphModule, arguments: Sequence[Any]) -> Captured:
@@ -45,15 +44,16 @@ def capture(module: fx.GraphModule, arguments: Sequence[Any]) -> Captured:
         MixedDevicesError: If tensors with dimensions lie on several devices.
         MutationError: If the graph changes one of its inputs in place.
         UnsupportedOperatorError: If an operator does not run on tensors without data.
+        TensorFormError: If an input is not one block of numbers.
+        FixedFloatError: If a float among the inputs must be a literal.
     """
+    refuse_forms(module, arguments)
     with detached_from_dynamo():
-        run = fake_run(module, arguments)
-        if run.writes:
-            module = _functionalise(module, to_fake(arguments), run.writes[0])
-            run = fake_run(module, arguments)
+        module, run = _functional(module, arguments)
     _refuse_mixed_devices(run.distinct.values())
     specs = {place: spec_of(value) for place, value in run.distinct.items()}
-    static = _fold_numbers(module, run.values)
+    floats = made_of_floats(module, known_floats(module, arguments), run.values)
+    static = _fold_numbers(module, run.values, floats)
     placeholders = module.graph.find_nodes(op="placeholder")
     inputs = [static.names[node.name] for node in placeholders]
     output = run.values[module.graph.output_node().name]
@@ -65,6 +65,24 @@ def capture(module: fx.GraphModule, arguments: Sequence[Any]) -> Captured:
         values={new: specs[id(run.values[old])] for old, new in static.names.items()},
         macs={static.names[name]: macs for name, macs in run.macs.items()},
     )
+
+
+def _functional(module: fx.GraphModule, arguments: Sequence[Any]) -> tuple[fx.GraphModule, FakeRun]:
+    """The graph without modes and in-place writes, and its run."""
+    floats = known_floats(module, arguments)
+    try:
+        run = fake_run(module, arguments)
+    except ModeError:
+        if floats:
+            raise FixedFloatError from None
+        module = without_modes(module, arguments)
+        run = fake_run(module, arguments)
+    if run.writes:
+        if floats:
+            raise FixedFloatError
+        module = without_writes(module, arguments, run.writes[0])
+        run = fake_run(module, arguments)
+    return module, run
 
 
 def _held_by(graph: fx.Graph, module: nn.Module) -> nn.Module:
@@ -81,26 +99,6 @@ def _held_by(graph: fx.Graph, module: nn.Module) -> nn.Module:
             holder = getattr(holder, part)
         setattr(holder, name, operator.attrgetter(str(node.target))(module))
     return root
-
-
-def _functionalise(module: fx.GraphModule, fakes: Sequence[Any], write: str) -> fx.GraphModule:
-    """Rewrite in-place operators as out-of-place ones, keeping the module-stack metadata."""
-
-    def run(*values: Any) -> Any:
-        return fx.Interpreter(module).run(*values)
-
-    try:
-        with fx_traceback.preserve_node_meta():
-            functional = make_fx(torch.func.functionalize(run))(*fakes)
-    except (RuntimeError, NotImplementedError) as error:
-        raise MutationError(write, str(error).split("\n")[0]) from error
-    if functional.graph.find_nodes(op="call_function", target=aten.copy_.default):
-        raise MutationError(write, "it writes into an input of the model")
-    given = (graph.find_nodes(op="placeholder") for graph in (module.graph, functional.graph))
-    for old, new in zip(*given, strict=True):
-        new.meta.update(old.meta, name_before=old.name)
-        keep_source(old, new)
-    return functional
 
 
 def _refuse_mixed_devices(values: Iterable[Any]) -> None:
@@ -122,8 +120,13 @@ class _Static:
     names: dict[str, str]
 
 
-def _fold_numbers(module: fx.GraphModule, values: dict[str, Any]) -> _Static:
-    """Copy the graph with every number a literal and every tensor attribute a placeholder."""
+def _fold_numbers(
+    module: fx.GraphModule, values: dict[str, Any], floats: Sequence[fx.Node]
+) -> _Static:
+    """Copy the graph with every number a literal and every tensor attribute a placeholder.
+
+    Numbers that follow from `floats`, and sub-graphs, come first: what reads them takes them along.
+    """
     graph, constants = fx.Graph(), {}
     names = _readable_names(module.graph.find_nodes(op="placeholder"))
     copies = {node: graph.placeholder(name) for node, name in names.items()}
@@ -135,13 +138,17 @@ def _fold_numbers(module: fx.GraphModule, values: dict[str, Any]) -> _Static:
     numbers = {
         node: _number(node, values[node.name])
         for node in module.graph.nodes
-        if node.op != "output" and _is_number(values[node.name])
+        if node.op != "output" and node not in floats and _is_number(values[node.name])
     }
     # A number's placeholder, if it has one, stays, and nobody reads it.
     given: dict[fx.Node, Any] = {**copies, **numbers}
+    for node in module.graph.nodes:
+        if node in floats or (node.op == "get_attr" and node not in copies):
+            copies[node] = given[node] = graph.node_copy(node, given.__getitem__)
+    given.update((node, None) for node in module.graph.nodes if _is_settled(node, numbers))
     graph.output(graph.graph_copy(module.graph, given))
     graph.lint()
-    made = {old: new for old, new in given.items() if old not in numbers} | copies
+    made = {old: new for old, new in given.items() if isinstance(new, fx.Node)} | copies
     renamed = {old.name: new.name for old, new in made.items()}
     output = {module.graph.output_node().name: graph.output_node().name}
     return _Static(graph=graph, constants=constants, names=renamed | output)
@@ -149,7 +156,7 @@ def _fold_numbers(module: fx.GraphModule, values: dict[str, Any]) -> _Static:
 
 def _readable_names(placeholders: Sequence[fx.Node]) -> dict[fx.Node, str]:
     """Readable names, where they are unique; else Dynamo's long ones."""
-    names = {node: _unreserved(_readable_name(node)) for node in placeholders}
+    names = {node: _unreserved(readable_name(node)) for node in placeholders}
     often = Counter(names.values())
     return {node: name if often[name] == 1 else node.name for node, name in names.items()}
 
@@ -159,10 +166,11 @@ def _unreserved(name: str) -> str:
     return f"{name}_given" if name == "trend" or name.startswith("delta_") else name
 
 
-def _readable_name(node: fx.Node) -> str:
-    """The argument's own name for data; Dynamo's long name for weights."""
-    source, name = source_of(node), node.meta.get("name_before", node.name)
-    return name if is_state(source) else argument_name(source) or name
+def _is_settled(node: fx.Node, numbers: Collection[fx.Node]) -> bool:
+    """Whether a node only checks numbers that are literals now."""
+    name = getattr(node.target, "__name__", "")
+    checks = name.startswith(("_assert_scalar", "_check", "sym_constrain"))
+    return checks and all(value in numbers for value in node.all_input_nodes)
 
 
 def _number(node: fx.Node, value: Any) -> Any:

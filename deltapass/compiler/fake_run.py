@@ -8,21 +8,27 @@ blocks of a stack, that leaves the first one or two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 import torch
 from torch import fx
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
+    DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
+    UnsupportedOperatorException,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from deltapass.compiler.float_inputs import known_floats
+from deltapass.compiler.torch_state import Leaving
 from deltapass.errors import UnsupportedOperatorError
 from deltapass.graph.keys import comparable
 from deltapass.graph.program import Macs, TensorSpec
@@ -35,6 +41,15 @@ LAYER_OPERATORS: Final = frozenset(
 )
 # On a sliced input torch runs a linear layer as a batched product; it stays a layer.
 LAYERS: Final = frozenset({torch.nn.functional.linear, aten.linear.default})
+# What fake tensors say to operators that have no form without data.
+UNKNOWN_TO_FAKES: Final = (
+    NotImplementedError,
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
+# Operators that give nothing and change nothing but what they are given: checks, writes.
+SILENT: Final = ("_assert", "_check", "sym_constrain", "setitem", "copy_")
 PLAIN: Final = (int, float, bool, complex, str, torch.dtype, torch.device, torch.Size)
 
 
@@ -62,13 +77,14 @@ def fake_run(module: fx.GraphModule, arguments: Sequence[Any]) -> FakeRun:
 
     Raises:
         UnsupportedOperatorError: If an operator does not run on tensors without data.
+        ModeError: If the graph enters a mode, in which operators work otherwise.
     """
     try:
         try:
             return _record(module, arguments, sharing=True)
         except _WrittenError:
             return _record(module, arguments, sharing=False)
-    except (NotImplementedError, DataDependentOutputException) as error:
+    except UNKNOWN_TO_FAKES as error:
         raise UnsupportedOperatorError(str(error).split("\n")[0]) from error
 
 
@@ -106,7 +122,7 @@ def spec_of(value: Any) -> Any:
 def _record(module: fx.GraphModule, arguments: Sequence[Any], *, sharing: bool) -> FakeRun:
     fakes = to_fake(arguments, sharing=sharing)
     operators = _Operators()
-    recorder = _Recorder(module, operators, sharing=sharing)
+    recorder = _Recorder(module, operators, known_floats(module, arguments), sharing=sharing)
     mode = next((f.fake_mode for f in fakes if isinstance(f, FakeTensor)), FakeTensorMode())
     with mode, operators:
         recorder.run(*fakes)
@@ -116,6 +132,8 @@ def _record(module: fx.GraphModule, arguments: Sequence[Any], *, sharing: bool) 
 @final
 class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every primitive operation: counts its MACs, and notes which storages it writes."""
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -130,35 +148,46 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @final
+class ModeError(Exception):
+    """A graph enters a mode on its way: autocast, a level of vmap, another gradient mode."""
+
+
+@final
 class _WrittenError(Exception):
     """A graph writes in place: a value that stands for others of its layout may have changed."""
 
 
 @final
-class _Recorder(fx.Interpreter):
+class _Recorder(Leaving):
     """Runs a graph and keeps every value, with the costs and writes of each node.
 
     If `sharing`, values of one layout are one fake tensor, unless they share memory with another
     value. So the blocks after the first ask for what was run before, on the same fake tensors.
     """
 
-    def __init__(self, module: fx.GraphModule, operators: _Operators, *, sharing: bool) -> None:
-        super().__init__(module, garbage_collect_values=False)
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        operators: _Operators,
+        floats: Mapping[fx.Node, float],
+        *,
+        sharing: bool,
+    ) -> None:
+        super().__init__(module)
         self.operators = operators
         self.noted = FakeRun()
+        self._floats = floats
         self._sharing = sharing
         self._owned: set[int] = set()
         self._of_layout: dict[tuple[object, ...], torch.Tensor] = {}
         self._known: dict[tuple[object, ...], tuple[Any, Macs]] = {}
-        # Counts the nodes that may change how later ones work, such as entering autocast.
-        self._state = 0
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node, or remember what it gave before, and note what it did."""
         asked: object = object()  # equal to nothing
         if self._sharing and n.op.startswith("call"):
             asked = comparable((n.args, n.kwargs), self._told)
-        key = (self._state, n.op, n.target, asked)
+        key = (n.op, n.target, asked)
         if key not in self._known:
             self._known[key] = self._run(n)
         value, counted = self._known[key]
@@ -169,6 +198,8 @@ class _Recorder(fx.Interpreter):
         return value
 
     def _run(self, n: fx.Node) -> tuple[Any, Macs]:
+        if n in self._floats:
+            return self._floats[n], Macs()
         self.operators.macs, self.operators.written = Macs(), set()
         value = super().run_node(n)
         if self.operators.written & self._owned:
@@ -178,8 +209,8 @@ class _Recorder(fx.Interpreter):
         if self._sharing and torch.is_tensor(value):
             value = self._shared(value)
         leaves = list(tree_iter(value))
-        if not all(torch.is_tensor(leaf) or isinstance(leaf, PLAIN) for leaf in leaves):
-            self._state += 1
+        if n.op.startswith("call") and _changes_mode(n, leaves):
+            raise ModeError
         self._owned |= {_storage(leaf) for leaf in leaves if torch.is_tensor(leaf)}
         return value, self.operators.macs
 
@@ -198,6 +229,20 @@ class _Recorder(fx.Interpreter):
         return self._of_layout[layout]
 
 
+def _changes_mode(node: fx.Node, leaves: Sequence[Any]) -> bool:
+    """Whether a node gives neither tensors nor numbers, or tensors of a transform's level."""
+    if any(map(is_functorch_wrapped_tensor, filter(torch.is_tensor, leaves))):
+        return True
+    told = all(torch.is_tensor(leaf) or isinstance(leaf, PLAIN) for leaf in leaves)
+    return not told and not _name(node.target).startswith(SILENT)
+
+
+def _name(target: Any) -> str:
+    """`aten._assert_scalar.default`, `torch._check` -> `_assert_scalar...`, `_check`."""
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    return str(name)
+
+
 def _macs_of(func: Any, args: Any, kwargs: Any, out: Any) -> Macs:
     """MACs of one primitive operation by torch's own FLOP formulas (2 FLOPs a MAC)."""
     packet = getattr(func, "_overloadpacket", None)
@@ -214,6 +259,8 @@ def _macs_of(func: Any, args: Any, kwargs: Any, out: Any) -> Macs:
 
 def _written_storages(func: Any, args: Any, kwargs: Any) -> set[int]:
     written: set[int] = set()
+    if isinstance(func, HigherOrderOperator):
+        return written  # torch lets their sub-graphs write nothing
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue

@@ -1,20 +1,28 @@
 """Python floats that Dynamo hands over as tensors, such as the scale of an adapter.
 
 Once a float of the model has had two values, Dynamo makes it an input, a float64 tensor of no
-dimension, and the graph begins with its `.item()`. A static graph needs the value itself:
+dimension, and the graph begins with its `.item()`. It stays an input of all that reads it: numbers
+made from it alone are worked out anew wherever they are used, so that nothing is compiled twice.
 
-    scale = l_scale.item(); y = x * scale        ->        y = x * 1.5
+    scale = l_scale.item()                block_0(x, l_scale):
+    twice = scale * 2             ->          twice = l_scale.item() * 2
+    x = x * twice                             return x * twice
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
 import torch
 from torch import fx
 
 from deltapass.graph.copying import keep_source
+
+
+@final
+class FixedFloatError(Exception):
+    """A graph in which a float cannot stay an input: it needs the value itself."""
 
 
 def float_inputs(gm: fx.GraphModule, arguments: Sequence[Any]) -> tuple[int, ...]:
@@ -25,6 +33,37 @@ def float_inputs(gm: fx.GraphModule, arguments: Sequence[Any]) -> tuple[int, ...
         for at, (node, value) in enumerate(zip(placeholders, arguments, strict=True))
         if _is_float(value) and node.users and all(map(_is_item, node.users))
     )
+
+
+def known_floats(gm: fx.GraphModule, arguments: Sequence[Any]) -> dict[fx.Node, float]:
+    """The nodes that read such inputs, with the numbers they read now."""
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    return {
+        item: float(arguments[at])
+        for at in float_inputs(gm, arguments)
+        if not arguments[at].is_meta
+        for item in placeholders[at].users
+    }
+
+
+def made_of_floats(
+    gm: fx.GraphModule, items: Mapping[fx.Node, float], values: Mapping[str, Any]
+) -> tuple[fx.Node, ...]:
+    """The numbers that follow from float inputs, in order; they are no literals.
+
+    Raises:
+        FixedFloatError: If something other than a float follows from one, such as a shape.
+    """
+    live: dict[fx.Node, None] = dict.fromkeys(items)
+    for node in gm.graph.nodes if items else ():
+        value = values[node.name]
+        if node in live or node.op == "output" or live.keys().isdisjoint(node.all_input_nodes):
+            continue
+        if _has_size_of_float(node) or isinstance(value, bool | int):
+            raise FixedFloatError
+        if isinstance(value, float):
+            live[node] = None
+    return tuple(live)
 
 
 def with_floats(
@@ -41,6 +80,14 @@ def with_floats(
     for node in placeholders:
         keep_source(node, copies[node])
     return fx.GraphModule(gm, graph)
+
+
+def _has_size_of_float(node: fx.Node) -> bool:
+    """Whether a size of what a node gives varies with a float: torch calls its symbols zf0, zf1."""
+    example = node.meta.get("example_value")
+    sizes = example.shape if torch.is_tensor(example) else ()
+    symbols = (s.node.expr.free_symbols for s in sizes if isinstance(s, torch.SymInt))
+    return any(str(symbol).startswith("zf") for found in symbols for symbol in found)
 
 
 def _is_float(value: Any) -> bool:

@@ -89,6 +89,12 @@ def argument_name(source: str) -> str | None:
     return found.group(1) if found else None
 
 
+def readable_name(node: fx.Node) -> str:
+    """The argument's own name for data; Dynamo's long name for weights."""
+    source, name = source_of(node), str(node.meta.get("name_before", node.name))
+    return name if is_state(source) else argument_name(source) or name
+
+
 def _like_output(candidate: Input, outputs: Sequence[torch.Tensor]) -> bool:
     """Whether an input has the output's shape up to the channels, as the noisy sample does."""
     spec = candidate.spec

@@ -122,10 +122,11 @@ class _Builder:
     def add(self, label: str, first: int, stop: int) -> None:
         """Turn the operations at positions [first, stop) into one call."""
         nodes = self.captured.nodes[first:stop]
-        nodes = tuple(node for node in nodes if node.op not in ("placeholder", "output"))
-        if not nodes:
+        kept = (n for n in nodes if n.op not in ("placeholder", "output") and not self._follows(n))
+        own = tuple(kept)
+        if not own:
             return
-        region = _Region(self.captured, nodes)
+        region = _Region(self.captured, (*self._followers(own), *own), own)
         key = region.key()
         if key not in self.bodies:
             alike = sum(body.name.startswith(label) for body in self.bodies.values())
@@ -136,14 +137,30 @@ class _Builder:
         )
         self.calls.append(Call(label=label, body=self.bodies[key], inputs=inputs, outputs=outputs))
 
+    def _follows(self, node: fx.Node) -> bool:
+        """Whether whatever reads a node takes it along: sub-graphs, numbers made of a float."""
+        return node.op == "get_attr" or isinstance(self.captured.values[node.name], float)
+
+    def _followers(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+        """What these nodes take along, in order."""
+        found: set[fx.Node] = set()
+        waiting = list(nodes)
+        while waiting:
+            read = (value for value in waiting.pop().all_input_nodes if self._follows(value))
+            new = [value for value in read if value not in found]
+            found.update(new)
+            waiting += new
+        return sorted(found)
+
 
 @final
 @dataclass(frozen=True)
 class _Region:
-    """A run of operations that becomes one call."""
+    """A run of operations that becomes one call: its own, after those that they take along."""
 
     captured: Captured
     nodes: tuple[fx.Node, ...]
+    own: tuple[fx.Node, ...]
 
     @cached_property
     def inputs(self) -> tuple[fx.Node, ...]:
@@ -155,8 +172,8 @@ class _Region:
     @cached_property
     def outputs(self) -> tuple[fx.Node, ...]:
         """Values that later regions or the model's output read."""
-        own = set(self.nodes)
-        return tuple(node for node in self.nodes if any(user not in own for user in node.users))
+        here = set(self.nodes)
+        return tuple(node for node in self.own if any(user not in here for user in node.users))
 
     def key(self) -> Key:
         """Operations, edges, literals and input layouts, free of names."""

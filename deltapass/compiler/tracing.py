@@ -13,7 +13,8 @@ from torch import fx
 from torch._guards import tracing
 
 from deltapass.compiler.inputs import TIMESTEP_NAMES, argument_name, source_of
-from deltapass.errors import GraphBreakError, StepUnknownError
+from deltapass.compiler.torch_state import kept_state
+from deltapass.errors import GraphBreakError, StepUnknownError, TraceError
 
 RESUME_PREFIX: Final = "torch_dynamo_resume_in"
 
@@ -25,6 +26,7 @@ def trace(
 
     Raises:
         GraphBreakError: If the model does not trace as one graph.
+        TraceError: If torch cannot trace it for another reason.
     """
     caught: list[tuple[fx.GraphModule, tuple[Any, ...]]] = []
 
@@ -33,13 +35,15 @@ def trace(
         return _stop
 
     try:
-        with torch.no_grad():
+        with kept_state(), torch.no_grad():
             once = torch.compile(_fresh(model), backend=catch, fullgraph=True, dynamic=False)
             once(*args, **kwargs)
     except _TracedError:
         return caught[0]
     except torch._dynamo.exc.Unsupported as error:
         raise GraphBreakError(str(error).split("\n")[0]) from error
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise TraceError(str(error).split("\n")[0]) from error
     raise GraphBreakError("Dynamo gave no graph for it")
 
 
@@ -114,5 +118,5 @@ def refuse_number_timesteps(module: fx.GraphModule, arguments: Sequence[Any]) ->
 @contextmanager
 def detached_from_dynamo() -> Iterator[None]:
     """Leave Dynamo's tracing context, whose fake tensors must not meet ours."""
-    with tracing(None), torch.no_grad():
+    with kept_state(), tracing(None), torch.no_grad():
         yield

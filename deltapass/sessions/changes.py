@@ -105,7 +105,8 @@ def fingerprint(tensor: torch.Tensor) -> torch.Tensor:
     Each number counts with weights of its place, modulo 2^64: so order matters, and neither
     infinities nor roundings hide a change, as they would in sums of the numbers themselves.
     """
-    real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    tensor = tensor.resolve_conj().resolve_neg()
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     flat = real.detach().reshape(-1)
     bits = flat.view(BITS[flat.element_size()]).to(torch.int64)
     places = 2 * torch.arange(len(bits), device=bits.device) + 1

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
 import torch
-from driving import compiled
-from models import make
+from deltapass.backends.eager import EagerLowering
+from driving import compiled, in_session
+from models import make, randomise
+from reference import DeltaCacheReference
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import deltapass
+from deltapass.compiler.capture import capture
 from deltapass.compiler.float_inputs import float_inputs, with_floats
 
 
@@ -51,7 +56,18 @@ def graph_of_a_second_value() -> tuple[torch.fx.GraphModule, list[Any]]:
     return caught[-1]
 
 
-def test_float_inputs_are_found_and_become_literals() -> None:
+def test_floats_stay_inputs_of_what_reads_them() -> None:
+    gm, inputs = graph_of_a_second_value()
+    (at,) = float_inputs(gm, inputs)
+    captured = capture(gm, inputs)
+    reading = captured.graph.find_nodes(op="placeholder")[at]
+    assert [node.target for node in reading.users] == ["item"]
+    inputs[at] = torch.tensor(2.5, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(captured.module(*inputs)[0], gm(*inputs)[0])
+
+
+def test_floats_become_literals_where_they_must() -> None:
     gm, inputs = graph_of_a_second_value()
     (at,) = float_inputs(gm, inputs)
     fixed = with_floats(gm, inputs, (at,))
@@ -88,8 +104,105 @@ def test_scale_changed_in_mid_run_refreshes(scaled: Scaled) -> None:
             out = model(*args)
             assert torch.equal(out, scaled(*args))
         causes = [entry.cause for entry in session.report().entries]
-    graph = deltapass.Cause.GRAPH
-    assert causes == [deltapass.Cause.NEW_TRAJECTORY, graph, None, graph]
+    cause = deltapass.Cause
+    assert causes == [cause.NEW_TRAJECTORY, cause.GRAPH, None, cause.CONDITIONING]
+
+
+class Adapted(nn.Module):
+    """Every block has an adapter, whose scale all share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.toy, self.scale = make("adaln", depth=4), 1.0
+        self.adapters = nn.ModuleList(nn.Linear(32, 32) for _ in range(4))
+        randomise(self.adapters)
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> Any:
+        x, conditioning = self.toy.embedding(hidden_states), self.toy.conditioning(timestep)
+        for block, adapter in zip(self.toy.blocks, self.adapters, strict=True):
+            x = block(x, conditioning)
+            x = x + (self.scale * 0.5 + 1.0) * adapter(x)
+        return self.toy.head(x, conditioning)
+
+
+def test_scale_of_every_step_compiles_as_often_as_plain_and_is_named_once() -> None:
+    counts = []
+    for backend in ("eager", "deltadit"):
+        torch._dynamo.reset()
+        model, compiles = Adapted(), CompileCounterWithBackend(backend)
+        options = {"lowering": "eager", "cached_blocks": 2} if backend == "deltadit" else {}
+        lowered = Lowered()
+        with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+            patch.setattr(EagerLowering, "lower", lowered.lower)
+            run = torch.compile(model, backend=compiles, fullgraph=True, options=options)
+            outputs = []
+            with warnings.catch_warnings(record=True) as caught:
+                for step in range(12):
+                    model.scale = 1.0 - step / 16
+                    args, _ = model.toy.inputs(999.0 - 50 * step, step)
+                    outputs.append(run(*args))
+                    assert torch.equal(outputs[-1], model(*args))
+        counts.append(compiles.frame_count)
+    assert counts[0] == counts[1] == 2
+    bodies = [body.name for body in lowered.bodies]
+    assert bodies.count("block_0") == 2  # of the first value, and of all others
+    said = [str(w.message) for w in caught if w.category is deltapass.RefusalWarning]
+    assert len(said) == 1
+    assert "self_scale" in said[0]
+
+
+class Lowered:
+    """Notes which bodies are lowered."""
+
+    def __init__(self) -> None:
+        self.bodies: list[Any] = []
+
+    def lower(self, body: Any) -> Any:
+        self.bodies.append(body)
+        return body.module.forward
+
+
+class ScaledInPlace(Scaled):
+    """In-place operators are rewritten, for which the scale must be a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.toy = make("in_place")
+
+
+@pytest.mark.parametrize("kind", [Scaled, ScaledInPlace])
+def test_adapters_of_every_kind_equal_the_oracle(kind: type[Scaled]) -> None:
+    model = kind()
+    run = compiled(model, cached_blocks=4)
+    for scale in (1.0, 1.5, 0.5):
+        model.scale = scale
+        calls = [model.toy.inputs(999.0 - 100 * step, step) for step in range(4)]
+        outputs, report = in_session(run, calls)
+        assert report.cached == 2
+        table = tuple(entry.realised for entry in report.entries)
+        with torch.no_grad():
+            blocks = model.toy.blocks
+            theirs = DeltaCacheReference(model, blocks, model.toy.streams).run(table, calls)
+        assert all(map(torch.equal, outputs, theirs))
+
+
+class Resized(Scaled):
+    """A float that makes a shape: Dynamo makes a graph for each value of it."""
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> Any:
+        steps = torch.arange(0.0, self.scale * 4, 1.0).mean()
+        return self.toy(hidden_states * steps, timestep)
+
+
+def test_float_that_makes_a_shape_stays_right() -> None:
+    model = Resized()
+    run = compiled(model, cached_blocks=4)
+    args, _ = model.toy.inputs(500.0, 1)
+    for scale in (1.0, 1.5, 2.0):
+        model.scale = scale
+        with torch.no_grad(), deltapass.session(steps=2) as session:
+            session.step(0)
+            assert torch.equal(run(*args), model(*args))
 
 
 class TwoParts(nn.Module):
