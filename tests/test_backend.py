@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from driving import compiled, follow, oracle, tensors
+from driving import compiled, follow, in_session, oracle, tensors
 from models import make, noise
 from raising import raises_in_compile
-from reference import Call
+from reference import Call, DeltaCacheReference
 
 import deltapass
 from deltapass import backend
@@ -339,7 +339,7 @@ def test_autocast_ends_where_the_model_ends_it() -> None:
 
 
 class Conditional(torch.nn.Module):
-    """A denoiser with an operator that cannot be analysed."""
+    """A denoiser with sub-graphs, one of which runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -351,12 +351,13 @@ class Conditional(torch.nn.Module):
         return self.inner(scaled, timestep)
 
 
-def test_operator_that_cannot_be_analysed_is_refused() -> None:
+def test_model_with_sub_graphs_equals_the_oracle() -> None:
     model = Conditional()
-    args, kwargs = model.inner.inputs(999.0, 0)
-    with torch.no_grad(), pytest.warns(RefusalWarning, match="cannot be analysed"):
-        ours = compiled(model)(*args, **kwargs)
-    assert torch.equal(ours, model(*args, **kwargs))
+    calls = calls_of(model.inner)
+    outputs, report = in_session(compiled(model, **SCHEDULE), calls)
+    assert report.cached == 4
+    reference = DeltaCacheReference(model, model.inner.blocks, model.inner.streams)
+    assert all(map(torch.equal, outputs, reference.run(TABLE, calls)))
 
 
 def test_shapes_in_rotation_are_compiled_at_most_twice_and_weights_are_not_asked(

@@ -49,7 +49,7 @@ UNKNOWN_TO_FAKES: Final = (
     UnsupportedOperatorException,
 )
 # Operators that give nothing and change nothing but what they are given: checks, writes.
-SILENT: Final = ("_assert", "_check", "sym_constrain", "setitem", "copy_")
+SILENT: Final = ("_assert", "_check", "sym_constrain", "setitem", "__setitem__", "copy_")
 PLAIN: Final = (int, float, bool, complex, str, torch.dtype, torch.device, torch.Size)
 
 

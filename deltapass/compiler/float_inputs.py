@@ -85,7 +85,7 @@ def with_floats(
 def _has_size_of_float(node: fx.Node) -> bool:
     """Whether a size of what a node gives varies with a float: torch calls its symbols zf0, zf1."""
     example = node.meta.get("example_value")
-    sizes = example.shape if torch.is_tensor(example) else ()
+    sizes: Sequence[Any] = example.shape if torch.is_tensor(example) else ()
     symbols = (s.node.expr.free_symbols for s in sizes if isinstance(s, torch.SymInt))
     return any(str(symbol).startswith("zf") for found in symbols for symbol in found)
 

@@ -90,9 +90,10 @@ def _gather(node: fx.Node, found: set[fx.Node]) -> None:
 def _refuse_work(node: fx.Node, source: fx.Node) -> None:
     if node.op != "placeholder":
         return
-    name = argument_name(source_of(node))
-    if is_state(source_of(node)) or name in TIMESTEP_NAMES:
-        fact = f"{source.name!r} makes a shape of values that depend on {name or 'the weights'}"
+    taken_from = source_of(node)
+    name = "the weights" if is_state(taken_from) else argument_name(taken_from)
+    if is_state(taken_from) or name in TIMESTEP_NAMES:
+        fact = f"{source.name!r} makes a shape of values that depend on {name}"
         raise UnsupportedOperatorError(fact)
 
 
@@ -103,7 +104,8 @@ def _single(source: fx.Node) -> list[fx.Node]:
 
 
 def _before(gm: fx.GraphModule, taken: Sequence[fx.Node], needed: set[fx.Node]) -> fx.GraphModule:
-    graph, copies = fx.Graph(), {}
+    graph = fx.Graph()
+    copies: dict[fx.Node, Any] = {}
     for node in gm.graph.nodes:
         if node.op == "placeholder" or node in needed or node in taken:
             copies[node] = graph.node_copy(node, copies.__getitem__)
@@ -113,7 +115,8 @@ def _before(gm: fx.GraphModule, taken: Sequence[fx.Node], needed: set[fx.Node]) 
 
 
 def _rest(gm: fx.GraphModule, taken: Sequence[fx.Node]) -> fx.GraphModule:
-    graph, copies = fx.Graph(), {}
+    graph = fx.Graph()
+    copies: dict[fx.Node, Any] = {}
     for node in gm.graph.find_nodes(op="placeholder"):
         copies[node] = graph.node_copy(node)
         keep_source(node, copies[node])

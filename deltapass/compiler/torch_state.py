@@ -24,19 +24,18 @@ def kept_state() -> Iterator[None]:
     settings = tuple(_settings())
     levels = torch._C._functorch.get_dynamic_layer_stack_depth()
     dual, autocasts = forward_ad._current_level, _autocasts()
-    modes = len(dispatch._get_current_dispatch_mode_stack())
-    functions = len(overrides._get_current_function_mode_stack())
+    modes, functions = _modes(), _function_modes()
     with torch._C._PreserveDispatchKeyGuard():
         try:
             yield
         finally:
-            while len(dispatch._get_current_dispatch_mode_stack()) > modes:
+            while _modes() > modes:
                 dispatch._pop_mode()
-            while len(overrides._get_current_function_mode_stack()) > functions:
-                overrides._pop_mode()
+            while _function_modes() > functions:
+                overrides._pop_mode()  # type: ignore[no-untyped-call]
             torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(levels)
             while forward_ad._current_level > dual:
-                forward_ad.exit_dual_level()
+                forward_ad.exit_dual_level()  # type: ignore[no-untyped-call]
             while _autocasts() > autocasts:
                 torch.autocast_decrement_nesting()
             for put, value in settings:
@@ -65,8 +64,17 @@ class Leaving(fx.Interpreter):
         if not torch.is_tensor(value) and hasattr(type(value), "__exit__"):
             self._entered[n] = value
         elif getattr(n.target, "__name__", "").startswith("_exit"):
-            self._entered.pop(n.args[0] if n.args else None, None)
+            for left in n.all_input_nodes:
+                self._entered.pop(left, None)
         return value
+
+
+def _modes() -> int:
+    return len(dispatch._get_current_dispatch_mode_stack())
+
+
+def _function_modes() -> int:
+    return len(overrides._get_current_function_mode_stack())  # type: ignore[no-untyped-call]
 
 
 def _autocasts() -> int:

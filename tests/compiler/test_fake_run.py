@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 
-from deltapass.compiler.fake_run import FakeRun, fake_run, spec_of, to_fake
+from deltapass.compiler.fake_run import FakeRun, ModeError, fake_run, spec_of, to_fake
+from deltapass.compiler.plain_operators import without_modes
 from deltapass.errors import UnsupportedOperatorError
 from deltapass.graph.program import Macs, TensorSpec
 
@@ -184,7 +185,7 @@ def test_every_layer_has_its_values_and_costs() -> None:
     assert found.values["linear_1"].shape == (2, 4)
 
 
-def test_equal_operations_in_and_out_of_autocast_differ() -> None:
+def test_graph_that_enters_autocast_is_said_to() -> None:
     x, w = torch.ones(2, 4), torch.ones(4, 4)
     graph = fx.Graph()
     given = graph.placeholder("x"), graph.placeholder("w")
@@ -194,7 +195,11 @@ def test_equal_operations_in_and_out_of_autocast_differ() -> None:
     inside = graph.call_function(F.linear, given)
     graph.call_function(torch.amp.autocast_mode._exit_autocast, (enter,))
     graph.output((inside, graph.call_function(F.linear, given)))
-    values = fake_run(fx.GraphModule(nn.Module(), graph), [x, w]).values
+    module = fx.GraphModule(nn.Module(), graph)
+    with pytest.raises(ModeError):
+        fake_run(module, [x, w])
+    assert not torch.is_autocast_enabled("cpu")
+    values = fake_run(without_modes(module, [x, w]), [x, w]).values
     assert [value.dtype for value in values["output"]] == [torch.bfloat16, torch.float32]
 
 

@@ -12,7 +12,7 @@ from driving import compiled, in_session
 from models import make, randomise
 from reference import DeltaCacheReference
 from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
 
 import deltapass
 from deltapass.compiler.capture import capture
@@ -126,24 +126,22 @@ class Adapted(nn.Module):
 
 
 def test_scale_of_every_step_compiles_as_often_as_plain_and_is_named_once() -> None:
-    counts = []
-    for backend in ("eager", "deltadit"):
+    counts, lowered = [], Lowered()
+    for backend, options in (("eager", None), ("deltadit", {"lowering": "eager"})):
         torch._dynamo.reset()
-        model, compiles = Adapted(), CompileCounterWithBackend(backend)
-        options = {"lowering": "eager", "cached_blocks": 2} if backend == "deltadit" else {}
-        lowered = Lowered()
-        with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-            patch.setattr(EagerLowering, "lower", lowered.lower)
-            run = torch.compile(model, backend=compiles, fullgraph=True, options=options)
-            outputs = []
-            with warnings.catch_warnings(record=True) as caught:
-                for step in range(12):
-                    model.scale = 1.0 - step / 16
-                    args, _ = model.toy.inputs(999.0 - 50 * step, step)
-                    outputs.append(run(*args))
-                    assert torch.equal(outputs[-1], model(*args))
-        counts.append(compiles.frame_count)
-    assert counts[0] == counts[1] == 2
+        counters.clear()
+        model = Adapted()
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            patch.setattr(EagerLowering, "lower", lambda _, body: lowered.lower(body))
+            run = torch.compile(model, backend=backend, fullgraph=True, options=options)
+            for step in range(12):
+                model.scale = 1.0 - step / 16
+                args, _ = model.toy.inputs(999.0 - 50 * step, step)
+                with torch.no_grad():
+                    assert torch.equal(run(*args), model(*args))
+        counts.append(counters["stats"]["unique_graphs"])
+    assert counts == [2, 2]
     bodies = [body.name for body in lowered.bodies]
     assert bodies.count("block_0") == 2  # of the first value, and of all others
     said = [str(w.message) for w in caught if w.category is deltapass.RefusalWarning]

@@ -38,7 +38,7 @@ class VmappedTwice(AdaLNBlock):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         x = super().forward(x, c)
         outer = torch.vmap(torch.vmap(torch.dot, in_dims=(None, 0)), in_dims=(0, None))
-        return x + outer(x[0], x[0]).mean()
+        return x + outer(x[0], x[0]).tanh().mean()
 
 
 class Flexible(AdaLNBlock):
@@ -123,6 +123,7 @@ MODELS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")  # by the oracle
 @pytest.mark.parametrize("name", MODELS)
 def test_model_that_enters_modes_equals_the_oracle(name: str) -> None:
     model = randomise(MODELS[name]())
