@@ -382,6 +382,24 @@ def test_shapes_in_rotation_are_compiled_at_most_twice_and_weights_are_not_asked
     assert len(made) <= 2 * (LEAST + 1)
 
 
+def test_one_shape_in_two_layouts_is_two_selectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, ...]] = []
+
+    def make_selector(_: PerShape, arguments: Any) -> Any:
+        made.append(arguments[0].stride())
+        return lambda *given: given[0].stride()
+
+    monkeypatch.setattr(PerShape, "_compile", make_selector)
+    graph = torch.fx.GraphModule({}, torch.fx.Graph())
+    options = parse_options({"lowering": "eager"}, None)
+    run = PerShape(graph, options, load_lowering("eager"), data=(0,))
+    layouts = [torch.zeros(3, 4), torch.zeros(4, 3).T, torch.zeros(1, 4).expand(3, 4)]
+    for _ in range(2):
+        for tensor in layouts:
+            assert run(tensor) == tensor.stride()
+    assert made == [(4, 1), (1, 3), (0, 1)]
+
+
 def test_refused_graph_of_dynamic_shapes_is_still_lowered() -> None:
     toy = make("no_blocks")
     args, kwargs = toy.inputs(999.0, 0)

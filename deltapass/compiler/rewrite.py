@@ -6,7 +6,7 @@ needs any more. It reads names and layouts only; it knows nothing of the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -148,14 +148,16 @@ def _made_at(calls: Sequence[Call], name: str) -> int:
 
 
 def _with_predictions(calls: Sequence[Call], predictions: Sequence[Call]) -> tuple[Call, ...]:
-    """Put the predictions where the first of the values they replace was made."""
-    replaced = {name for call in predictions for name in call.outputs}
-    at = min(_made_at(calls, name) for name in replaced)
-    kept = [_without_outputs(call, replaced) for call in calls]
-    return (*kept[:at], *predictions, *kept[at:])
+    """Each prediction where the value that it replaces was made."""
+    made = {name: call for call in predictions for name in call.outputs}
+    placed: list[Call] = []
+    for call in calls:
+        placed.extend(made[name] for name in call.outputs if name in made)
+        placed.append(_without_outputs(call, made))
+    return tuple(placed)
 
 
-def _without_outputs(call: Call, names: set[str]) -> Call:
+def _without_outputs(call: Call, names: Container[str]) -> Call:
     """The call with the outputs in `names` renamed, so that nobody reads them."""
     outputs = tuple(f"{name}_dropped" if name in names else name for name in call.outputs)
     return replace(call, outputs=outputs)

@@ -75,6 +75,24 @@ def test_deltas_of_inference_mode_come_back(to_file: bool, tmp_path: Path) -> No
     assert all(map(torch.equal, deltas_of(states), before))
 
 
+@to_file
+def test_what_a_call_made_meanwhile_stays_before_what_comes_back(
+    to_file: bool, tmp_path: Path
+) -> None:
+    lane = held()[0]
+    old = lane.histories[DEEP]
+    suspended = set_aside([lane], tmp_path / "deltas" if to_file else None)
+    new = tuple(torch.full_like(delta, 7.0) for delta in old.deltas[0])
+    lane.histories[DEEP] = History([new], [6])
+    bring_back(suspended)
+    # The newest first: a cached step of order 1 reads the first two.
+    history = lane.histories[DEEP]
+    assert history.at[:2] == [6, 4]
+    for ours, wanted in zip(history.deltas, (new, old.deltas[0]), strict=False):
+        assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
+    assert lane.histories[SHALLOW].at == [4]
+
+
 def test_what_was_thrown_away_leaves_no_file(tmp_path: Path) -> None:
     suspended = set_aside(held(), tmp_path / "deltas")
     throw_away(suspended)

@@ -1,0 +1,105 @@
+"""The rows of one model: each made once, and no more of them held than a server can need."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deltapass.schedule.rules import Schedule, Span, Table
+from deltapass.selector import rows as module
+from deltapass.selector.rows import Rows
+
+HALF = Schedule(cached_blocks=4)
+
+
+class Repertoire:
+    """Makes every variant that is asked for, and notes for which tables."""
+
+    def __init__(self) -> None:
+        self.prepared: list[Table] = []
+
+    def realised(self, table: Table) -> Table:
+        return table
+
+    def actual(self, span: Span | None) -> Span | None:
+        return span
+
+    def prepare(self, table: Table) -> None:
+        self.prepared.append(table)
+
+
+def made(schedule: Schedule = HALF, order: int = 0) -> tuple[Rows, Repertoire]:
+    model: Any = SimpleNamespace(schedule=schedule, blocks=8, order=order, caches=True)
+    repertoire: Any = Repertoire()
+    return Rows(model, repertoire), repertoire
+
+
+def test_the_rows_of_a_schedule_are_made_once() -> None:
+    rows, repertoire = made()
+    first = rows.of(HALF, 20)
+    assert rows.of(Schedule(cached_blocks=4), 20) is first
+    assert [row.planned for row in first] == list(HALF.table(20, 8))
+    assert len(repertoire.prepared) == 1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "start"),
+    [
+        (HALF, 21, 0),
+        (HALF, 20, 3),
+        (Schedule(cached_blocks=3), 20, 0),
+    ],
+)
+def test_another_schedule_length_or_start_has_rows_of_its_own(
+    schedule: Schedule, steps: int, start: int
+) -> None:
+    rows, repertoire = made()
+    assert rows.of(HALF, 20) != rows.of(schedule, steps, start)
+    assert len(repertoire.prepared) == 2
+
+
+def test_step_one_and_the_whole_trajectory_are_two_boundaries() -> None:
+    rows, _ = made()
+    by_step, whole = (rows.of(Schedule(cached_blocks=4, boundary=at), 20) for at in (1, 1.0))
+    assert {row.planned for row in by_step} == {None, Span(0, 4)}
+    assert {row.planned for row in whole} == {None, Span(4, 8)}
+
+
+def test_no_more_tables_are_held_than_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MANY_TABLES", 4)
+    rows, repertoire = made()
+    for _ in range(2):
+        for steps in range(20, 24):  # as many as the cap: all stay
+            rows.of(HALF, steps)
+    assert len(repertoire.prepared) == 4
+    for steps in range(24, 60):
+        rows.of(HALF, steps)
+        assert 1 <= len(rows._tables) <= 4
+    assert rows.of(HALF, 20) == made()[0].of(HALF, 20)
+    assert len(repertoire.prepared) == 41
+
+
+def test_no_more_levels_are_held_than_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MANY_LEVELS", 4)
+    rows, _ = made(Schedule(cached_blocks=4))
+    for step in range(60):
+        row = rows.at_level(step, 1.0 - step / 60, few_steps=False)
+        assert row == rows.at_level(step, 1.0 - step / 60, few_steps=False)
+        assert 1 <= len(rows._levels) <= 4
+
+
+@pytest.mark.parametrize(("order", "interval"), [(0, 2), (0, 3), (1, 2), (1, 3)])
+def test_a_row_by_level_emits_what_the_steps_within_reach_could_read(
+    order: int, interval: int
+) -> None:
+    rows, _ = made(Schedule(cached_blocks=4, interval=interval), order)
+    early = rows.at_level(0, 0.9, few_steps=False)
+    assert (early.planned, early.fresh_since) == (None, 0)
+    assert early.emits == (Span(0, 4), Span(4, 8))  # either phase may have come by then
+    cached = rows.at_level(interval + 1, 0.9, few_steps=False)
+    assert (cached.planned, cached.fresh_since) == (Span(4, 8), interval)
+    assert rows.at_level(interval + 1, 0.1, few_steps=False).planned == Span(0, 4)
+    never, _ = made(Schedule(interval=1), order)
+    assert never.at_level(0, 0.9, few_steps=False).emits == ()
