@@ -22,13 +22,13 @@ from deltapass.compiler.blocks import find_blocks
 from deltapass.compiler.capture import capture
 from deltapass.compiler.float_inputs import FixedFloatError, float_inputs, with_floats
 from deltapass.compiler.forms import refuse_forms
+from deltapass.compiler.fragments import refuse_fragment
 from deltapass.compiler.host_values import HostValues, host_values, with_host_values
 from deltapass.compiler.inputs import data_positions
 from deltapass.compiler.lowering import Lowering, load_lowering
 from deltapass.compiler.outline import Outline, outline
 from deltapass.compiler.tracing import (
     detached_from_dynamo,
-    refuse_fragment,
     refuse_number_timesteps,
 )
 from deltapass.errors import (

@@ -182,17 +182,30 @@ class NoBlocksError(UnsupportedGraphError):
         super().__init__(
             f"no stack of repeated blocks in a graph of {counted(operations, 'operation')} "
             f"({found})",
-            "Take the whole denoiser, with its blocks in one torch.nn.ModuleList",
+            "Compile the whole denoiser. One whose work does not lie in blocks that follow each "
+            "other on a residual stream, such as a U-Net, cannot be cached",
         )
 
 
 class GraphBreakError(UnsupportedGraphError):
-    """Dynamo could not trace the model as one graph."""
+    """Dynamo could not trace the model as one graph; `place` is the file and line, if known."""
 
-    def __init__(self, reason: str, /) -> None:
+    def __init__(self, reason: str, place: str = "", /) -> None:
+        at = f" (at {place})" if place else ""
         super().__init__(
-            f"the model's graph is broken into pieces: {reason}",
-            "torch.compile(..., fullgraph=True) shows the line; remove the break there",
+            f"the model's graph is broken into pieces: {reason}{at}",
+            "Remove the break there; torch.compile(..., fullgraph=True) explains it",
+        )
+
+
+class BlockAloneError(UnsupportedGraphError):
+    """A block was compiled, not the model."""
+
+    def __init__(self, name: str, kind: str, model: str, alike: int, /) -> None:
+        super().__init__(
+            f"{name} ({kind}) was compiled alone, one of {alike} such modules of {model}",
+            "Compile the whole model, torch.compile(model, backend='deltadit'), in place of its "
+            "blocks: equal blocks are compiled once there too",
         )
 
 

@@ -44,7 +44,8 @@ def oracle(subject: Any, table: Table, calls: Sequence[Call], order: int = 0) ->
     """The trajectory by eager Delta-Cache. `subject` is a `Tiny` or a toy denoiser."""
     model = getattr(subject, "model", subject)
     blocks = subject.blocks_in_order() if hasattr(subject, "blocks_in_order") else subject.blocks
-    return DeltaCacheReference(model, blocks, subject.streams, order).run(table, calls)
+    seams = getattr(subject, "seams", ())
+    return DeltaCacheReference(model, blocks, subject.streams, order, seams).run(table, calls)
 
 
 def tensors(outputs: Sequence[Any]) -> list[torch.Tensor]:

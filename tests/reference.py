@@ -1,7 +1,8 @@
 """Delta-Cache in eager PyTorch, without a graph: the oracle to equal bit for bit.
 
 Takes any model, its blocks in execution order, and how a block is called (`Streams`); replaces the
-blocks' `forward` while it runs. Source: Delta-DiT, arXiv:2406.01125, Eq. 3; order 1 is ours.
+blocks' `forward` while it runs. A span over a seam (deltapass/compiler/seams.py) is one span before
+it and one after it. Source: Delta-DiT, arXiv:2406.01125, Eq. 3; order 1 is ours.
 """
 
 from __future__ import annotations
@@ -32,10 +33,14 @@ class DeltaCacheReference:
         self,
         model: nn.Module,
         blocks: Sequence[nn.Module],
-        streams: Streams = SINGLE_STREAM,
+        streams: Streams | Sequence[Streams] = SINGLE_STREAM,
         order: int = 0,
+        seams: Sequence[int] = (),
     ) -> None:
-        self.model, self.blocks, self.streams, self.order = model, tuple(blocks), streams, order
+        """`streams` are those of all blocks, or of each; `seams` the blocks that begin anew."""
+        self.model, self.blocks, self.order, self.seams = model, tuple(blocks), order, seams
+        every = [streams] * len(self.blocks) if isinstance(streams, Streams) else streams
+        self.streams: Sequence[Streams] = every
         self.blocks_run: list[int] = []  # one count a step
         self._span: SpanLike | None = None
 
@@ -69,32 +74,35 @@ class DeltaCacheReference:
 
     def _replace(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         def replaced(*args: Any, **kwargs: Any) -> Any:
-            span, entering = self._span, self.streams.take(args, kwargs)
+            span, streams = self._span, self.streams[index]
+            entering = streams.take(args, kwargs)
             if span is not None and span.start <= index < span.stop:
-                return self.streams.pack(self._cached(span, index, entering))
+                start = max([span.start, *(at for at in self.seams if at <= index)])
+                stop = min([span.stop, *(at for at in self.seams if at > index)])
+                return streams.pack(self._cached(start, stop, index, entering))
             # Cloned because a block may change its live-in in place.
             self._entered.append(tuple(value.clone() for value in entering))
             self.blocks_run[-1] += 1
             result = forward(*args, **kwargs)
-            leaving = self.streams.unpack(result)
+            leaving = streams.unpack(result)
             self._left.append(tuple(None if v is None else v.clone() for v in leaving))
             return result
 
         return replaced
 
-    def _cached(self, span: SpanLike, index: int, entering: tuple[Tensor, ...]) -> Values:
-        if index == span.start:
+    def _cached(self, start: int, stop: int, index: int, entering: tuple[Tensor, ...]) -> Values:
+        if index == start:
             self._live_in = entering
-        if index < span.stop - 1:
+        if index < stop - 1:
             return self._live_in
-        deltas = [self._predict(span, stream) for stream in range(len(entering))]
+        deltas = [self._predict(start, stop, stream) for stream in range(len(entering))]
         pairs = zip(deltas, self._live_in, strict=True)
         return tuple(None if d is None else _sum(d, live_in) for d, live_in in pairs)
 
-    def _predict(self, span: SpanLike, stream: int) -> Tensor | None:
+    def _predict(self, start: int, stop: int, stream: int) -> Tensor | None:
         deltas = []
         for _, entered, left in self._history:
-            live_in, live_out = entered[span.start][stream], left[span.stop - 1][stream]
+            live_in, live_out = entered[start][stream], left[stop - 1][stream]
             if live_out is None:
                 return None
             deltas.append(_wide(live_out) - _wide(live_in))

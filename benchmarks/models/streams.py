@@ -47,9 +47,22 @@ TWO_STREAMS: dict[str, Streams] = {
 STACKS = ("transformer_blocks", "single_transformer_blocks", "blocks", "layers")
 
 
-def streams_of(model: nn.Module) -> Streams:
-    """The streams of a model of diffusers."""
+# Two streams in the first list, which are concatenated into one before the second.
+JOINED = frozenset({"ChromaTransformer2DModel"})
+
+
+def streams_of(model: nn.Module) -> Streams | tuple[Streams, ...]:
+    """The streams of a model of diffusers: of all its blocks, or of each."""
+    if type(model).__name__ in JOINED:
+        (seam,) = seams_of(model)
+        return (TEXT_IMAGE,) * seam + (SINGLE_STREAM,) * (len(blocks_of(model)) - seam)
     return TWO_STREAMS.get(type(model).__name__, SINGLE_STREAM)
+
+
+def seams_of(model: nn.Module) -> tuple[int, ...]:
+    """The blocks before which streams are joined."""
+    joined = type(model).__name__ in JOINED
+    return (len(getattr(model, STACKS[0])),) if joined else ()
 
 
 def blocks_of(model: nn.Module) -> tuple[nn.Module, ...]:

@@ -15,7 +15,7 @@ from torch import nn
 from models.calls import Sizes, call_of
 from models.diffusion import build
 from models.seeds import randomise
-from models.streams import Call, Streams, blocks_of, streams_of
+from models.streams import Call, Streams, blocks_of, seams_of, streams_of
 
 TINY_NAMES = ("dit", "pixart", "sd3", "flux", "wan", "cogvideox")
 SIZES = Sizes()
@@ -29,8 +29,9 @@ class Tiny:
     name: str
     model: nn.Module
     blocks: tuple[nn.Module, ...]
-    streams: Streams
+    streams: Streams | tuple[Streams, ...]
     call: Callable[..., Call]
+    seams: tuple[int, ...] = ()
 
 
 def tiny_model(name: str, seed: int = 0, **changes: Any) -> nn.Module:
@@ -41,4 +42,5 @@ def tiny_model(name: str, seed: int = 0, **changes: Any) -> nn.Module:
 def make_tiny(name: str, seed: int = 0) -> Tiny:
     """The named model, and how to drive it."""
     model = tiny_model(name, seed)
-    return Tiny(name, model, blocks_of(model), streams_of(model), call_of(model, SIZES))
+    call, seams = call_of(model, SIZES), seams_of(model)
+    return Tiny(name, model, blocks_of(model), streams_of(model), call, seams)

@@ -1,33 +1,37 @@
 """Stage 2: find the ordered stack of blocks in a captured graph. Reads the graph, knows no model.
 
-First choice is the module stack that the tracer leaves on every node: blocks are the nodes under
-one numbered entry of a container. Without it, blocks are the longest run of a repeating sequence
-of operations, cut where the fewest values are alive.
+First choice is the module stack that the tracer leaves on every node: blocks are modules called in
+turn, each of which carries on the residual streams of the one before. Without it, blocks are the
+longest run of a repeating sequence of operations, cut where the fewest values are alive. Either
+must be a stack (`_why_not`): residual streams that start at the noisy sample, in blocks that
+together are most of what the model computes.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, final
+from collections.abc import Iterator
+from typing import Final
 
-from torch import fx
-
-from deltapass.compiler.addends import Addends
+from deltapass.compiler.flow import Flow
+from deltapass.compiler.modules import ModuleCall, called_by
 from deltapass.compiler.repeats import find_repeats
-from deltapass.compiler.streams import pair_streams
-from deltapass.errors import NoBlocksError, StreamError
-from deltapass.graph.program import Block, Captured, Macs, Stack
+from deltapass.errors import NoBlocksError
+from deltapass.graph.program import Block, Captured, Stack
 
 MIN_BLOCKS: Final = 2
+# Of the model's multiply-accumulates, the least that blocks hold together; of theirs, the most that
+# one of them may. docs/architecture.md has the evidence.
+LEAST_SHARE: Final = 0.5
+MOST_IN_ONE: Final = 0.9
+NOTHING: Final = "neither modules called in turn nor operations repeat on a residual stream"
+Calls = tuple[ModuleCall, ...]
 Blocks = tuple[Block, ...]
 
 
 def find_blocks(captured: Captured) -> Stack:
-    """Find the stack of repeated blocks that holds most of the model's work.
+    """Find the stack of residual blocks that holds most of the model's work.
 
     Args:
         captured: The graph, with or without module-stack metadata.
@@ -36,140 +40,105 @@ def find_blocks(captured: Captured) -> Stack:
         The blocks in execution order.
 
     Raises:
-        NoBlocksError: If neither the metadata nor the operations repeat.
+        NoBlocksError: If neither modules called in turn nor repeated operations are such a stack.
     """
-    containers = _Containers(captured)
-    stacks = containers.stacks()
-    if stacks:
-        main = max(stacks, key=lambda blocks: _cost(captured, blocks))
-        return Stack(blocks=containers.extended(stacks, main), found_by="module stack")
-    blocks = find_repeats(captured)
-    # Small repetitions are everywhere; a stack of blocks is most of what a denoiser computes.
-    total = sum(captured.macs.values(), Macs()).full
-    if len(blocks) < MIN_BLOCKS or _cost(captured, blocks) * 2 < total:
-        raise NoBlocksError(captured.operations, "neither module lists nor operations repeat")
-    return Stack(blocks=blocks, found_by="repeated structure")
+    flow = Flow(captured)
+    said = NOTHING
+    for blocks, found_by in _candidates(flow):
+        reason = _why_not(flow, blocks)
+        if not reason:
+            return Stack(blocks=blocks, found_by=found_by, seams=_seams(flow, blocks))
+        said = reason if said == NOTHING else said
+    raise NoBlocksError(captured.operations, said)
 
 
-def _cost(captured: Captured, blocks: Sequence[Block]) -> float:
-    covered = (node for block in blocks for node in captured.nodes[block.first : block.stop])
-    return sum(captured.macs[node.name].full for node in covered if node.name in captured.macs)
+def _candidates(flow: Flow) -> Iterator[tuple[Blocks, str]]:
+    """Runs of blocks that may be the stack, the costliest first."""
+    runs = [tuple(call.block for call in chain) for chain in _chains(flow)]
+    for blocks in sorted(runs, key=lambda blocks: -flow.macs(*blocks)):
+        yield blocks, "module stack"
+    yield find_repeats(flow.captured), "repeated structure"
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One numbered module on the stack of a node: `key` tells repeated calls apart."""
-
-    container: str
-    index: str
-    key: str
-
-
-@final
-class _Containers:
-    """The containers of numbered modules in a graph, such as module lists."""
-
-    def __init__(self, captured: Captured) -> None:
-        self._captured = captured
-        self._addends = Addends(captured)
-        self._known: dict[tuple[str, str], _Entry | None] = {}
-
-    def stacks(self) -> list[Blocks]:
-        """Groups of two or more blocks that stand one after another in one container."""
-        stacks = [_in_order(instances) for instances in self._instances().values()]
-        # Layers in a torch.nn.Sequential are numbered too, but carry no stream. Data flow tells;
-        # only where it tells of no stack at all, as with norms after the additions, may shape.
-        kept = self._residual(stacks, by_shape=False) or self._residual(stacks, by_shape=True)
-        return sorted(kept, key=lambda stack: stack[0].first)
-
-    def extended(self, stacks: Sequence[Blocks], main: Blocks) -> Blocks:
-        """Join neighbouring containers that carry the same residual streams on."""
-        at = stacks.index(main)
-        stack = main
-        for later in stacks[at + 1 :]:
-            if not self._joins(stack[-1], later[0]):
-                break
-            stack = (*stack, *later)
-        for earlier in reversed(stacks[:at]):
-            if not self._joins(earlier[-1], stack[0]):
-                break
-            stack = (*earlier, *stack)
-        return stack
-
-    def _instances(self) -> dict[str, dict[_Entry, list[int]]]:
-        """Container -> its modules -> the positions of their nodes."""
-        entries = {
-            position: list(self._numbered(node))
-            for position, node in enumerate(self._captured.nodes)
-            if node.op.startswith("call")
-        }
-        distinct = {entry for found in entries.values() for entry in found}
-        keys = {(entry.container, entry.key) for entry in distinct}
-        counts = Counter(container for container, _ in keys)
-        groups: dict[str, dict[_Entry, list[int]]] = {}
-        for position, found in entries.items():
-            # The outermost container of several modules: lists inside a block do not count.
-            outer = next((e for e in found if counts[e.container] >= MIN_BLOCKS), None)
-            if outer is not None:
-                groups.setdefault(outer.container, {}).setdefault(outer, []).append(position)
-        return groups
-
-    def _numbered(self, node: fx.Node) -> Iterator[_Entry]:
-        """Entries such as `blocks.3` on a node's module stack, outermost first."""
-        stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
-        for key, (path, _) in stack.items():
-            if (key, path) not in self._known:
-                self._known[key, path] = _entry(str(key), str(path))
-            entry = self._known[key, path]
-            if entry is not None:
-                yield entry
-
-    def _residual(self, stacks: Sequence[Blocks], *, by_shape: bool) -> list[Blocks]:
-        """The stacks in which two blocks or more hand on nothing but streams."""
-        return [
-            stack
-            for stack in stacks
-            if sum(self._is_residual([block], by_shape=by_shape) for block in stack) >= MIN_BLOCKS
-        ]
-
-    def _joins(self, one: Block, two: Block) -> bool:
-        return one.stop <= two.first and self._is_residual((one, two), by_shape=False)
-
-    def _is_residual(self, blocks: Sequence[Block], *, by_shape: bool) -> bool:
-        """Whether all that these blocks hand on are streams that entered them."""
-        try:
-            found = pair_streams(
-                self._captured, blocks, "the stack", by_shape=by_shape, addends=self._addends
-            )
-        except StreamError:
-            return False
-        return bool(found)
+def _why_not(flow: Flow, blocks: Blocks) -> str:
+    """Why blocks are no stack that is worth caching, in words; empty if they are one."""
+    residual = [block for block in blocks if flow.streams(block)]
+    if len(residual) < MIN_BLOCKS:
+        return NOTHING
+    names = f"{blocks[0].name} .. {blocks[-1].name}"
+    if not flow.starts_at_sample(residual[0]):
+        return f"{names} carry no stream of the noisy sample"
+    model, stack = flow.macs_of_model, flow.macs(*blocks)
+    if stack < LEAST_SHARE * model:
+        return f"{names}, which carry a residual stream, hold {stack / model:.1%} of its MACs"
+    largest = max(blocks, key=flow.macs)
+    share = flow.macs(largest) / stack if stack else 0.0
+    return f"of {names}, {largest.name} is {share:.1%} of the work" if share > MOST_IN_ONE else ""
 
 
-def _entry(key: str, path: str) -> _Entry | None:
-    """The entry of a module's path, if that ends with a number."""
-    found = re.fullmatch(r"(.*)\.(\d+)", _plain_path(path))
-    return _Entry(found.group(1), found.group(2), key) if found else None
+def _seams(flow: Flow, blocks: Blocks) -> tuple[int, ...]:
+    pairs = enumerate(itertools.pairwise(blocks), start=1)
+    return tuple(at for at, (one, two) in pairs if flow.is_seam(one, two))
 
 
-def _plain_path(path: str) -> str:
-    """`L['self'].__dict__['_modules']['blocks']._modules['3']` -> `L.self.blocks.3`."""
-    path = re.sub(r"\.?__dict__\['_modules'\]|\._modules", "", path)
-    return re.sub(r"\['?([^'\]]*)'?\]", r".\1", path)
+def _chains(flow: Flow) -> Iterator[Calls]:
+    """Modules that carry on each other's streams, within the whole model and its costliest part."""
+    caller: ModuleCall | None = None
+    model = flow.macs_of_model
+    while True:
+        calls = called_by(flow.captured, caller)
+        yield from (_flattened(flow, chain) for chain in _linked(flow, calls))
+        costly = (call for call in calls if flow.macs(call.block) >= LEAST_SHARE * model)
+        caller = next(costly, None)
+        if caller is None:
+            return
 
 
-def _in_order(instances: dict[_Entry, list[int]]) -> Blocks:
-    """Blocks by position; empty where the ranges of two blocks overlap."""
-    blocks = [
-        Block(name=_block_name(entry), first=positions[0], stop=positions[-1] + 1)
-        for entry, positions in instances.items()
-    ]
-    blocks.sort(key=lambda block: block.first)
-    overlap = any(one.stop > two.first for one, two in itertools.pairwise(blocks))
-    return () if overlap else tuple(blocks)
+def _linked(flow: Flow, calls: Calls) -> list[Calls]:
+    """Calls of one caller as chains, in each of which one carries on the streams of the last."""
+    chains: list[Calls] = []
+    for call in _members(flow, calls):
+        ends = (at for at in reversed(range(len(chains))) if _links(flow, chains[at][-1], call))
+        at = next(ends, None)
+        if at is None:
+            chains.append((call,))
+        else:
+            chains[at] = (*chains[at], call)
+    return chains
 
 
-def _block_name(entry: _Entry) -> str:
-    container = entry.container.rsplit(".", 1)[-1]
-    return f"{container}.{entry.index}"
+def _members(flow: Flow, calls: Calls) -> Calls:
+    """Calls of residual blocks, and those of the same classes.
+
+    One that joins a long skip, or hands on another value too, is a block still if its like are. But
+    a Sequential is like no other.
+    """
+    residual = {call for call in calls if flow.streams(call.block)}
+    kinds = {call.kind for call in residual if "torch.nn.modules" not in call.kind}
+    return tuple(call for call in calls if call in residual or call.kind in kinds)
+
+
+def _links(flow: Flow, one: ModuleCall, two: ModuleCall) -> bool:
+    if flow.streams(two.block):
+        return flow.leads(one.block, two.block)
+    return one.kind == two.kind and flow.is_read_by(one.block, two.block)
+
+
+def _flattened(flow: Flow, chain: Calls) -> Calls:
+    """The blocks of a chain, where some of its modules are stages that hold several blocks each."""
+    return tuple(block for call in chain for block in _of_stage(flow, call))
+
+
+def _of_stage(flow: Flow, call: ModuleCall) -> Calls:
+    """The blocks of a stage; of a block itself, whose parts may be residual too, only that.
+
+    A stage repeats its blocks; the parts of a block, attention and feed-forward, are not alike.
+    """
+    inner = _linked(flow, called_by(flow.captured, call)) if flow.streams(call.block) else []
+    for chain in inner:
+        blocks = [part.block for part in chain]
+        often = Counter(flow.signature(block) for block in blocks)
+        repeats = max(often.values()) >= MIN_BLOCKS
+        if repeats and flow.macs(*blocks) >= LEAST_SHARE * flow.macs(call.block):
+            return _flattened(flow, chain)
+    return (call,)

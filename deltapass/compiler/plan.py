@@ -14,7 +14,8 @@ from typing import final
 from deltapass.compiler.added_bodies import delta_dtype
 from deltapass.compiler.addends import Addends
 from deltapass.compiler.outline import Outline
-from deltapass.compiler.streams import Stream, pair_streams
+from deltapass.compiler.seams import streams_of_span
+from deltapass.compiler.streams import Stream
 from deltapass.errors import NoBlocksError, StreamError
 from deltapass.schedule.emissions import held_deltas
 from deltapass.schedule.rules import AnySchedule, Span, Table
@@ -134,8 +135,7 @@ def plan_span(outline: Outline, wanted: Span, addends: Addends | None = None) ->
 
 
 def _streams(outline: Outline, span: Span, addends: Addends) -> tuple[Stream, ...]:
-    blocks = outline.stack.blocks[span.start : span.stop]
-    streams = pair_streams(outline.captured, blocks, str(span), addends=addends)
+    streams = streams_of_span(outline.captured, outline.stack, span, addends)
     for stream in streams:
         # An expanded view has no memory of its own to lay a sum out in.
         if 0 in stream.spec.stride:

@@ -7,6 +7,8 @@ something else than the others is not found this way.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 from torch import fx
 
@@ -24,7 +26,9 @@ def find_repeats(captured: Captured) -> tuple[Block, ...]:
         Two or more blocks of equal length in program order, or nothing.
     """
     nodes = [node for node in captured.nodes if node.op.startswith("call")]
-    period, start, length = _longest_run(_signatures(captured, nodes))
+    numbers: dict[object, int] = {}
+    equal = (numbers.setdefault(each, len(numbers)) for each in signatures(captured, nodes))
+    period, start, length = _longest_run(np.array(list(equal)))
     if length < 2 * period or not period:
         return ()
     offset = _best_cut(nodes, period, start, length)
@@ -40,24 +44,17 @@ def find_repeats(captured: Captured) -> tuple[Block, ...]:
     )
 
 
-def _signatures(captured: Captured, nodes: list[fx.Node]) -> np.ndarray:
-    """One number an operation: equal numbers, equal operator, literals and input shapes."""
+def signatures(captured: Captured, nodes: Iterable[fx.Node]) -> Iterator[object]:
+    """What tells an operation from others: operator, literals and input shapes."""
 
     def shape(value: fx.Node) -> object:
         spec = captured.spec(value)
         return (spec.shape, spec.dtype) if spec else None
 
-    numbers: dict[object, int] = {}
-    signatures = (
+    for node in nodes:
         # How many values it reads tells h * h from h * g.
-        (
-            node.target,
-            len(node.all_input_nodes),
-            comparable((node.args, node.kwargs), shape),
-        )
-        for node in nodes
-    )
-    return np.array([numbers.setdefault(each, len(numbers)) for each in signatures])
+        read = len(node.all_input_nodes)
+        yield node.target, read, comparable((node.args, node.kwargs), shape)
 
 
 def _longest_run(signatures: np.ndarray) -> tuple[int, int, int]:

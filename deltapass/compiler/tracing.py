@@ -1,12 +1,11 @@
-"""Dealing with Dynamo: the graph it makes of a model, which graphs to refuse, how to leave it."""
+"""Dealing with Dynamo: the graph it makes of a model, which calls to refuse, how to leave it."""
 
 from __future__ import annotations
 
-import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, final
+from typing import Any, final
 
 import torch
 from torch import fx
@@ -15,8 +14,6 @@ from torch._guards import tracing
 from deltapass.compiler.inputs import TIMESTEP_NAMES, argument_name, source_of
 from deltapass.compiler.torch_state import kept_state
 from deltapass.errors import GraphBreakError, StepUnknownError, TraceError
-
-RESUME_PREFIX: Final = "torch_dynamo_resume_in"
 
 
 def trace(
@@ -41,7 +38,8 @@ def trace(
     except _TracedError:
         return caught[0]
     except torch._dynamo.exc.Unsupported as error:
-        raise GraphBreakError(str(error).split("\n")[0]) from error
+        places = [f"{frame.filename}:{frame.lineno}" for frame in (error.real_stack or ())[-1:]]
+        raise GraphBreakError(str(error).split("\n")[0], *places) from error
     except torch._dynamo.exc.TorchDynamoException as error:
         raise TraceError(str(error).split("\n")[0]) from error
     raise GraphBreakError("Dynamo gave no graph for it")
@@ -73,34 +71,6 @@ class _TracedError(Exception):
 
 def _stop(*_: Any) -> Any:
     raise _TracedError
-
-
-def refuse_fragment(module: fx.GraphModule) -> None:
-    """Refuse a graph that is only a piece of the model.
-
-    Raises:
-        GraphBreakError: If Dynamo broke the model's graph before or after this piece.
-    """
-    reason = getattr(module, "compile_subgraph_reason", None)
-    if reason is not None and reason.graph_break:
-        raise GraphBreakError(str(reason.reason).split("\n")[0].strip())
-    resumed = next((name for name in _compiling_functions() if RESUME_PREFIX in name), None)
-    if resumed is not None:
-        raise GraphBreakError(f"this piece resumes after a break ({resumed})")
-
-
-def _compiling_functions() -> Iterator[str]:
-    """Names of the functions Dynamo is compiling now, innermost first.
-
-    Dynamo does not tell a backend which function it compiles, but its own frames hold the code.
-    """
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_filename.endswith("convert_frame.py"):
-            code = frame.f_locals.get("code")
-            if isinstance(code, types.CodeType):
-                yield code.co_name
-        frame = frame.f_back
 
 
 def refuse_number_timesteps(module: fx.GraphModule, arguments: Sequence[Any]) -> None:

@@ -1,8 +1,8 @@
 """Stage 5 for engines: everything between two cuts becomes one segment.
 
 An engine holds its weights. So that each weight lies in one engine only, the stack is cut where
-some span begins or ends, and nowhere else; a variant is then a list of segments. For the spans 7:28
-and 0:21 of 28 blocks, before:           after:
+some span begins or ends, or has a seam, and nowhere else; a variant is then a list of segments. For
+the spans 7:28 and 0:21 of 28 blocks, before:           after:
 
     h0, c = prologue(x, t)                   h0, c = prologue(x, t)
     h1 = block_0(h0, c)                      h7 = blocks_0_7(h0, c)
@@ -46,6 +46,8 @@ def segmented(
     """
     program, at = outline.program, outline.block_calls
     inner = {position for span in spans for position in (at[span.start], at[span.stop - 1] + 1)}
+    seams = (s for span in spans for s in outline.stack.seams_within(span.start, span.stop))
+    inner |= {position for seam in seams for position in (at[seam - 1] + 1, at[seam])}
     cuts = sorted({0, *inner, len(program.calls)})
     specs = {name: dense(spec) for name, spec in program.specs.items()}
     merged = (

@@ -154,10 +154,19 @@ class Block:
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stack:
-    """The ordered blocks on the residual stream, and how they were found."""
+    """The ordered blocks on the residual stream, and how they were found.
+
+    `seams` are the blocks, by number, before which the streams are laid out anew, as where two are
+    concatenated into one: see deltapass/compiler/seams.py.
+    """
 
     blocks: tuple[Block, ...]
     found_by: str
+    seams: tuple[int, ...] = ()
+
+    def seams_within(self, start: int, stop: int) -> tuple[int, ...]:
+        """The seams inside blocks start .. stop-1, the last one first."""
+        return tuple(at for at in reversed(self.seams) if start < at < stop)
 
     def __len__(self) -> int:
         return len(self.blocks)

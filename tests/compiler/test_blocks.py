@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import Any
 
 import models
 import pytest
 import torch
-from models import AdaLNBlock, AdaLNDenoiser, CrossAttentionBlock, D, Denoiser, noise
+from blocks_case import Graph, names, stack_of, stripped, traced
+from models import AdaLNBlock, AdaLNDenoiser, CrossAttentionBlock, D, noise
 from torch import Tensor, fx, nn
 
 from deltapass.compiler.blocks import find_blocks
 from deltapass.compiler.capture import capture
 from deltapass.compiler.tracing import trace
 from deltapass.errors import NoBlocksError
-from deltapass.graph.program import Captured, Stack
-
-Graph = tuple[fx.GraphModule, tuple[Any, ...]]
-
-
-def traced(model: Denoiser) -> Graph:
-    args, kwargs = model.inputs(500.0)
-    return trace(models.randomise(model), args, kwargs)
+from deltapass.graph.program import Stack
 
 
 @functools.cache
@@ -43,33 +36,12 @@ def tiny(name: str) -> Graph:
     return trace(model.model, args, kwargs)
 
 
-def stack_of(model: Denoiser) -> Stack:
-    return find_blocks(capture(*traced(model)))
-
-
-def stripped(graph: Graph) -> Captured:
-    """The same graph, captured without a trace of its modules."""
-    module, inputs = graph
-    copy = fx.GraphModule(module, fx.Graph())
-    copy.graph.output(copy.graph.graph_copy(module.graph, values := {}))
-    for old, new in values.items():
-        new.meta.pop("nn_module_stack", None)
-        if hasattr(old, "_dynamo_source"):
-            new._dynamo_source = old._dynamo_source
-    copy.recompile()
-    return capture(copy, inputs)
-
-
 def ranges(stack: Stack) -> list[tuple[int, int]]:
     return [(block.first, block.stop) for block in stack.blocks]
 
 
 def lengths(stack: Stack) -> set[int]:
     return {stop - first for first, stop in ranges(stack)}
-
-
-def names(stack: Stack) -> list[str]:
-    return [block.name for block in stack.blocks]
 
 
 # ---- with and without metadata -----------------------------------------------------------------
@@ -97,9 +69,11 @@ def test_tiny_model_has_the_same_blocks_without_metadata(name: str) -> None:
     assert len(stack) == 4
 
 
-def test_blocks_held_as_attributes_are_found_by_structure() -> None:
-    stack = find_blocks(capture(*toy("attributes")))
-    assert stack.found_by == "repeated structure"
+@pytest.mark.parametrize("by", ["module stack", "repeated structure"])
+def test_blocks_held_as_attributes_are_found(by: str) -> None:
+    graph = toy("attributes")
+    stack = find_blocks(capture(*graph) if by == "module stack" else stripped(graph))
+    assert stack.found_by == by
     # The same blocks as those of the first toy, but for where they live.
     (length,) = lengths(find_blocks(capture(*toy("adaln"))))
     assert (len(stack), lengths(stack)) == (6, {length})
@@ -133,9 +107,9 @@ def test_sequential_inside_a_block_is_not_the_stack() -> None:
     assert names(stack_of(model)) == ["blocks.0", "blocks.1", "blocks.2"]
 
 
-def test_sequential_before_the_stack_is_not_the_stack_however_large() -> None:
+def test_sequential_before_the_stack_is_not_the_stack() -> None:
     model = AdaLNDenoiser(depth=3)
-    wide = (nn.Linear(4, 512), nn.GELU(), nn.Linear(512, 512), nn.GELU(), nn.Linear(512, D))
+    wide = (nn.Linear(4, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, D))
     model.embedding = nn.Sequential(*wide)  # type: ignore[assignment]
     assert names(stack_of(model)) == ["blocks.0", "blocks.1", "blocks.2"]
 
@@ -268,12 +242,8 @@ def test_tiny_flux_joins_its_two_containers() -> None:
     ]
 
 
-def test_container_of_one_block_is_no_stack() -> None:
-    class Refined(TwoKinds):
-        pass
-
-    # The single container of one block neither is a stack nor joins one.
-    assert names(stack_of(Refined(3, 1))) == ["paired.0", "paired.1", "paired.2"]
+def test_container_of_one_block_joins_the_stack_before_it() -> None:
+    assert names(stack_of(TwoKinds(3, 1))) == ["paired.0", "paired.1", "paired.2", "single.0"]
 
 
 # ---- no blocks ---------------------------------------------------------------------------------
