@@ -27,7 +27,10 @@ SEEN_BY_BACKENDS = {
 }
 PRIVATE = ("torch._dynamo", "torch._guards", "torch._inductor", "torch._subclasses")
 # One place to mend for a new torch release.
-MAY_BE_PRIVATE = {"compiler.fake_run", "compiler.forms", "compiler.tracing", "assembly", "backend"}
+MAY_BE_PRIVATE = {
+    *("compiler.fake_run", "compiler.forms", "compiler.fragments", "compiler.tracing"),
+    *("assembly", "backend"),
+}
 
 
 def seen_from() -> dict[str, set[str]]:

@@ -78,21 +78,30 @@ def test_what_is_computed_between_two_lists_parts_them() -> None:
     assert names(stack_of(Joined(3, 2, anew=True))) == ["paired.0", "paired.1", "paired.2"]
 
 
-@pytest.mark.parametrize("alone", [0, 2])
+@pytest.mark.parametrize(("alone", "cached"), [(0, 4), (2, 3)])
 @pytest.mark.parametrize("order", [0, 1])
-def test_cached_steps_over_seams_equal_the_oracle(alone: int, order: int) -> None:
+def test_cached_steps_over_seams_equal_the_oracle(alone: int, cached: int, order: int) -> None:
     toy = models.randomise(Joined(2, 3, alone))
     last = len(toy.blocks_in_order())
-    deep, shallow = Span(1, last), Span(0, last - 1)
+    deep, shallow = Span(last - cached, last), Span(0, cached)  # one seam in each
     table = (None, deep, None, deep, None, shallow, None, shallow)
     calls = [toy.inputs(999.0 - 100 * step, seed=step) for step in range(STEPS)]
-    model = compiled(toy, order=order, boundary=0.5, cached_blocks=last - 1, strict=True)
+    model = compiled(toy, order=order, boundary=0.5, cached_blocks=cached, strict=True)
     with deltapass.session(steps=STEPS) as session:
         outputs = tensors(follow(model, calls, session))
     plain, expected = follow(toy, calls), oracle(toy, table, calls, order)
     for step, span in enumerate(table):
         assert torch.equal(outputs[step], expected[step])
         assert torch.equal(outputs[step], plain[step]) == (span is None)
+
+
+def test_a_span_that_can_be_paired_as_a_whole_has_no_parts() -> None:
+    # It begins and ends with the image stream alone in its shape, and has one delta.
+    toy = models.randomise(Joined(2, 3, 2))
+    args, kwargs = toy.inputs(500.0)
+    report = deltapass.explain(toy, *args, options={"cached_blocks": 6}, **kwargs)
+    deep, _ = report.spans
+    assert deep.count("float32[") == 1
 
 
 def test_report_counts_the_deltas_of_every_part() -> None:
