@@ -325,6 +325,18 @@ def test_a_reader_that_leaves_early_is_no_traceback(tmp_path: Path) -> None:
     assert "Exception ignored" not in done.stderr
 
 
+def test_an_interrupted_command_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deltapass.cli.sources.load_source", interrupted)
+    for command in ("explain", "export"):
+        assert call(command, "-o", str(tmp_path / "new" / "report"))[0] == 130
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_name_that_is_no_text_is_shown_all_the_same(tmp_path: Path) -> None:
     script = "from deltapass.cli.app import app; app()"
     words = [sys.executable, "-c", script, "run", os.fsencode(tmp_path) + b"/\xff\xfe"]

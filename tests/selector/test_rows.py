@@ -10,6 +10,7 @@ import pytest
 from deltapass.schedule.rules import Schedule, Span, Table
 from deltapass.selector import rows as module
 from deltapass.selector.rows import Rows
+from deltapass.sessions.deltas import Row
 
 HALF = Schedule(cached_blocks=4)
 
@@ -34,6 +35,11 @@ def made(schedule: Schedule = HALF, order: int = 0) -> tuple[Rows, Repertoire]:
     model: Any = SimpleNamespace(schedule=schedule, blocks=8, order=order, caches=True)
     repertoire: Any = Repertoire()
     return Rows(model, repertoire), repertoire
+
+
+def by_level(rows: Rows, step: int, level: float) -> Row:
+    """The row of a step where the number of steps is unknown, but surely not small."""
+    return rows.at_level(step, level, few_steps=False)
 
 
 def test_the_rows_of_a_schedule_are_made_once() -> None:
@@ -85,8 +91,8 @@ def test_no_more_levels_are_held_than_the_cap(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "MANY_LEVELS", 4)
     rows, _ = made(Schedule(cached_blocks=4))
     for step in range(60):
-        row = rows.at_level(step, 1.0 - step / 60, few_steps=False)
-        assert row == rows.at_level(step, 1.0 - step / 60, few_steps=False)
+        row = by_level(rows, step, 1.0 - step / 60)
+        assert row == by_level(rows, step, 1.0 - step / 60)
         assert 1 <= len(rows._levels) <= 4
 
 
@@ -95,11 +101,11 @@ def test_a_row_by_level_emits_what_the_steps_within_reach_could_read(
     order: int, interval: int
 ) -> None:
     rows, _ = made(Schedule(cached_blocks=4, interval=interval), order)
-    early = rows.at_level(0, 0.9, few_steps=False)
+    early = by_level(rows, 0, 0.9)
     assert (early.planned, early.fresh_since) == (None, 0)
     assert early.emits == (Span(0, 4), Span(4, 8))  # either phase may have come by then
-    cached = rows.at_level(interval + 1, 0.9, few_steps=False)
+    cached = by_level(rows, interval + 1, 0.9)
     assert (cached.planned, cached.fresh_since) == (Span(4, 8), interval)
-    assert rows.at_level(interval + 1, 0.1, few_steps=False).planned == Span(0, 4)
+    assert by_level(rows, interval + 1, 0.1).planned == Span(0, 4)
     never, _ = made(Schedule(interval=1), order)
-    assert never.at_level(0, 0.9, few_steps=False).emits == ()
+    assert by_level(never, 0, 0.9).emits == ()
