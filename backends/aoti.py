@@ -15,11 +15,18 @@ from typing import Any, Final, final
 
 import torch
 
-from deltapass.bundles.formats import Job, SegmentProgram, Written, WrittenSegment, known_options
+from deltapass.bundles.formats import (
+    Job,
+    SegmentProgram,
+    Written,
+    WrittenSegment,
+    check_option,
+    known_options,
+)
 from deltapass.bundles.manifest import BundlePlan
 from deltapass.bundles.weights_file import WEIGHTS_FILE, read_tensors
 from deltapass.compiler.lowering import on_device
-from deltapass.errors import BundleError, LoweringError, MissingDeviceError, OptionError
+from deltapass.errors import BundleError, LoweringError, MissingDeviceError
 from deltapass.graph.executable import Lowered
 
 WRITE_OPTIONS: Final = MappingProxyType({"inductor": None})
@@ -33,6 +40,21 @@ class AotiFormat:
     Options when written: `inductor`, a mapping of Inductor's own settings. Options when opened:
     `device`, by default that for which it was compiled.
     """
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Inductor's settings are some that it has, and none that a bundle rests on."""
+        from torch._inductor import config
+
+        given = known_options(options, WRITE_OPTIONS)
+        settings = given["inductor"]
+        if settings is None:
+            return
+        known = config.get_config_copy().keys() - _packaging().keys()
+        strange = [name for name in settings if name not in known] if _is_mapping(settings) else []
+        taken = "a mapping of Inductor's settings (names of torch._inductor.config) to values"
+        if strange:
+            taken = f"{taken}; {strange[0]!r} is none that can be set for a bundle"
+        check_option(given, "inductor", _is_mapping(settings) and not strange, taken)
 
     def write(self, job: Job) -> Written:
         """Compile every segment, and write the weights."""
@@ -79,9 +101,10 @@ class AotiFormat:
             MissingDeviceError: If this machine has none of that kind.
         """
         kind = str(plan.build["device"])
-        wanted = known_options(options, OPEN_OPTIONS)["device"] or kind
-        if torch.device(wanted).type != kind:
-            raise OptionError("device", wanted, f"a {kind} device: the bundle was compiled for it")
+        given = known_options(options, OPEN_OPTIONS)
+        wanted = kind if given["device"] is None else given["device"]
+        taken = f"a {kind} device: the bundle was compiled for it"
+        check_option(given, "device", _kind_of(wanted) == kind, taken)
         if kind == "cuda" and not torch.cuda.is_available():
             raise MissingDeviceError(
                 "the bundle was compiled for a CUDA device, and there is none here",
@@ -91,6 +114,18 @@ class AotiFormat:
         if str(place) == "cuda":  # which no tensor's device is
             return torch.device(kind, torch.cuda.current_device())
         return place
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _kind_of(device: Any) -> str | None:
+    """`cuda` of "cuda:1"; None of what names no device."""
+    try:
+        return torch.device(device).type if isinstance(device, str | torch.device) else None
+    except RuntimeError:
+        return None
 
 
 def compile_segment(segment: SegmentProgram, path: Path, settings: Mapping[str, Any]) -> None:

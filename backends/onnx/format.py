@@ -15,16 +15,25 @@ from deltapass.backends.onnx.optimize import optimize
 from deltapass.backends.onnx.session import ELEMENTS, OrtSegment, device_of, open_session
 from torch.export import ExportedProgram
 
-from deltapass.bundles.formats import Job, SegmentProgram, Written, WrittenSegment, known_options
+from deltapass.bundles.formats import (
+    Job,
+    SegmentProgram,
+    Written,
+    WrittenSegment,
+    check_option,
+    is_whole,
+    known_options,
+)
 from deltapass.bundles.manifest import BundlePlan
 from deltapass.bundles.weights_file import WEIGHTS_FILE, Location, TensorStore
 from deltapass.compiler.lowering import on_device
-from deltapass.errors import LoweringError
+from deltapass.errors import ExportError, LoweringError
 from deltapass.graph.executable import Lowered
 from deltapass.libraries import optional_module
 
 aten = torch.ops.aten
 
+LEAST_OPSET: Final = 18  # of torch.onnx: it takes less, and writes this one
 INLINE: Final = 256  # bytes; shapes, axes and scalars stay in the ONNX file
 WRITE_OPTIONS: Final = MappingProxyType({"opset": None})
 OPEN_OPTIONS: Final = MappingProxyType(
@@ -49,6 +58,14 @@ class OnnxFormat:
     the mapped file instead of packing them for speed; `optimize`, whether ONNX Runtime may rewrite
     the graphs; `session_options`, a further mapping of session configuration entries.
     """
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """An opset is one that torch.onnx has operators for and onnx knows."""
+        given = known_options(options, WRITE_OPTIONS)
+        most = _library("onnx").defs.onnx_opset_version()
+        opset = given["opset"]
+        fits = opset is None or (is_whole(opset) and LEAST_OPSET <= opset <= most)
+        check_option(given, "opset", fits, f"a whole number from {LEAST_OPSET} to {most}, or None")
 
     def write(self, job: Job) -> Written:
         """Write every segment with its weights as external data in one safetensors file."""
@@ -101,6 +118,11 @@ def write_segments(
 
 def _check_types(segment: SegmentProgram) -> None:
     for name, value in segment.values.items():
+        if value.dtype.is_complex:
+            raise ExportError(
+                f"{name}, at an end of {segment.name}, is {value.dtype}, which ONNX lacks",
+                "Make it real before the blocks (torch.view_as_real), or take the format 'aoti'",
+            )
         if value.dtype not in ELEMENTS:
             raise LoweringError("onnx", segment.name, f"{name} is {value.dtype}, which it lacks")
 
@@ -158,6 +180,9 @@ def to_onnx(
             )
             if made is None:
                 raise LoweringError("onnx", name, "torch.onnx gave nothing")
+            written = made.model.opset_imports.get("")
+            if opset is not None and written != opset:
+                raise LoweringError("onnx", name, f"torch.onnx wrote opset {written}, not {opset}")
             if rework is not None:
                 rework(made.model)
             optimize(made.model)

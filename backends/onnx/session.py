@@ -8,6 +8,7 @@ from typing import Any, Final, final
 
 import torch
 
+from deltapass.bundles.formats import check_option, check_switches, is_whole
 from deltapass.bundles.manifest import ValueSpec
 from deltapass.errors import BundleError, MissingDeviceError, OptionError
 from deltapass.graph.sizes import Dimension, evaluate, read_sizes
@@ -25,6 +26,10 @@ ELEMENTS: Final[Mapping[torch.dtype, int]] = {
     torch.float64: 11,
     torch.bfloat16: 16,
 }
+ENTRIES: Final = (
+    "a mapping of ONNX Runtime's session configuration entries to values, such as "
+    "{'session.intra_op.allow_spinning': '0'}"
+)
 GPU_PROVIDERS: Final = (
     "CUDAExecutionProvider",
     "TensorrtExecutionProvider",
@@ -107,12 +112,14 @@ def _providers(given: Any) -> list[Any]:
 
 def _check(options: Mapping[str, Any]) -> None:
     threads, further = options["threads"], options["session_options"]
-    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 0:
-        raise OptionError("threads", threads, "a whole number from 0 on")
-    if not isinstance(options["optimize"], bool):
-        raise OptionError("optimize", options["optimize"], "True or False")
-    if further is not None and not isinstance(further, Mapping):
-        raise OptionError("session_options", further, "a mapping of names to values")
+    check_option(options, "threads", is_whole(threads) and threads >= 0, "a whole number from 0 on")
+    check_switches(options, "optimize", "share_weights")
+    if further is None:
+        return
+    # ONNX Runtime takes any name, and ignores those it does not know.
+    names = further if isinstance(further, Mapping) else [""]
+    fits = all(isinstance(name, str) and "." in name for name in names)
+    check_option(options, "session_options", fits, ENTRIES)
 
 
 @final

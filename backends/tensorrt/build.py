@@ -32,11 +32,15 @@ Shape = tuple[int, ...]
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Range:
-    """The shapes an input may have: the smallest, the one to be fastest at, the largest."""
+    """The shapes an input may have: the smallest, the one to be fastest at, the largest.
+
+    `free` says that the graph leaves a dimension open, even if all three shapes are one.
+    """
 
     smallest: Shape
     usual: Shape
     largest: Shape
+    free: bool = False
 
     @classmethod
     def fixed(cls, shape: Shape) -> Self:

@@ -23,17 +23,27 @@ from deltapass.backends.tensorrt.build import (
     build,
 )
 from deltapass.backends.tensorrt.command import trtexec_line
-from deltapass.backends.tensorrt.library import load_library
+from deltapass.backends.tensorrt.library import FLAVOURS, load_library
 from deltapass.backends.tensorrt.run import EngineSegment, Workspace, cuda_device, load_segment
 
-from deltapass.bundles.formats import Job, SegmentProgram, Written, WrittenSegment, known_options
+from deltapass.bundles.formats import (
+    Job,
+    SegmentProgram,
+    Written,
+    WrittenSegment,
+    check_option,
+    check_switches,
+    is_whole,
+    known_options,
+)
 from deltapass.bundles.manifest import BundlePlan
 from deltapass.compiler.lowering import on_device
-from deltapass.errors import DynamicShapeError, OptionError
+from deltapass.errors import DynamicShapeError
 from deltapass.graph.executable import Lowered
 from deltapass.graph.sizes import evaluate
 
 ONNX_FOLDER: Final = "onnx"
+MOST_EFFORT: Final = 5
 SETTINGS: Final = MappingProxyType({each.name: each.default for each in fields(Settings)})
 WRITE_OPTIONS: Final = MappingProxyType({**SETTINGS, "keep_onnx": False})
 OPEN_OPTIONS: Final = MappingProxyType({"device": 0})
@@ -48,6 +58,22 @@ class TensorRTFormat:
     `architectures`, `effort`, `tf32`, see `Settings`; `keep_onnx`, which leaves the ONNX
     files in the bundle. Option when opened: `device`, the number of the GPU.
     """
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Every setting is of its kind."""
+        given = known_options(options, WRITE_OPTIONS)
+        folder, names, effort = (given[n] for n in ("cache_dir", "architectures", "effort"))
+        flavours = ", ".join(map(repr, FLAVOURS))
+        fits = given["flavour"] is None or given["flavour"] in FLAVOURS
+        check_option(given, "flavour", fits, f"one of {flavours}, or None")
+        check_option(given, "cache_dir", isinstance(folder, str | Path | None), "a folder's path")
+        listed = names is None or (
+            isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+        )
+        check_option(given, "architectures", listed, "a list of names, such as ['SM89']")
+        fits = effort is None or (is_whole(effort) and 0 <= effort <= MOST_EFFORT)
+        check_option(given, "effort", fits, f"a whole number from 0 to {MOST_EFFORT}, or None")
+        check_switches(given, "tf32", "keep_onnx")
 
     def write(self, job: Job) -> Written:
         """Write ONNX files aside, and build an engine from each."""
@@ -148,10 +174,10 @@ class OneAtATime:
 
 
 def _index(options: Mapping[str, Any]) -> int:
-    given = known_options(options, OPEN_OPTIONS)["device"]
-    if not isinstance(given, int) or isinstance(given, bool):
-        raise OptionError("device", given, "the number of a GPU, from 0 on")
-    return given
+    chosen = known_options(options, OPEN_OPTIONS)
+    given: Any = chosen["device"]
+    check_option(chosen, "device", is_whole(given) and given >= 0, "the number of a GPU, from 0 on")
+    return int(given)
 
 
 def _settings(options: Mapping[str, Any]) -> Settings:
@@ -180,7 +206,12 @@ def _ranges(segment: SegmentProgram, job: Job) -> Ranges:
     for name, example in zip(segment.inputs, segment.example, strict=True):
         shape = segment.shapes.get(name, tuple(example.shape))
         smallest, largest = (tuple(evaluate(size, sizes) for size in shape) for sizes in ends)
-        ranges[name] = Range(smallest=smallest, usual=tuple(example.shape), largest=largest)
+        ranges[name] = Range(
+            smallest=smallest,
+            usual=tuple(example.shape),
+            largest=largest,
+            free=any(isinstance(size, str) for size in shape),
+        )
     return ranges
 
 

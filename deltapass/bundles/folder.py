@@ -57,6 +57,40 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         )
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Say beforehand that nothing can be written there, by writing something beside it.
+
+    Raises:
+        ExportError: If its folder is a file, is read-only, or cannot be made.
+    """
+    try:
+        there = next(parent for parent in path.parents if parent.exists())
+        Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=there)).rmdir()
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error}", "Choose another place") from error
+
+
+@contextlib.contextmanager
+def file_written_aside(path: Path) -> Iterator[Path]:
+    """A new file beside `path`, which takes its place at the end; an old one stays till then.
+
+    Raises:
+        ExportError: If `path` is a folder, or cannot be written.
+    """
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder, and a file is to be written", "Give a file's name")
+    refuse_unwritable(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        aside.replace(path)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error}", "Choose another place") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def _not_of_a_bundle(path: Path) -> str | None:
     """The first thing in a folder that no bundle of ours put there; an empty folder has none."""
     if not path.is_dir():

@@ -102,12 +102,18 @@ class Job:
 class Format(Protocol):
     """What an engine format must offer."""
 
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Called before anything else is done for `write`, with its options.
+
+        Raises:
+            OptionError: If one is unknown or unfit; names what is taken.
+        """
+
     def write(self, job: Job) -> Written:
         """Write every segment, and the weights.
 
         Raises:
             MissingLibraryError: If a library is not installed; names the extra.
-            OptionError: If an option of the format is unknown or unfit.
             LoweringError: If a segment cannot be written.
         """
 
@@ -154,3 +160,28 @@ def known_options(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict
             allowed = ", ".join(defaults) or "(this format has none)"
             raise OptionError(name, given[name], f"left out; options of this format: {allowed}")
     return {**defaults, **given}
+
+
+def check_option(options: Mapping[str, Any], name: str, fits: bool, taken: str) -> None:
+    """Refuse an option that does not fit, naming what is taken.
+
+    Raises:
+        OptionError: Unless `fits`.
+    """
+    if not fits:
+        raise OptionError(name, options[name], taken)
+
+
+def check_switches(options: Mapping[str, Any], *names: str) -> None:
+    """Refuse what is neither True nor False.
+
+    Raises:
+        OptionError: Names the first.
+    """
+    for name in names:
+        check_option(options, name, isinstance(options[name], bool), "True or False")
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -135,7 +135,13 @@ class LoadedModel(torch.nn.Module):
                 f"{name} lies on {tensor.device}, the bundle runs on {self._place}",
                 "Move the inputs, or load the bundle for that device",
             )
-        return tensor.contiguous()
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            raise SignatureError(
+                f"{name} is a {str(tensor.layout).removeprefix('torch.')} tensor",
+                "Give a dense tensor of the shape that was exported",
+            )
+        # An engine reads memory as it lies there, whatever view of it the tensor is.
+        return tensor.resolve_conj().resolve_neg().contiguous()
 
     def _selector(self, arguments: list[torch.Tensor]) -> Selector:
         shapes = tuple(tuple(tensor.shape) for tensor in arguments)

@@ -59,12 +59,18 @@ class Signature(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             if name in self.template:
                 left_out = self.defaults.get(name, MISSING)
                 _match(name, self.template[name], given.get(name, left_out), found)
-            elif name in given and not _alike(self.defaults.get(name), given[name]):
+            elif name in given and not self._left_out(name, given[name]):
                 raise SignatureError(
                     f"{name!r} is {_shown(given[name])}; the model was exported without it",
                     f"Export it with {name} among the example inputs",
                 )
         return found
+
+    def _left_out(self, name: str, value: Any) -> bool:
+        """Whether a value is what the model took where the example left the argument out."""
+        if name not in self.defaults:  # it has a default that no file holds, so none is known here
+            return False
+        return _alike(self.defaults[name], value)
 
     def whole(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether the caller wants an object with `.sample` rather than a tuple."""
@@ -180,8 +186,19 @@ def _alike(exported: Any, given: Any) -> bool:
         return False
     if _is_nothing(exported) and (given is MISSING or _is_nothing(given)):
         return True
-    plain = _listed(given)
-    return type(exported) is type(plain) and bool(exported == plain)
+    return _same(exported, _listed(given))
+
+
+def _same(exported: Any, given: Any) -> bool:
+    """Equal and of one type, inside lists too: to Python 1, 1.0 and True are equal."""
+    if type(exported) is not type(given):
+        return False
+    if isinstance(exported, list):
+        pairs = zip(exported, given, strict=False)
+        return len(exported) == len(given) and all(_same(*pair) for pair in pairs)
+    if isinstance(exported, float):
+        return repr(exported) == repr(given)  # 0.0 is not -0.0
+    return bool(exported == given)
 
 
 def _is_nothing(value: Any) -> bool:

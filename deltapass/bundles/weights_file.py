@@ -17,7 +17,7 @@ from typing import Final, final
 
 import torch
 
-from deltapass.errors import BundleError
+from deltapass.errors import BundleError, ExportError
 from deltapass.libraries import needs
 
 WEIGHTS_FILE: Final = "weights.safetensors"
@@ -65,11 +65,17 @@ class TensorStore:
 
         Raises:
             MissingLibraryError: If safetensors is not installed.
+            ExportError: If the file cannot be written, as on a full disk.
         """
         with needs("safetensors", "export"):
+            from safetensors import SafetensorError
             from safetensors.torch import save_file
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
-        save_file(_unshared(whole), str(path))
+        try:
+            save_file(_unshared(whole), str(path))
+        except SafetensorError as error:
+            fact = f"{path.parent.name}/{path.name} cannot be written: {error}"
+            raise ExportError(fact, "Choose another place") from error
         path.chmod(0o644)  # it makes its files private
         return locations(path)
 

@@ -21,6 +21,7 @@ from deltapass.bundles.signature import Signature, example_call, template_of
 from deltapass.bundles.weights_file import tensor_at
 from deltapass.compiler.capture import capture
 from deltapass.errors import DynamicShapeError, ExportError, MutationError
+from deltapass.exporting.conditions import Traced, refuse_conditions
 from deltapass.exporting.dynamic_shapes import DynamicShapes, FreeDimensions, free_dimensions
 from deltapass.graph.program import Captured
 from deltapass.graph.sizes import Dimension, Size, formula_of
@@ -82,6 +83,17 @@ def export_graph(
     inputs = _user_inputs(program, call)
     symbols = _named_symbols(program, dict(zip(inputs, free, strict=True)))
     _name_sizes(program.graph, symbols)
+    bounds = _bounds(program, symbols)
+    refuse_conditions(
+        Traced(
+            program=program,
+            model=model,
+            call=call,
+            inputs=inputs,
+            symbols=symbols,
+            bounds=bounds,
+        )
+    )
     weights = _weights(program)
     tensors = {path: _held(program, path) for path in weights.values()}
     given = {name: tensors[path] for name, path in weights.items()} | inputs
@@ -103,7 +115,7 @@ def export_graph(
         held=frozenset(path for path in tensors if tensor_at(model, path) is not None),
         example={n: v for n, v in renamed.items() if isinstance(v, torch.Tensor)},
         signature=signature,
-        dimensions=_bounds(program, symbols),
+        dimensions=bounds,
         shapes=dict(_shapes(program, found, symbols)) if symbols else {},
     )
 

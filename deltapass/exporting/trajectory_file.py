@@ -15,6 +15,7 @@ from typing import Any, final
 
 import torch
 
+from deltapass.bundles.folder import file_written_aside
 from deltapass.errors import ExportError
 from deltapass.libraries import needs
 
@@ -119,9 +120,23 @@ def write_trajectory(  # noqa: PLR0913 - what such a file holds
 
     Raises:
         MissingLibraryError: If safetensors is not installed.
+        ExportError: If `path` is a folder or cannot be written; a file that lies there stays then.
     """
     with needs("safetensors", "export"):
         from safetensors.torch import save_file
+    with file_written_aside(Path(path)) as aside:
+        tensors = _content(sample, sampler, inputs, timestep, guidance)
+        save_file(tensors, str(aside))
+
+
+def _content(
+    sample: torch.Tensor,
+    sampler: LinearSampler,
+    inputs: Mapping[str, torch.Tensor],
+    timestep: str,
+    guidance: float | None,
+) -> dict[str, torch.Tensor]:
+    """What such a file holds, by name."""
     batch = len(sample) * (2 if guidance is not None else 1)
     times = sampler.timesteps.float()[:, None].expand(-1, batch)
     tensors = {
@@ -133,5 +148,4 @@ def write_trajectory(  # noqa: PLR0913 - what such a file holds
     }
     if guidance is not None:
         tensors["guidance"] = torch.tensor(guidance)
-    whole = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-    save_file(whole, str(path))
+    return {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}

@@ -6,7 +6,6 @@ vary: the loaded model against the model itself, at the ends of their ranges.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +18,14 @@ from torch.utils import _pytree as pytree
 from deltapass.bundles.formats import load_format
 from deltapass.bundles.manifest import BundlePlan, SpanSpec
 from deltapass.bundles.variants import LoadedVariants
-from deltapass.errors import ExportError, VerificationError
+from deltapass.errors import VerificationError
 from deltapass.exporting.chains import Chains
+from deltapass.exporting.compare import TOLERANCES, relative_error, resized
+from deltapass.exporting.conditions import run_model
 from deltapass.exporting.trace import Exported
 from deltapass.graph.executable import Executable, Lowered
 from deltapass.graph.sizes import evaluate, read_sizes
 
-# Largest error over largest value that an engine's own rounding may cause, by type of the weights.
-TOLERANCES: Final[Mapping[str, float]] = {"float32": 2e-5, "float16": 2e-2, "bfloat16": 1e-1}
 OF_ONE: Final = (
     "torch.export takes for granted that no size that varies is 1: give that one a least size of 2"
 )
@@ -76,28 +75,6 @@ def verify_bundle(folder: Path, plan: BundlePlan, reference: Reference) -> dict[
     return found
 
 
-def relative_error(given: Sequence[Any], wanted: Sequence[Any]) -> float:
-    """Largest difference over largest value, over all tensors of two results."""
-    pairs = zip(given, wanted, strict=True)
-    errors = [0.0, *(_error(one, two) for one, two in pairs if isinstance(two, torch.Tensor))]
-    # max() of Python drops a NaN unless it comes first
-    return float("nan") if any(map(math.isnan, errors)) else max(errors)
-
-
-def _error(given: torch.Tensor, wanted: torch.Tensor) -> float:
-    if given.shape != wanted.shape:
-        return math.inf
-    if not wanted.numel():
-        return 0.0
-    ours, theirs = given.to("cpu", torch.float64), wanted.to("cpu", torch.float64)
-    finite = theirs[theirs.isfinite()].abs()
-    scale = finite.max() if finite.numel() else torch.tensor(1.0)
-    # Masks hold infinities, which are equal and have no difference; nor has NaN where there is one.
-    same = (ours == theirs) | (ours.isnan() & theirs.isnan())
-    difference = (ours - theirs).abs().masked_fill(same, 0.0).max()
-    return float(difference / scale.clamp_min(torch.finfo(torch.float32).tiny))
-
-
 def _segment_errors(segments: Mapping[str, Lowered], chains: Chains) -> Iterator[tuple[str, float]]:
     for segment in chains.segments:
         with torch.no_grad():
@@ -135,7 +112,7 @@ def _size_errors(
             for entry in plan.inputs
         }
         name = ", ".join(f"{name}={size}" for name, size in sizes.items()) or "the example"
-        results = _results(reference, inputs, name)
+        results = _results(reference, inputs, sizes)
         given, _ = variants.refresh(())(list(inputs.values()))
         yield name, relative_error(given, results)
         for span in plan.spans:
@@ -173,15 +150,9 @@ def _corners(plan: BundlePlan, example: Mapping[str, torch.Tensor]) -> list[dict
     return list({tuple(sizes.items()): sizes for sizes in corners}.values())
 
 
-def resized(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """A tensor repeated or cut to a shape."""
-    for axis, size in enumerate(shape):
-        at = torch.arange(size, device=tensor.device) % tensor.shape[axis]
-        tensor = tensor.index_select(axis, at)
-    return tensor.contiguous()
-
-
-def _results(reference: Reference, inputs: Mapping[str, torch.Tensor], sizes: str) -> Sequence[Any]:
+def _results(
+    reference: Reference, inputs: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
+) -> Sequence[Any]:
     """What the model itself gives, called as in the example.
 
     Raises:
@@ -192,12 +163,6 @@ def _results(reference: Reference, inputs: Mapping[str, torch.Tensor], sizes: st
     call = pytree.tree_map_only(
         torch.Tensor, lambda tensor: inputs.get(names[id(tensor)], tensor), dict(exported.call)
     )
-    try:
-        with torch.no_grad():
-            wanted = reference.model(**call)
-    except Exception as error:
-        raise ExportError(
-            f"the model itself fails for {sizes}: {type(error).__name__}: {error}",
-            "Give the dimensions a least and a greatest size (Dim's min and max) that it takes",
-        ) from error
+    with torch.no_grad():
+        wanted = run_model(reference.model, call, sizes)
     return list(wanted) if isinstance(wanted, tuple | list) else [wanted]

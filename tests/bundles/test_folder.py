@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from deltapass.bundles.folder import check_files, file_specs, sha256, written_aside
+from deltapass.bundles.folder import (
+    check_files,
+    file_specs,
+    file_written_aside,
+    refuse_unwritable,
+    sha256,
+    written_aside,
+)
 from deltapass.bundles.manifest import PLAN_FILE, FileSpec
 from deltapass.errors import BundleError, ExportError
 
@@ -229,3 +236,34 @@ def test_one_altered_byte_is_noticed_when_contents_are_compared(
     check_files(folder, specs, contents=False)
     with pytest.raises(BundleError, match="large was altered"):
         check_files(folder, specs, contents=True)
+
+
+# ---- beforehand, and single files --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["file/bundle", "file/deep/er", "x" * 300])
+def test_where_nothing_can_be_written_is_told_beforehand(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ExportError, match=r"cannot be written: .*Choose another place"):
+        refuse_unwritable(tmp_path / place)
+    refuse_unwritable(tmp_path / "new" / "deep" / "bundle")
+    assert tree(tmp_path) == {"file": "mine"} and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("error", [BrokenError, OSError])
+def test_an_old_file_stays_until_the_new_one_is_whole(
+    error: type[Exception], tmp_path: Path
+) -> None:
+    path = tmp_path / "deep" / "file"
+    with file_written_aside(path) as aside:
+        aside.write_text("old")
+    with pytest.raises((BrokenError, ExportError)), file_written_aside(path) as aside:
+        aside.write_text("ne")
+        raise error
+    assert tree(tmp_path) == {"deep/file": "old"}
+    with file_written_aside(path) as aside:
+        aside.write_text("new")
+    assert tree(tmp_path) == {"deep/file": "new"}
+    folder = file_written_aside(tmp_path / "deep")
+    with pytest.raises(ExportError, match="is a folder, and"), folder:
+        raise AssertionError

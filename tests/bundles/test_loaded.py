@@ -26,7 +26,7 @@ from deltapass.errors import (
     RefusalWarning,
     SignatureError,
 )
-from deltapass.exporting.verify import relative_error
+from deltapass.exporting.compare import relative_error
 from deltapass.schedule.rules import Span
 from deltapass.selector.recent import LEAST
 
@@ -85,6 +85,7 @@ def inputs(batch: int = B) -> tuple[torch.Tensor, torch.Tensor]:
             lambda x, t: ((x.to("meta"), t), {}),
             "lies on meta, the bundle runs on cpu",
         ),
+        (lambda x, t: ((x.to_sparse(), t), {}), "hidden_states is a sparse_coo tensor"),
         (lambda x, t: ((x,), {}), "timestep is missing"),
         (lambda x, t: ((x, t), {"text": x}), "unexpected arguments: text"),
         (
@@ -100,6 +101,14 @@ def test_another_call_is_refused_by_name(
     args, kwargs = change(*inputs())
     with pytest.raises(SignatureError, match=text):
         call(loaded, *args, **kwargs)
+
+
+def test_a_view_that_negates_is_read_as_what_it_says(loaded: deltapass.LoadedModel) -> None:
+    """Torch keeps a bit and leaves the memory as it is, which is all that an engine sees."""
+    x, timestep = inputs()
+    negated = torch._neg_view(-x)
+    assert negated.is_neg() and torch.equal(negated, x)
+    assert torch.equal(call(loaded, negated, timestep), call(loaded, x, timestep))
 
 
 def test_a_refused_call_leaves_the_bundle_usable(

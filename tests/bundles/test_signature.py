@@ -277,3 +277,37 @@ def test_a_default_that_json_lacks_is_none_in_the_file() -> None:
 
     _, defaults, names = example_call(Limited(), (X,), {})
     assert names == ("x", "top", "ends") and defaults == {}
+
+
+def test_an_argument_whose_default_no_file_holds_stays_left_out() -> None:
+    """None is another value than the default, which is not known here."""
+
+    class Typed(torch.nn.Module):
+        def forward(self, x: torch.Tensor, dtype: Any = torch.float32) -> torch.Tensor:
+            return x
+
+    call, defaults, parameters = example_call(Typed(), (X,), {})
+    template = template_of(call, {id(X): "x"})
+    made = Signature(
+        parameters=parameters, template=template, defaults=defaults, tuple_result=False
+    )
+    assert made.tensors((X,), {})["x"] is X
+    for value in (None, torch.float32, torch.float16):
+        with pytest.raises(
+            SignatureError, match=r"'dtype' is .*; the model was exported without it"
+        ):
+            made.tensors((X,), {"dtype": value})
+
+
+@pytest.mark.parametrize(
+    ("was", "given"),
+    [([1, 2], [1, 2.0]), ([True], [1]), ([[0]], [[False]]), (0.0, -0.0), ([0.0], (-0.0,))],
+)
+def test_values_that_python_calls_equal_are_told_apart(was: Any, given: Any) -> None:
+    signature = exported(X, T, text=was)
+    assert signature.tensors((X, T), {"text": was})
+    with pytest.raises(SignatureError, match="it was "):
+        signature.tensors((X, T), {"text": given})
+    signature = exported(X, T)
+    with pytest.raises(SignatureError):
+        signature.tensors((X, T), {"text": given})

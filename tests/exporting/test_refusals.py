@@ -23,6 +23,8 @@ from deltapass.errors import (
 for library in ("onnx", "onnxscript", "onnxruntime", "safetensors"):
     pytest.importorskip(library)
 
+from safetensors import SafetensorError  # noqa: E402 - after the check that it is there
+
 
 @pytest.mark.parametrize(
     ("options", "error", "text"),
@@ -86,3 +88,62 @@ def test_the_example_must_fit_the_model(tmp_path: Path) -> None:
     args, _ = model.inputs(1.0)
     with pytest.raises(ExportError, match="unexpected arguments: prompt"):
         deltapass.export(model, args, {"prompt": args[0]}, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "text"),
+    [
+        ("file/bundle", {}, "cannot be written: .*Choose another place"),
+        ("file", {}, "exists. Choose another place, or say overwrite"),
+        ("file", {"overwrite": True}, "is no plan bundle, or more than one"),
+        ("bundle", {"engine": {"opset": 3}}, "option 'opset' is 3. It must be a whole number from"),
+        ("bundle", {"format": "aoti", "engine": {"inductor": 1}}, "option 'inductor' is 1"),
+        ("bundle", {"format": "tensorrt", "engine": {"effort": 9}}, "option 'effort' is 9"),
+    ],
+)
+def test_where_and_how_to_write_is_checked_before_anything_is_traced(
+    place: str, options: dict[str, Any], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trace(*args: Any) -> Any:
+        raise AssertionError("traced")
+
+    monkeypatch.setattr("deltapass.exporting.write.export_graph", trace)
+    (tmp_path / "file").write_text("mine")
+    model = make("adaln", depth=2)
+    with pytest.raises((ExportError, OptionError), match=text):
+        deltapass.export(model, *model.inputs(1.0), tmp_path / place, **options)
+    assert (tmp_path / "file").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_failing_export_leaves_the_bundle_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = make("adaln", depth=2), tmp_path / "bundle"
+    deltapass.export(model, *model.inputs(1.0), path, verify=False)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    errors = {
+        "full": SafetensorError("I/O error: No space left on device (os error 28)"),
+        "not": OSError(28, "No space left on device"),
+    }
+    for error in errors.values():
+
+        def save(*args: Any, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("safetensors.torch.save_file", save)
+        with pytest.raises(ExportError, match=r"cannot be written: .*No space left"):
+            deltapass.export(model, *model.inputs(1.0), path, verify=False, overwrite=True)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_complex_values_between_segments_are_refused_for_onnx_by_name(tmp_path: Path) -> None:
+    class Rotating(AdaLNDenoiser):
+        def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> Any:
+            turned = torch.polar(torch.ones_like(timestep), timestep)
+            return super().forward(hidden_states, timestep), turned
+
+    model = Rotating(2).eval()
+    with pytest.raises(ExportError, match=r"complex64, which ONNX lacks. Make it real.*'aoti'"):
+        deltapass.export(model, *make("adaln").inputs(1.0), tmp_path / "bundle", verify=False)
+    assert not list(tmp_path.iterdir())

@@ -96,3 +96,16 @@ def test_file_holds_what_the_runner_reads(tmp_path: Path) -> None:
     assert torch.equal(found["input:labels"], labels)
     assert found["guidance"].item() == 2.0
     assert found["sampler.output"].shape == (4, 4)
+
+
+def test_where_nothing_can_be_written_is_one_error_and_loses_nothing(tmp_path: Path) -> None:
+    weights = linear_sampler(LINEAR["euler"](), 2)
+    old = tmp_path / "old.safetensors"
+    write_trajectory(old, noise(0, 1, 4, 2, 2), weights, {})
+    before = old.read_bytes()
+    for place, text in ((old / "new", "cannot be written"), (tmp_path, "is a folder, and")):
+        with pytest.raises(ExportError, match=text):
+            write_trajectory(place, noise(0, 1, 4, 2, 2), weights, {})
+    with pytest.raises(AttributeError):
+        write_trajectory(old, noise(0, 1, 4, 2, 2), weights, {"text": "no tensor"})  # type: ignore[dict-item]
+    assert old.read_bytes() == before and list(tmp_path.iterdir()) == [old]

@@ -12,7 +12,7 @@ from models import make, noise
 import deltapass
 from deltapass.bundles.weights_file import TensorStore
 from deltapass.errors import VerificationError
-from deltapass.exporting.verify import TOLERANCES, relative_error, resized
+from deltapass.exporting.compare import TOLERANCES, relative_error, resized
 
 NAN, INFINITE = float("nan"), float("inf")
 

@@ -20,7 +20,7 @@ import deltapass
 from deltapass.bundles.manifest import BundlePlan
 from deltapass.bundles.weights_file import read_tensors
 from deltapass.errors import ExportError
-from deltapass.exporting.verify import relative_error
+from deltapass.exporting.compare import relative_error
 from deltapass.schedule.rules import Table
 from deltapass.sessions.report import Cause
 

@@ -357,6 +357,13 @@ def test_line_names_free_shapes(saved: Files) -> None:
     )
 
 
+def test_line_names_a_free_shape_that_has_one_size_only(saved: Files) -> None:
+    path = saved(product(batch="b"))
+    one = {"x": Range(smallest=(2, D), usual=(2, D), largest=(2, D), free=True)}
+    line = trtexec_line(path, "out.engine", one, "tensorrt")
+    assert line.endswith("--minShapes=x:2x8 --optShapes=x:2x8 --maxShapes=x:2x8")
+
+
 def test_line_of_a_static_graph_names_no_shapes(saved: Files) -> None:
     path = saved(product())
     line = trtexec_line(path, "my engine", STATIC, "tensorrt-rtx")

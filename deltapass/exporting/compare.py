@@ -1,0 +1,42 @@
+"""How far results lie apart, and the inputs of an example call at other sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import torch
+
+# Largest error over largest value that an engine's own rounding may cause, by type of the weights.
+TOLERANCES: Final[Mapping[str, float]] = {"float32": 2e-5, "float16": 2e-2, "bfloat16": 1e-1}
+
+
+def relative_error(given: Sequence[Any], wanted: Sequence[Any]) -> float:
+    """Largest difference over largest value, over all tensors of two results."""
+    pairs = zip(given, wanted, strict=True)
+    errors = [0.0, *(_error(one, two) for one, two in pairs if isinstance(two, torch.Tensor))]
+    # max() of Python drops a NaN unless it comes first
+    return float("nan") if any(map(math.isnan, errors)) else max(errors)
+
+
+def _error(given: torch.Tensor, wanted: torch.Tensor) -> float:
+    if given.shape != wanted.shape:
+        return math.inf
+    if not wanted.numel():
+        return 0.0
+    ours, theirs = given.to("cpu", torch.float64), wanted.to("cpu", torch.float64)
+    finite = theirs[theirs.isfinite()].abs()
+    scale = finite.max() if finite.numel() else torch.tensor(1.0)
+    # Masks hold infinities, which are equal and have no difference; nor has NaN where there is one.
+    same = (ours == theirs) | (ours.isnan() & theirs.isnan())
+    difference = (ours - theirs).abs().masked_fill(same, 0.0).max()
+    return float(difference / scale.clamp_min(torch.finfo(torch.float32).tiny))
+
+
+def resized(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """A tensor repeated or cut to a shape."""
+    for axis, size in enumerate(shape):
+        at = torch.arange(size, device=tensor.device) % tensor.shape[axis]
+        tensor = tensor.index_select(axis, at)
+    return tensor.contiguous()
