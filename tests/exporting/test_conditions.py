@@ -134,7 +134,7 @@ def test_long_and_endless_ranges_are_searched_where_a_condition_turns(ends: Any)
         return image * (2 if image.shape[2] * image.shape[3] != 8 * 199 else 3)
 
     with pytest.raises(
-        DynamicShapeError, match=r"height\*width != 1592 alone; height=4, width=398"
+        DynamicShapeError, match=r"height\*width != 1592 alone .*; height=4, width=398"
     ):
         traced(far, ends=ends)
     traced(longer, ends=ends)
