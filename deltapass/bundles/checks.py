@@ -16,6 +16,7 @@ from deltapass.bundles.manifest import (
     VariantSpec,
     read_plan,
 )
+from deltapass.bundles.results import places_of
 from deltapass.errors import BundleError, DeltapassError
 from deltapass.graph.sizes import check_formula, symbols_of
 from deltapass.schedule.files import schedule_from
@@ -100,7 +101,7 @@ def _of_values(plan: BundlePlan) -> Iterator[str]:
 def _of_variants(plan: BundlePlan) -> Iterator[str]:
     segments = {segment.name: segment for segment in plan.segments}
     for variant in plan.variants:
-        yield from _of_calls(variant, segments)
+        yield from _of_calls(variant, plan, segments)
     for spanned in plan.spans:
         alone = (v for v in plan.variants if v.kind == "refresh" and v.spans == (spanned.span,))
         for variant in alone:
@@ -113,7 +114,9 @@ def _of_variants(plan: BundlePlan) -> Iterator[str]:
     yield from _of_table(plan)
 
 
-def _of_calls(variant: VariantSpec, segments: Mapping[str, SegmentSpec]) -> Iterator[str]:
+def _of_calls(
+    variant: VariantSpec, plan: BundlePlan, segments: Mapping[str, SegmentSpec]
+) -> Iterator[str]:
     """Whether everything is made before it is used."""
     made = set(variant.inputs)
     for call in variant.calls:
@@ -124,6 +127,9 @@ def _of_calls(variant: VariantSpec, segments: Mapping[str, SegmentSpec]) -> Iter
         elif not made.issuperset(call.inputs):
             yield f"variant {variant.name!r} reads what was not made before {call.segment!r}"
         made.update(call.outputs)
+    nested = plan.signature.tuple_result
+    if isinstance(nested, Mapping) and [*places_of(nested)] != [*range(len(variant.results))]:
+        yield f"variant {variant.name!r} does not give what the signature says"
     given = {result for result in variant.results if isinstance(result, str)}
     if not made.issuperset(given.union(variant.deltas)):
         yield f"variant {variant.name!r} does not make its results"

@@ -18,6 +18,7 @@ from deltapass.bundles.checks import read_checked
 from deltapass.bundles.folder import check_files
 from deltapass.bundles.formats import load_format
 from deltapass.bundles.manifest import BundlePlan
+from deltapass.bundles.results import built
 from deltapass.bundles.variants import LoadedVariants
 from deltapass.bundles.weights_file import fingerprint, tensor_at
 from deltapass.errors import BundleError, SignatureError, StateError
@@ -117,7 +118,9 @@ class LoadedModel(torch.nn.Module):
         results = self._selector(arguments)(*arguments)
         if signature.whole(args, kwargs):
             return Output(results[0])
-        return tuple(results) if signature.tuple_result else results[0]
+        if isinstance(signature.tuple_result, bool):
+            return tuple(results) if signature.tuple_result else results[0]
+        return built(signature.tuple_result, results)
 
     def _checked(self, name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         tensor, entry = tensors[name], next(e for e in self.plan.inputs if e.name == name)

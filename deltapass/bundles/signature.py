@@ -31,13 +31,14 @@ class Signature(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         parameters: Names of the model's parameters, in order.
         template: Parameter -> its value, with every tensor as {"$tensor": name}.
         defaults: Parameter -> default, where it is plain data.
-        tuple_result: Whether the model returns a tuple.
+        tuple_result: Whether the model returns a tuple; of what is nested otherwise, its structure
+            as `deltapass.bundles.results` writes it.
     """
 
     parameters: tuple[str, ...]
     template: Mapping[str, Any]
     defaults: Mapping[str, Any]
-    tuple_result: bool
+    tuple_result: bool | Mapping[str, Any]
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
+from deltapass.bundles.results import structure_of
 from deltapass.bundles.signature import Signature, example_call, template_of
 from deltapass.bundles.weights_file import tensor_at
 from deltapass.compiler.capture import capture
@@ -105,7 +106,7 @@ def export_graph(
         parameters=parameters,
         template=template_of(call, {id(value): name for name, value in renamed.items()}),
         defaults=defaults,
-        tuple_result=_gives_tuple(program),
+        tuple_result=_result_of(program),
     )
     return Exported(
         captured=found,
@@ -180,19 +181,16 @@ def _user_inputs(program: ExportedProgram, call: Mapping[str, Any]) -> dict[str,
     return {spec.arg.name: next(leaves) for spec in specs if spec.kind is InputKind.USER_INPUT}
 
 
-def _gives_tuple(program: ExportedProgram) -> bool:
+def _result_of(program: ExportedProgram) -> bool | dict[str, Any]:
     kinds = (spec.kind.name for spec in program.graph_signature.output_specs)
     written = next((kind for kind in kinds if kind != "USER_OUTPUT"), None)
     if written is not None:
         raise MutationError("forward", f"torch.export returns a {written.lower()}")
     places = list(range(len(program.graph_signature.output_specs)))
     shape = pytree.tree_unflatten(places, program.call_spec.out_spec)
-    if shape != 0 and not (isinstance(shape, tuple | list) and list(shape) == places):
-        raise ExportError(
-            f"the model returns {type(shape).__name__} of {len(places)} values",
-            "It must return a tensor or a tuple of tensors",
-        )
-    return isinstance(shape, tuple | list)
+    if isinstance(shape, int) or (type(shape) in {tuple, list} and list(shape) == places):
+        return not isinstance(shape, int)
+    return dict(structure_of(shape))
 
 
 def _weights(program: ExportedProgram) -> dict[str, str]:

@@ -165,4 +165,4 @@ def _results(
     )
     with torch.no_grad():
         wanted = run_model(reference.model, call, sizes)
-    return list(wanted) if isinstance(wanted, tuple | list) else [wanted]
+    return list(pytree.tree_leaves(wanted))
