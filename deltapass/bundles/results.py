@@ -38,7 +38,7 @@ def structure_of(value: Any) -> Any:
     if isinstance(value, int):
         return value
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return {"named": _fields(value._asdict())}
+        return {"named": _fields(dict(zip(value._fields, value, strict=True)))}
     if dataclasses.is_dataclass(value):
         named = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {"object": _fields({n: part for n, part in named.items() if part is not None})}
