@@ -81,20 +81,8 @@ def export_graph(
     call, defaults, parameters = _example_call(model, args, kwargs)
     free = free_dimensions(call, dynamic, batch)
     program = _trace(model, call, free)
-    inputs = _user_inputs(program, call)
-    symbols = _named_symbols(program, dict(zip(inputs, free, strict=True)))
-    _name_sizes(program.graph, symbols)
-    bounds = _bounds(program, symbols)
-    refuse_conditions(
-        Traced(
-            program=program,
-            model=model,
-            call=call,
-            inputs=inputs,
-            symbols=symbols,
-            bounds=bounds,
-        )
-    )
+    inputs, result = _user_inputs(program, call), _result_of(program)
+    symbols, bounds = _sizes(program, (model, call, inputs), free)
     weights = _weights(program)
     tensors = {path: _held(program, path) for path in weights.values()}
     given = {name: tensors[path] for name, path in weights.items()} | inputs
@@ -106,7 +94,7 @@ def export_graph(
         parameters=parameters,
         template=template_of(call, {id(value): name for name, value in renamed.items()}),
         defaults=defaults,
-        tuple_result=_result_of(program),
+        tuple_result=result,
     )
     return Exported(
         captured=found,
@@ -119,6 +107,21 @@ def export_graph(
         dimensions=bounds,
         shapes=dict(_shapes(program, found, symbols)) if symbols else {},
     )
+
+
+def _sizes(
+    program: ExportedProgram,
+    made_of: tuple[torch.nn.Module, Mapping[str, Any], Mapping[str, Any]],
+    free: Sequence[FreeDimensions],
+) -> tuple[dict[str, str], dict[str, tuple[int, int | None]]]:
+    """Torch's symbol -> dimension, and dimension -> bounds within which the trace is the model."""
+    model, call, inputs = made_of
+    symbols = _named_symbols(program, dict(zip(inputs, free, strict=True)))
+    _name_sizes(program.graph, symbols)
+    bounds = _bounds(program, symbols)
+    given: dict[str, Any] = {"model": model, "call": call, "inputs": inputs}
+    refuse_conditions(Traced(program=program, symbols=symbols, bounds=bounds, **given))
+    return symbols, bounds
 
 
 def _example_call(
