@@ -40,11 +40,13 @@ def written_aside(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Say beforehand that a place is taken.
+    """Say beforehand that a place is taken, or cannot be written.
 
     Raises:
-        ExportError: If it exists and may not be overwritten, or holds more than a bundle of ours.
+        ExportError: If it exists and may not be overwritten, or holds more than a bundle of ours;
+            or nothing can be written beside it.
     """
+    refuse_unwritable(path)
     if not path.exists():
         return
     if not overwrite:

@@ -16,7 +16,7 @@ import msgspec
 import torch
 
 from deltapass.assembly import as_dynamo_compiles
-from deltapass.bundles.folder import file_specs, refuse_existing, refuse_unwritable, written_aside
+from deltapass.bundles.folder import file_specs, refuse_existing, written_aside
 from deltapass.bundles.formats import load_format
 from deltapass.bundles.manifest import PLAN_FILE, BundlePlan, to_text
 from deltapass.exporting.dynamic_shapes import DynamicShapes
@@ -61,8 +61,7 @@ def export(  # noqa: PLR0913 - one call is how its users meet it
         What plan.json says.
 
     Raises:
-        ExportError: If the model cannot be exported as asked, or `path` not be written, which is
-            found out before anything else. What lies there stays until the new bundle is whole.
+        ExportError: If it cannot be exported as asked, or (found out first) `path` not be written.
         VerificationError: If what was written differs from the model; nothing is kept then.
         UnsupportedGraphError, ScheduleError, OptionError: As when compiling.
         MissingLibraryError, LoweringError: If the format cannot write it.
@@ -70,7 +69,6 @@ def export(  # noqa: PLR0913 - one call is how its users meet it
     chosen = parse_export_options(options)
     backend, place = load_format(format), Path(path).resolve()
     refuse_existing(place, overwrite=overwrite)
-    refuse_unwritable(place)
     backend.check(engine or {})
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     with as_dynamo_compiles():  # one at a time: torch.export patches torch for the whole process
