@@ -315,6 +315,16 @@ class ChangingInputError(UnsupportedGraphError):
         )
 
 
+class TooManyBranchesError(UnsupportedGraphError):
+    """More branches than a session keeps deltas for: names that come once would pile up."""
+
+    def __init__(self, most: int, /) -> None:
+        super().__init__(
+            f"more than {most} branches of one model within two steps of a session",
+            "Open a session for each request, and call a branch by the same name at every step",
+        )
+
+
 # ---- lowering ---------------------------------------------------------------------------------
 
 

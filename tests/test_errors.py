@@ -50,6 +50,7 @@ EXAMPLES: dict[type[errors.DeltapassError], tuple[object, ...]] = {
     errors.GradientsEnabledError: (),
     errors.StepUnknownError: ("the graph has no timestep input",),
     errors.ChangingInputError: (("pose", "control_hidden_states"),),
+    errors.TooManyBranchesError: (64,),
     errors.LoweringError: ("inductor", "block_0", "C++ compiler not found"),
     errors.MissingLibraryError: ("diffusers", "demo"),
     errors.MissingDeviceError: (

@@ -20,7 +20,7 @@ def reads_after(table: Sequence[Span | None], order: int) -> tuple[frozenset[Spa
 
     A cached step reads the deltas of the last `order` + 1 refreshes before it. What is made at a
     step is therefore read by the cached steps up to the next refresh, and by those of `order`
-    further runs of cached steps.
+    further runs of cached steps. Of what was made before, nothing else is read.
     """
     runs: deque[frozenset[Span]] = deque(maxlen=order)  # spans of the runs after the present one
     run = read = NOTHING
@@ -39,17 +39,6 @@ def emissions(table: Sequence[Span | None], order: int) -> tuple[frozenset[Span]
     """For every step, the spans whose deltas a refresh there must emit; none for cached steps."""
     read = reads_after(table, order)
     return tuple(spans if row is None else NOTHING for row, spans in zip(table, read, strict=True))
-
-
-def kept_after(table: Sequence[Span | None]) -> tuple[frozenset[Span], ...]:
-    """For every step, the spans that later steps skip; deltas of other spans can go."""
-    kept = NOTHING
-    found = []
-    for row in reversed(table):
-        found.append(kept)
-        if row is not None and row not in kept:
-            kept |= {row}
-    return tuple(reversed(found))
 
 
 def fresh_since(table: Sequence[Span | None]) -> tuple[int, ...]:
@@ -73,11 +62,11 @@ def weight_of_trend(step: int, newest: int, before: int) -> float:
 def held_deltas(table: Sequence[Span | None], order: int) -> tuple[dict[Span, int], ...]:
     """For every step, how many deltas of each span are held after it.
 
-    A delta is held from the refresh that emits it to the last cached step that reads its span.
+    A delta is held from the refresh that emits it as long as some later step reads it.
     """
     held: dict[Span, int] = {}
     after = []
-    for emitted, kept in zip(emissions(table, order), kept_after(table), strict=True):
+    for emitted, kept in zip(emissions(table, order), reads_after(table, order), strict=True):
         for span in emitted:
             held[span] = min(order + 1, held.get(span, 0) + 1)
         held = {span: count for span, count in held.items() if span in kept}

@@ -25,14 +25,14 @@ class Graph:
     """The parts of a compiled graph that its deltas depend on.
 
     Attributes:
-        key: The graph itself; held weakly by the lanes.
+        token: Stands for the graph, which lanes must not hold.
         structure: Equal for graphs that compute the same: threads that compile one model at once
             get a graph each, and any of them may be called later.
         specs: Name -> spec of its data inputs, the noisy sample first.
         conditioning: Position -> name of the inputs that stay the same along a trajectory.
     """
 
-    key: Any
+    token: object
     structure: int
     specs: tuple[tuple[str, TensorSpec], ...]
     conditioning: Mapping[int, str]
@@ -60,8 +60,7 @@ def is_as_before(
         and not lane.changes
         and lane.last_step is not None
         and call.place.step - lane.last_step <= 1
-        and lane.graph is not None
-        and lane.graph() is graph.key
+        and lane.graph is graph.token
         and are_as_seen(lane.conditioning, arguments)
     )
 
@@ -89,7 +88,7 @@ def examine(
         _other_conditioning(lane, graph, arguments, certain=call.certain),
     )
     lane.doubt, lane.last_step, lane.weights = None, call.place.step, weights
-    lane.belong_to(graph.key, graph.specs, graph.structure)
+    lane.graph, lane.structure, lane.specs = graph.token, graph.structure, graph.specs
     doubt = next((reason for reason in reasons if reason is not None), None)
     if doubt is not None:
         lane.histories = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, final
 
 from deltapass.errors import StepUnknownError
-from deltapass.schedule.emissions import fresh_since, kept_after, reads_after
+from deltapass.schedule.emissions import fresh_since, reads_after
 from deltapass.schedule.rules import AnySchedule, Span
 from deltapass.selector.model import ModelInfo, Repertoire
 from deltapass.sessions.deltas import Row
@@ -41,10 +41,9 @@ class Rows:
             table,
             reads_after(table, self._model.order),
             fresh_since(table),
-            kept_after(table),
             strict=True,
         )
-        return tuple(Row(span, tuple(sorted(reads)), at, keeps) for span, reads, at, keeps in parts)
+        return tuple(Row(span, tuple(sorted(reads)), at, reads) for span, reads, at in parts)
 
     def at_level(self, step: int, level: float, *, few_steps: bool) -> Row:
         """The row of a step on a trajectory of unknown length: phases by noise level.
@@ -66,13 +65,13 @@ class Rows:
 
     def _resolve_at(self, step: int, level: float) -> Row:
         horizon = range(step + 1, step + 1 + self._reach())
-        later = {self._span(at, noise) for at in horizon for noise in (level, 0.0)}
+        later = {self._span(at, noise) for at in horizon for noise in (level, 0.0)} - {None}
         past = range(step, -1, -1)
         return Row(
             planned=self._span(step, level),
-            emits=tuple(sorted(span for span in later if span is not None)),
+            emits=tuple(sorted(later)),
             fresh_since=next((at for at in past if self._span(at, level) is None), 0),
-            keeps=None,
+            keeps=frozenset(later),
         )
 
     def _span(self, step: int, level: float) -> Span | None:

@@ -55,7 +55,7 @@ class Selector:
         self.strict = strict
         self.calls = CallFinder(model, variants)
         self._graph = Graph(
-            key=self,
+            token=object(),
             structure=model.structure,
             specs=data_specs(model.inputs),
             conditioning=model.conditioning,

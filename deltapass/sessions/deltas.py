@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 
@@ -26,15 +25,27 @@ class Doubt(NamedTuple):
 @final
 @dataclass(slots=True)
 class History:
-    """The newest deltas of one span, at most two refreshes old; `at` holds their steps."""
+    """The newest deltas of one span, at most two refreshes old; `at` holds their steps.
+
+    `keep` is how many there may be.
+    """
 
     deltas: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
     at: list[int] = field(default_factory=list)
+    keep: int = 2
 
     def push(self, deltas: tuple[torch.Tensor, ...], step: int, keep: int) -> None:
         """Add the newest deltas and keep the last `keep`."""
         self.deltas = [deltas, *self.deltas][:keep]
         self.at = [step, *self.at][:keep]
+        self.keep = keep
+
+    def put_back(self, older: History) -> None:
+        """Add deltas that were taken out, as far as newer ones leave room for them."""
+        if not self.deltas:
+            self.keep = older.keep
+        self.deltas = [*self.deltas, *older.deltas][: self.keep]
+        self.at = [*self.at, *older.at][: self.keep]
 
     def make_room(self, keep: int) -> None:
         """Let go of what a refresh is about to replace, before it needs the memory."""
@@ -50,13 +61,13 @@ class Row:
         planned: The span to skip, or None for a refresh.
         emits: Spans whose deltas later cached steps read, should the step refresh; sorted.
         fresh_since: The last planned refresh; deltas from before it are too old.
-        keeps: Spans that later steps read; the deltas of others can go. None: not known.
+        keeps: Spans whose deltas, made until now, later steps read; those of others can go.
     """
 
     planned: Span | None
     emits: tuple[Span, ...]
     fresh_since: int
-    keeps: frozenset[Span] | None
+    keeps: frozenset[Span]
 
 
 @final
@@ -73,7 +84,7 @@ class LaneTable(NamedTuple):
 
 
 @final
-@dataclass(slots=True, weakref_slot=True)
+@dataclass(slots=True)
 class Lane:
     """One branch of one trajectory on one model: its deltas, and what they were made from.
 
@@ -82,10 +93,12 @@ class Lane:
     Attributes:
         doubt: Why the next call finds nothing to read; None if there is no reason to doubt.
         histories: Span -> its newest deltas.
-        last_step: Step of the last call, whether it was full or cached.
+        placed: Step of the last call that was announced to come.
+        last_step: Step of the last call that ran, whether it was full or cached.
         weights: How the weights were at the last call.
-        graph: The compiled graph of the last call (weakly held), with the hash of its structure
-            and the specs of its data inputs.
+        graph: A token of the compiled graph of the last call, with the hash of its structure and
+            the specs of its data inputs. Deltas outlive a graph: another of the same structure,
+            which Dynamo may make at any time, reads them.
         conditioning: What the conditioning inputs looked like at the last call.
         changed: Names of the conditioning inputs that had changed at the last call.
         changes: Calls in a row whose conditioning had changed.
@@ -94,9 +107,10 @@ class Lane:
 
     doubt: Doubt | None
     histories: dict[Span, History] = field(default_factory=dict)
+    placed: int = 0
     last_step: int | None = None
     weights: Weighed | None = None
-    graph: weakref.ref[Any] | None = None
+    graph: object = None
     structure: int = 0
     specs: tuple[tuple[str, TensorSpec], ...] = ()
     conditioning: dict[int, Seen] = field(default_factory=dict)
@@ -109,18 +123,9 @@ class Lane:
         self.histories = {}
         self.doubt = self.doubt or doubt
 
-    def belong_to(
-        self, graph: Any, specs: tuple[tuple[str, TensorSpec], ...], structure: int = 0
-    ) -> None:
-        """Note which graph is called now; nobody can read its deltas once it is gone."""
-        if self.graph is None or self.graph() is not graph:
-            mine = weakref.ref(self)  # a lane in a cycle would hold its deltas too long
-            self.graph = weakref.ref(graph, lambda gone: _let_go(mine(), gone))
-            self.structure, self.specs = structure, specs
-
-    def keep_only(self, spans: frozenset[Span] | None) -> None:
-        """Let go of the deltas of all other spans; None keeps all."""
-        if spans is not None and not spans.issuperset(self.histories):
+    def keep_only(self, spans: frozenset[Span]) -> None:
+        """Let go of the deltas of all other spans."""
+        if not spans.issuperset(self.histories):
             self.histories = {span: h for span, h in self.histories.items() if span in spans}
 
     @property
@@ -132,9 +137,3 @@ class Lane:
             for deltas in list(history.deltas)
             for delta in deltas
         )
-
-
-def _let_go(lane: Lane | None, gone: weakref.ref[Any]) -> None:
-    """Nobody can read the deltas of a graph that is gone."""
-    if lane is not None and lane.graph is gone:
-        lane.histories = {}

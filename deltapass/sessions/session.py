@@ -183,9 +183,10 @@ class Session:
 
         Raises:
             NoStepError: If `step` has not been called yet in this thread or task.
-            StateError: If suspended deltas cannot be brought back.
+            StateError: If suspended deltas cannot be brought back, or iterators told two sessions
+                their steps before either's model was called.
         """
-        position = context.position_of(self)
+        position = context.called(self)
         with self._lock:
             if position is None or position.of is not self._trajectory.token:
                 raise NoStepError
@@ -250,6 +251,7 @@ class Session:
             if self._suspended is not None:
                 bring_back(self._suspended)
                 self._suspended = None
+                self._trajectory.let_go()
 
     @property
     def nbytes(self) -> int:

@@ -27,11 +27,15 @@ UNREADABLE: Final = (
 @final
 @dataclass(frozen=True, slots=True)
 class Aside:
-    """The deltas of one span of one branch, taken out: whose, from which steps and devices."""
+    """The deltas of one span of one branch, taken out: whose, from which steps and devices.
+
+    `keep` is how many there may be.
+    """
 
     lane: Lane
     span: Span
     at: tuple[int, ...]
+    keep: int
     devices: tuple[torch.device, ...]
 
 
@@ -60,7 +64,7 @@ def set_aside(lanes: Sequence[Lane], path: Path | None) -> Suspended:
     for lane, histories in taken:
         for span, history in histories.items():
             devices = tuple(deltas[0].device for deltas in history.deltas)
-            asides.append(Aside(lane, span, tuple(history.at), devices))
+            asides.append(Aside(lane, span, tuple(history.at), history.keep, devices))
             host.append([tuple(delta.to("cpu") for delta in some) for some in history.deltas])
     token = uuid.uuid4().hex
     if path is not None:
@@ -74,7 +78,7 @@ def set_aside(lanes: Sequence[Lane], path: Path | None) -> Suspended:
 def bring_back(suspended: Suspended) -> None:
     """Put the deltas back where they were, on the devices they came from; removes the file.
 
-    A span that a call was refreshing meanwhile has them after its newer deltas.
+    A span that a call was refreshing meanwhile has them after its newer deltas, if there is room.
 
     Raises:
         StateError: If the file is gone or cannot be read.
@@ -86,7 +90,7 @@ def bring_back(suspended: Suspended) -> None:
         pairs = zip(deltas, aside.devices, strict=True)
         back = [tuple(delta.to(device) for delta in some) for some, device in pairs]
         newer = aside.lane.histories.setdefault(aside.span, History())
-        newer.deltas, newer.at = [*newer.deltas, *back], [*newer.at, *aside.at]
+        newer.put_back(History(back, list(aside.at), aside.keep))
     throw_away(suspended)
 
 

@@ -5,16 +5,18 @@ A plain state machine, without locks or contexts: session.py adds those.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Iterator
 from typing import Any, Final, NamedTuple, final
 
-from deltapass.errors import StepUnknownError
+from deltapass.errors import StepUnknownError, TooManyBranchesError
 from deltapass.sessions.context import Position
 from deltapass.sessions.deltas import Doubt, Lane
 from deltapass.sessions.owners import ByOwner
 from deltapass.sessions.report import Cause
 
-MAX_CALLS: Final = 16  # of one model at one step: more, and its deltas would pile up
+MAX_CALLS: Final = 16  # of one model under one announcement: more, and its deltas would pile up
+MAX_BRANCHES: Final = 64  # of one model at two steps in a row
 NEW = Doubt(Cause.NEW_TRAJECTORY, "a new trajectory")
 
 
@@ -37,6 +39,26 @@ class Place(NamedTuple):
     start: int
     before: int | None
     lane: Lane
+
+
+@final
+class _Model:
+    """One model on the trajectory: its number there, and (branch, number of the call) -> lane."""
+
+    __slots__ = ("lanes", "number")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.lanes: dict[tuple[Hashable, int], Lane] = {}
+
+    def let_go(self, step: int) -> None:
+        """Let go of deltas that no call can read from a step on."""
+        for branch, lane in list(self.lanes.items()):
+            if lane.placed < step - 1:  # it was left out: its next call refreshes
+                if lane.histories:
+                    lane.histories = {}
+                if len(self.lanes) > MAX_BRANCHES // 2:  # names that come once, and never again
+                    del self.lanes[branch]
 
 
 @final
@@ -66,8 +88,9 @@ class Trajectory:
         self._told: dict[Hashable, Position] = {}
         self._used: dict[tuple[int, Hashable], Position] = {}
         self._repeated: set[Hashable] = set()
-        # Model, by its first weight -> (branch, number of the call) -> lane.
-        self._lanes: ByOwner[dict[tuple[Hashable, int], Lane]] = ByOwner(dict)
+        # By first weight. Counted by numbers: the id of one that is gone may be given again.
+        numbers = itertools.count()
+        self._models: ByOwner[_Model] = ByOwner(lambda: _Model(next(numbers)))
 
     def announce(self, index: int, branch: Hashable, *, again: bool = False) -> Position:
         """Take note of a step; it must not lie below the last one.
@@ -84,55 +107,73 @@ class Trajectory:
             self._used.clear()
             self.before, self.step = self.step, index
             self.told += 1
-        if not again or branch not in self._told:
-            self._told[branch] = Position(self.token, index, branch)
-        return self._told[branch]
+            self.let_go()
+        position = self._told.get(branch) if again else None
+        if position is None:
+            position = Position(self.token, index, branch)
+            if branch in self._told or len(self._told) < MAX_BRANCHES:
+                self._told[branch] = position
+        return position
+
+    def let_go(self) -> None:
+        """Let go of deltas that no call can read from the present step on."""
+        if self.step is not None:
+            for model in self._models.values():
+                model.let_go(self.step)
 
     def place(self, position: Position, owner: Any) -> Place:
         """Where the next call of a model belongs; counts it.
+
+        Raises:
+            StepUnknownError: If it is one too many under its announcement.
+            TooManyBranchesError: If its branch is one too many.
 
         A step told twice, with calls under both, may be a repetition or another branch. Which
         deltas belong to which is not known then, so those of that name are dropped, both now and
         when the next step is told.
         """
         self.placed = True
-        model, calls = id(owner), position.calls
-        used = self._used.setdefault((model, position.branch), position)
-        if used is not position or position.step != self.step:
-            self._repeated.add(position.branch)
-            self._drop(position.branch, position.step)
-            self._used[model, position.branch] = position
-        nth = calls.get(model, 0)
+        model, calls = self._models.of(owner), position.calls
+        nth = calls.get(model.number, 0)
         if nth >= MAX_CALLS:
             self._drop(position.branch, position.step)
             raise StepUnknownError(
                 f"{nth} calls of one model under one step() or step of a sampler"
             )
-        calls[model] = nth + 1
+        lane = self._lane(model, (position.branch, nth), position.step)
+        key = model.number, position.branch
+        used = self._used.setdefault(key, position)
+        if used is not position or position.step != self.step:
+            self._repeated.add(position.branch)
+            self._drop(position.branch, position.step)
+            self._used[key] = position
+        calls[model.number] = nth + 1
         branch, step = (position.branch, nth), position.step
-        lane = self._lane(owner, branch, step)
         return Place(self.number, step, branch, self.start or 0, self.before, lane)
 
     def take_back(self, position: Position, owner: Any) -> None:
         """Uncount a call that failed: telling its step again is no repetition, nor is a retry."""
-        if position.calls.get(id(owner)):
-            position.calls[id(owner)] -= 1
-            if not position.calls[id(owner)]:
-                self._used.pop((id(owner), position.branch), None)
+        model = self._models.get(owner)
+        if model is not None and position.calls.get(model.number):
+            position.calls[model.number] -= 1
+            if not position.calls[model.number]:
+                self._used.pop((model.number, position.branch), None)
 
-    def _lane(self, owner: Any, branch: tuple[Hashable, int], step: int) -> Lane:
-        lanes = self._lanes.of(owner)
-        lane = lanes.get(branch)
+    def _lane(self, model: _Model, branch: tuple[Hashable, int], step: int) -> Lane:
+        lane = model.lanes.get(branch)
         if lane is None:
+            if len(model.lanes) >= MAX_BRANCHES:
+                raise TooManyBranchesError(MAX_BRANCHES)
             late = Doubt(Cause.BRANCH, f"this branch is first called at step {step}")
-            lane = lanes[branch] = Lane(self.origin if step == self.start else late)
+            lane = model.lanes[branch] = Lane(self.origin if step == self.start else late)
+        lane.placed = step
         return lane
 
     @property
     def lanes(self) -> Iterator[Lane]:
         """The lanes of all branches on all models."""
-        for lanes in self._lanes.values():
-            yield from list(lanes.values())
+        for model in self._models.values():
+            yield from list(model.lanes.values())
 
     def drop(self, doubt: Doubt) -> None:
         """Forget all deltas."""
@@ -142,7 +183,7 @@ class Trajectory:
     def _drop(self, name: Hashable, step: int | None) -> None:
         """Forget the deltas of all branches of one name, made at a step that was told twice."""
         doubt = Doubt(Cause.REPEATED, f"step {step} was told twice")
-        for lanes in self._lanes.values():
-            for branch, lane in lanes.items():
+        for model in self._models.values():
+            for branch, lane in model.lanes.items():
                 if branch[0] == name:
                     lane.drop(doubt)

@@ -14,7 +14,6 @@ from deltapass.schedule.emissions import (
     emissions,
     fresh_since,
     held_deltas,
-    kept_after,
     reads_after,
 )
 from deltapass.schedule.rules import ExplicitSchedule, Schedule, Span, Table
@@ -45,8 +44,8 @@ def held_by_definition(table: Table, order: int) -> list[dict[Span, int]]:
     for step, row in enumerate(table):
         for span in by_definition(table, step, order) if row is None else ():
             held[span] = min(order + 1, held.get(span, 0) + 1)
-        later = set(table[step + 1 :])
-        held = {span: count for span, count in held.items() if span in later}
+        read = by_definition(table, step, order)
+        held = {span: count for span, count in held.items() if span in read}
         after.append(dict(held))
     return after
 
@@ -68,14 +67,6 @@ def test_refreshes_emit_what_is_read_after_them(table: Table, order: int) -> Non
 @given(table=tables, order=orders)
 def test_deltas_are_held_as_by_definition(table: Table, order: int) -> None:
     assert list(held_deltas(table, order)) == held_by_definition(table, order)
-
-
-@given(table=tables)
-def test_spans_are_kept_while_a_later_step_skips_them(table: Table) -> None:
-    assert list(kept_after(table)) == [
-        frozenset(span for span in table[step + 1 :] if span is not None)
-        for step in range(len(table))
-    ]
 
 
 @given(table=tables)
@@ -119,10 +110,9 @@ def rows_seen(steps: int, work: Callable[[Any], object]) -> int:
         lambda table: reads_after(table, 1),
         lambda table: emissions(table, 1),
         lambda table: held_deltas(table, 1),
-        kept_after,
         fresh_since,
     ],
-    ids=["reads_after", "emissions", "held_deltas", "kept_after", "fresh_since"],
+    ids=["reads_after", "emissions", "held_deltas", "fresh_since"],
 )
 def test_every_row_is_looked_at_a_few_times_only(work: Callable[[Any], object]) -> None:
     assert rows_seen(4000, work) <= 4 * rows_seen(1000, work) <= 4 * 5 * 1000

@@ -240,12 +240,13 @@ def test_session_with_a_schedule_of_its_own(toy: Any) -> None:
     assert same(outputs, tensors(oracle(toy, table, calls)))
 
 
-def test_dropped_model_frees_its_implicit_deltas(toy: Any) -> None:
+def test_dropped_model_frees_its_implicit_deltas() -> None:
+    toy = make("adaln", depth=4)
     model = compiled(toy, **SCHEDULE)
     follow(model, calls_of(toy)[:1])
     gc.collect()
     before = sum(t.nbytes for t in gc.get_objects() if type(t) is torch.Tensor)
-    del model
+    del model, toy
     torch._dynamo.reset()
     gc.collect()
     after = sum(t.nbytes for t in gc.get_objects() if type(t) is torch.Tensor)
