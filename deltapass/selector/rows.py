@@ -65,13 +65,14 @@ class Rows:
 
     def _resolve_at(self, step: int, level: float) -> Row:
         horizon = range(step + 1, step + 1 + self._reach())
-        later = {self._span(at, noise) for at in horizon for noise in (level, 0.0)} - {None}
+        spans = {self._span(at, noise) for at in horizon for noise in (level, 0.0)}
+        later = frozenset(span for span in spans if span is not None)
         past = range(step, -1, -1)
         return Row(
             planned=self._span(step, level),
             emits=tuple(sorted(later)),
             fresh_since=next((at for at in past if self._span(at, level) is None), 0),
-            keeps=frozenset(later),
+            keeps=later,
         )
 
     def _span(self, step: int, level: float) -> Span | None:
