@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, cast, final
 
 import torch
+from deltapass.backends.inductor_varying import LEAST, Symbols, VaryingBody
 from deltapass.backends.kernels_behind import kernels_behind
 from torch._guards import tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from deltapass.compiler.varying import with_sizes
 from deltapass.graph.copying import copy_of
 from deltapass.graph.executable import Lowered
 from deltapass.graph.program import Body, TensorSpec
@@ -43,19 +45,33 @@ class InductorLowering:
             return body.module.forward
         # Inductor takes ownership of the graph it is given.
         module = torch.fx.GraphModule(body.module, copy_of(body.module.graph))
-        with tracing(None), torch.no_grad(), warnings.catch_warnings():
-            # Inductor warns about its own internals, which users can do nothing about.
-            warnings.simplefilter("ignore")
+        with compiling():
             mode = FakeTensorMode(shape_env=ShapeEnv())
-            fakes: list[Any] = [_fake(spec, mode) for spec in body.inputs]
-            _mark_outputs(module, [_fake(spec, mode) for spec in body.outputs])
-            compiled: Lowered = torch._inductor.standalone_compile(
-                module,
-                fakes,
-                # Finds `mode` on the outputs, so that no two fake modes meet.
-                dynamic_shapes="from_graph",
-                options={"config_patches": self.patches},
-            )
+            return self._compiled(module, body, [_fake(spec, mode) for spec in body.inputs], mode)
+
+    def lower_varying(self, body: Body, sizes: Mapping[str, int]) -> VaryingBody | None:
+        """Compile a body for any sizes, like these at first; None where these are too small."""
+        if is_trivial(body) or min(sizes.values(), default=0) < LEAST:
+            return None
+        with compiling():
+            symbols = Symbols(sizes)
+            fakes = [symbols.tensor(*each) for each in zip(body.inputs, body.varying, strict=True)]
+            module = with_sizes(body, tuple(sizes))
+            given = [*symbols.sizes.values(), *fakes]
+            run = self._compiled(module, body, given, symbols.mode)
+            return VaryingBody(run, symbols.env, symbols.symbols)
+
+    def _compiled(
+        self, module: torch.fx.GraphModule, body: Body, fakes: list[Any], mode: FakeTensorMode
+    ) -> Lowered:
+        _mark_outputs(module, [_fake(spec, mode) for spec in body.outputs])
+        compiled: Lowered = torch._inductor.standalone_compile(
+            module,
+            fakes,
+            # Finds `mode` on the outputs, so that no two fake modes meet.
+            dynamic_shapes="from_graph",
+            options={"config_patches": self.patches},
+        )
         return getattr(compiled, "_compiled_fn", compiled)
 
     def together(self) -> AbstractContextManager[None]:
@@ -69,6 +85,14 @@ class InductorLowering:
 
         compiled: Any = compile_fx(module, list(arguments), config_patches=self.patches)
         return cast("Callable[..., Any]", compiled)
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Outside Dynamo's tracing context, and without Inductor's warnings of its own internals."""
+    with tracing(None), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def is_trivial(body: Body) -> bool:

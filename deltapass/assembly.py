@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from deltapass.compiler.conditioning import conditioning_of
-from deltapass.compiler.lowering import LoweredBodies, Lowering
+from deltapass.compiler.lowering import LoweredBodies
 from deltapass.compiler.outline import Outline
 from deltapass.compiler.plan import Plan
 from deltapass.compiler.settle import plan_for
@@ -19,7 +19,7 @@ from deltapass.selector.selector import Selector
 from deltapass.sessions.changes import fingerprint
 
 
-def assemble(outlined: Outline, options: Options, lowering: Lowering) -> Selector:
+def assemble(outlined: Outline, options: Options, bodies: LoweredBodies) -> Selector:
     """Plan, lower every body once, and put the selector before the variants.
 
     Raises:
@@ -30,7 +30,7 @@ def assemble(outlined: Outline, options: Options, lowering: Lowering) -> Selecto
     variants = Variants(
         outline=outlined,
         order=options.order,
-        bodies=LoweredBodies(options.lowering, lowering),
+        bodies=bodies,
         whole=options.fuse == "whole",
         compiling=as_dynamo_compiles,
     )

@@ -25,12 +25,13 @@ from deltapass.compiler.forms import refuse_forms
 from deltapass.compiler.fragments import refuse_fragment
 from deltapass.compiler.host_values import HostValues, host_values, with_host_values
 from deltapass.compiler.inputs import data_positions
-from deltapass.compiler.lowering import Lowering, load_lowering
+from deltapass.compiler.lowering import LoweredBodies, Lowering, load_lowering
 from deltapass.compiler.outline import Outline, outline
 from deltapass.compiler.tracing import (
     detached_from_dynamo,
     refuse_number_timesteps,
 )
+from deltapass.compiler.varying import VaryingBodies, name_sizes
 from deltapass.errors import (
     AnalysisError,
     DeltapassError,
@@ -47,6 +48,7 @@ from deltapass.selector.selector import Selector
 from deltapass.sessions.session import active_session
 
 Compiled = Callable[..., Any]
+Shared = tuple[VaryingBodies | None, Mapping[str, int]]
 
 
 def deltadit(
@@ -134,17 +136,30 @@ def failures_refused() -> Iterator[None]:
 
 
 def compile_graph(
-    gm: fx.GraphModule, arguments: Sequence[Any], options: Options, lowering: Lowering
+    gm: fx.GraphModule,
+    arguments: Sequence[Any],
+    options: Options,
+    lowering: Lowering,
+    varying: Shared | None = None,
 ) -> Selector:
     """All seven stages, for one set of static shapes.
+
+    Args:
+        gm: The graph.
+        arguments: Its inputs.
+        options: The options.
+        lowering: That of the options.
+        varying: Bodies that this set of shapes shares with others, and its sizes.
 
     Raises:
         UnsupportedGraphError: If the graph cannot be cached.
         ScheduleError: If the schedule does not fit the model.
         LoweringError: If a body cannot be lowered.
     """
+    shared, sizes = varying or (None, {})
+    bodies = LoweredBodies(options.lowering, lowering, shared, sizes)
     with _collector_paused(), failures_refused():
-        return assemble(analyse(gm, arguments), options, lowering)
+        return assemble(analyse(gm, arguments), options, bodies)
 
 
 @contextmanager
@@ -171,6 +186,8 @@ class PerShape:
         floats: Positions of the inputs that stand for a float.
         host: What is read from the inputs before each call, if anything is.
         fixed: Whether floats are literals: then each value of them is a graph of its own.
+        bodies: Lowered for any size, for all shapes; None if the lowering knows fixed sizes alone.
+        symbols: The symbols of dynamic sizes, and the positions of the inputs that give them.
     """
 
     gm: fx.GraphModule
@@ -181,6 +198,14 @@ class PerShape:
     host: HostValues | None = None
     fixed: bool = False
     selectors: Recent[Compiled] = field(default_factory=Recent)
+    bodies: VaryingBodies | None = None
+    symbols: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Bodies of dynamic sizes are shared by all shapes, if the lowering compiles such."""
+        lower = getattr(self.lowering, "lower_varying", None)
+        if lower is not None and self.host is None:
+            self.bodies, self.symbols = VaryingBodies(lower), name_sizes(self.gm)
 
     def __call__(self, *arguments: Any) -> Any:
         """Run with the selector of these shapes and numbers."""
@@ -194,14 +219,16 @@ class PerShape:
 
     def _compile(self, arguments: Sequence[Any]) -> Compiled:
         gm = self.gm if self.host is None else self.host.rest
+        sizes = {name: int(arguments[at]) for name, at in self.symbols.items()}
+        how = self.options, self.lowering, (self.bodies, sizes)
         try:
             with as_dynamo_compiles():
                 try:
-                    return compile_graph(gm, arguments, self.options, self.lowering)
+                    return compile_graph(gm, arguments, *how)
                 except FixedFloatError:
                     self.fixed = True
                     gm = with_floats(gm, arguments, self.floats)
-                    return compile_graph(gm, arguments, self.options, self.lowering)
+                    return compile_graph(gm, arguments, *how)
         except (UnsupportedGraphError, ScheduleError) as error:
             schedule, steps = self.options.schedule, self.options.steps
             # A share may be in reach for some shapes only; a missing number of steps concerns all.

@@ -22,7 +22,7 @@ DIRECTIONS = (
 SEEN_BY_BACKENDS = {
     *("errors", "libraries"),
     *("graph.copying", "graph.executable", "graph.program", "graph.sizes"),
-    "compiler.lowering",
+    *("compiler.lowering", "compiler.varying"),
     *("bundles.formats", "bundles.manifest", "bundles.weights_file"),
 }
 PRIVATE = ("torch._dynamo", "torch._guards", "torch._inductor", "torch._subclasses")

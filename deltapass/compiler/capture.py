@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -25,8 +25,9 @@ from deltapass.compiler.forms import refuse_forms
 from deltapass.compiler.inputs import classify, readable_name
 from deltapass.compiler.plain_operators import without_modes, without_writes
 from deltapass.compiler.tracing import detached_from_dynamo
+from deltapass.compiler.varying import varying_of
 from deltapass.errors import MixedDevicesError
-from deltapass.graph.program import Captured
+from deltapass.graph.program import Captured, Varying
 from deltapass.graph.sizes import Size
 
 
@@ -48,6 +49,7 @@ def capture(module: fx.GraphModule, arguments: Sequence[Any]) -> Captured:
         FixedFloatError: If a float among the inputs must be a literal.
     """
     refuse_forms(module, arguments)
+    given = module
     with detached_from_dynamo():
         module, run = _functional(module, arguments)
     _refuse_mixed_devices(run.distinct.values())
@@ -64,7 +66,14 @@ def capture(module: fx.GraphModule, arguments: Sequence[Any]) -> Captured:
         constants=static.constants,
         values={new: specs[id(run.values[old])] for old, new in static.names.items()},
         macs={static.names[name]: macs for name, macs in run.macs.items()},
+        varying=_varying(module, static.names) if module is given else {},
     )
+
+
+def _varying(module: fx.GraphModule, names: Mapping[str, str]) -> dict[str, Varying]:
+    """New name -> formulas of the sizes that vary, as the tracer left them on the nodes."""
+    found = ((names.get(node.name), varying_of(node)) for node in module.graph.nodes)
+    return {name: varying for name, varying in found if name is not None and varying is not None}
 
 
 def _functional(module: fx.GraphModule, arguments: Sequence[Any]) -> tuple[fx.GraphModule, FakeRun]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, final
 
 import torch
 
+from deltapass.compiler.varying import VaryingBodies
 from deltapass.errors import LoweringError, UnknownLoweringError
 from deltapass.graph.executable import Lowered
 from deltapass.graph.program import Body
@@ -76,10 +77,16 @@ def load_lowering(name: str, mode: str | None = None) -> Lowering:
 @final
 @dataclass
 class LoweredBodies:
-    """Bodies lowered so far. Equal bodies are lowered once, whichever variant uses them."""
+    """Bodies lowered so far. Equal bodies are lowered once, whichever variant uses them.
+
+    Where sizes vary, `sizes` are those of the symbols at this shape, and `varying` holds the bodies
+    that all shapes share.
+    """
 
     name: str
     lowering: Lowering
+    varying: VaryingBodies | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
     _lowered: dict[tuple[object, ...], Lowered] = field(default_factory=dict)
 
     @property
@@ -127,6 +134,7 @@ class LoweredBodies:
         if reason is not None:
             raise LoweringError(self.name, body.name, reason)
         try:
-            return self.lowering.lower(body)
+            shared = self.varying.get(body, self.sizes) if self.varying and body.varying else None
+            return shared or self.lowering.lower(body)
         except Exception as error:
             raise LoweringError(self.name, body.name, f"{type(error).__name__}: {error}") from error

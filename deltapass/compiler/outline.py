@@ -34,6 +34,7 @@ from deltapass.graph.program import (
     Role,
     Stack,
     TensorSpec,
+    Varying,
 )
 
 
@@ -187,7 +188,14 @@ class _Region:
             for node in self.nodes
         )
         specs = tuple(self.captured.values[node.name] for node in self.inputs)
-        return Key((specs, operations, tuple(number[node] for node in self.outputs)))
+        outputs = tuple(number[node] for node in self.outputs)
+        return Key((specs, operations, outputs, self.varying))
+
+    @cached_property
+    def varying(self) -> tuple[Varying | None, ...]:
+        """Formulas of the inputs' sizes; empty where none of them varies."""
+        found = tuple(self.captured.varying.get(node.name) for node in self.inputs)
+        return found if any(found) else ()
 
     def _target(self, node: fx.Node) -> object:
         attribute = node.op == "get_attr"
@@ -208,6 +216,7 @@ class _Region:
             inputs=self._specs(self.inputs),
             outputs=self._specs(self.outputs),
             macs=sum((self.captured.macs.get(n.name, Macs()) for n in self.nodes), Macs()),
+            varying=self.varying,
         )
 
     def _specs(self, nodes: Sequence[fx.Node]) -> tuple[TensorSpec, ...]:

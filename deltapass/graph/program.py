@@ -99,6 +99,10 @@ def operations_of(graph: fx.Graph) -> int:
     return sum(node.op.startswith("call") for node in graph.nodes)
 
 
+# Formulas of a shape and of its strides, over the symbols that dynamic sizes are named by.
+Varying = tuple[tuple[int | str, ...], tuple[int | str, ...]]
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Captured:
@@ -111,6 +115,7 @@ class Captured:
         constants: Tensors the graph holds itself, by placeholder name.
         values: Node name -> spec (a tuple of specs where a node gives several tensors).
         macs: Node name -> multiply-accumulates, for nodes that have any.
+        varying: Node name -> formulas, for tensors whose sizes vary from call to call.
     """
 
     graph: fx.Graph
@@ -119,6 +124,7 @@ class Captured:
     constants: Mapping[str, torch.Tensor]
     values: Mapping[str, Any]
     macs: Mapping[str, Macs]
+    varying: Mapping[str, Varying] = field(default_factory=dict)
 
     @cached_property
     def nodes(self) -> tuple[fx.Node, ...]:
@@ -181,7 +187,8 @@ class Stack:
 class Body:
     """One distinct outlined graph. Weights are arguments, so equal blocks share one body.
 
-    `key` holds operations, edges, literals and input layouts: equal keys, equal code.
+    `key` holds operations, edges, literals and input layouts: equal keys, equal code. `varying` has
+    an entry for every input where sizes of some vary from call to call, and none otherwise.
     """
 
     name: str
@@ -190,6 +197,7 @@ class Body:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     macs: Macs = field(default_factory=Macs)
+    varying: tuple[Varying | None, ...] = ()
 
     @property
     def operations(self) -> int:

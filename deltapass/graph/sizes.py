@@ -116,6 +116,13 @@ def evaluate(dimension: Dimension, sizes: Mapping[str, int]) -> int:
         ) from error
 
 
+def calculate(dimension: Dimension, sizes: Mapping[str, Any]) -> Any:
+    """The same for sizes that are themselves symbols: another symbol."""
+    if isinstance(dimension, int):
+        return dimension
+    return _calculate(ast.parse(dimension, mode="eval").body, sizes)
+
+
 def multiple_of(formula: Dimension) -> tuple[int, str] | None:
     """`2 * height` -> (2, "height"); None for any other formula."""
     if not isinstance(formula, str):

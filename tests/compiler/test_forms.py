@@ -131,6 +131,9 @@ class Scaled8Bit(torch.Tensor):
     def __repr__(self) -> str:  # torch's own reads numbers
         return "Scaled8Bit"
 
+    def _stable_hash_for_caching(self) -> str:
+        return repr(self)
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
