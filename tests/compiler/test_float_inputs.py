@@ -229,3 +229,48 @@ def test_graphs_that_cannot_be_cached_are_in_the_report() -> None:
     report = session.report()
     assert not report.as_planned
     assert report.refused == report.calls == 4
+
+
+class Told(nn.Module):
+    """Takes its timestep as a Python number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.toy = make("adaln", depth=4)
+
+    def forward(self, hidden_states: torch.Tensor, timestep: float) -> Any:
+        return self.toy(hidden_states, torch.full((len(hidden_states),), timestep))
+
+
+@pytest.mark.parametrize("kind", [float, int])
+def test_timestep_as_a_number_compiles_as_often_as_plain(kind: type) -> None:
+    counts = []
+    for backend, options in (
+        ("eager", None),
+        ("deltadit", {"lowering": "eager", "schedule": "none"}),
+    ):
+        torch._dynamo.reset()
+        counters.clear()
+        model = Told()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", deltapass.RefusalWarning)
+            run = torch.compile(model, backend=backend, options=options)
+            for step in range(8):
+                args, _ = model.toy.inputs(0.0, step)
+                with torch.no_grad():
+                    assert torch.equal(run(args[0], kind(900 - step)), model(args[0], 900 - step))
+        counts.append(counters["stats"]["unique_graphs"])
+    assert counts[0] == counts[1] <= 2
+
+
+def test_timestep_as_a_float_tells_the_step() -> None:
+    model = Told()
+    run = compiled(model, cached_blocks=2)
+    calls = [((model.toy.inputs(0.0, step)[0][0], 900.0 - step), {}) for step in range(8)]
+    with torch.no_grad():
+        outputs = [run(*args) for args, _ in calls]
+        plain = [model(*args) for args, _ in calls]
+    # The first value is a graph of its own, and begins anew; all others are one.
+    same = [torch.equal(one, other) for one, other in zip(outputs, plain, strict=True)]
+    assert same[:2] == [True, True]
+    assert same[2:].count(False) == 3
