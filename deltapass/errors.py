@@ -194,7 +194,8 @@ class GraphBreakError(UnsupportedGraphError):
         at = f" (at {place})" if place else ""
         super().__init__(
             f"the model's graph is broken into pieces: {reason}{at}",
-            "Remove the break there; torch.compile(..., fullgraph=True) explains it",
+            "Remove the break there; torch.compile(..., fullgraph=True) explains it, and follows "
+            "what is only read from the inputs, such as an index made of a mask",
         )
 
 
