@@ -263,14 +263,11 @@ def test_timestep_as_a_number_compiles_as_often_as_plain(kind: type) -> None:
     assert counts[0] == counts[1] <= 2
 
 
-def test_timestep_as_a_float_tells_the_step() -> None:
+def test_timestep_as_a_float_is_cached_in_a_session() -> None:
     model = Told()
-    run = compiled(model, cached_blocks=2)
     calls = [((model.toy.inputs(0.0, step)[0][0], 900.0 - step), {}) for step in range(8)]
-    with torch.no_grad():
-        outputs = [run(*args) for args, _ in calls]
-        plain = [model(*args) for args, _ in calls]
-    # The first value is a graph of its own, and begins anew; all others are one.
-    same = [torch.equal(one, other) for one, other in zip(outputs, plain, strict=True)]
-    assert same[:2] == [True, True]
-    assert same[2:].count(False) == 3
+    outputs, report = in_session(compiled(model, cached_blocks=2), calls)
+    assert report.cached >= 2
+    table = tuple(entry.realised for entry in report.entries)
+    reference = DeltaCacheReference(model, model.toy.blocks, model.toy.streams)
+    assert all(map(torch.equal, outputs, reference.run(table, calls)))
