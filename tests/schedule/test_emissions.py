@@ -15,6 +15,7 @@ from deltapass.schedule.emissions import (
     fresh_since,
     held_deltas,
     reads_after,
+    weight_of_trend,
 )
 from deltapass.schedule.rules import ExplicitSchedule, Schedule, Span, Table
 
@@ -137,3 +138,14 @@ def test_tables_of_many_steps_are_made_in_linear_time(
 
     least = [min(seconds(steps) for _ in range(9)) for steps in (1000, 4000)]
     assert least[1] < 9 * least[0], f"{least[1] / least[0]:.1f} times as long for 4 times the steps"
+
+
+@pytest.mark.parametrize(
+    ("step", "newest", "before", "weight"),
+    [(3, 2, 0, 0.5), (8, 6, 2, 0.5), (5, 4, 1, 1 / 3), (11, 8, 5, 1.0), (12, 8, 5, 4 / 3)],
+)
+def test_the_trend_goes_by_the_steps_between_the_refreshes(
+    step: int, newest: int, before: int, weight: float
+) -> None:
+    assert weight_of_trend(step, newest, before) == weight
+    assert weight_of_trend(step, newest, newest) == 0.0  # one delta only: order 0
