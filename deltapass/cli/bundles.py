@@ -81,9 +81,11 @@ def export_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how t
         check_new_folder(output, overwrite=overwrite)
     with working(f"exporting as {format}"):
         from deltapass.bundles.folder import refuse_existing
+        from deltapass.bundles.formats import load_format
         from deltapass.cli.sources import dimensions, load_source
         from deltapass.exporting.write import export
 
+        load_format(format).check(settings)
         refuse_existing(output.resolve(), overwrite=overwrite)  # what is there may be no bundle
         plan = export(
             *load_source(model, pipeline_call, count or 20),

@@ -86,6 +86,20 @@ def test_bad_input_is_one_message(
     assert not list(tmp_path.iterdir())
 
 
+def test_options_of_the_format_and_the_place_are_judged_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def loaded(*_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("deltapass.cli.sources.load_source", loaded)
+    code, text = call("export", "-o", str(tmp_path / "b"), "--engine", "opset=3")
+    assert (code, "option 'opset' is 3" in text) == (2, True), text
+    (tmp_path / "mine.txt").touch()
+    code, text = call("export", "-o", str(tmp_path), "--overwrite")
+    assert (code, "it holds mine.txt" in text) == (1, True), text
+
+
 def test_parsers() -> None:
     assert parse_range("1:8", "--batch") == (1, 8)
     assert parse_call(None) == {}

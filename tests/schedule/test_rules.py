@@ -278,6 +278,8 @@ def test_an_explicit_table_must_fit_and_refresh_first() -> None:
     assert schedule.spans(8) == (Span(2, 8), Span(0, 3))
     with pytest.raises(StepCountError, match="4 rows but the trajectory has 5 steps"):
         schedule.table(5, 8)
+    with pytest.raises(StepCountError, match="4 rows but the trajectory has 3 steps"):
+        schedule.table(3, 8)
     with pytest.raises(SpanOutsideError, match="skips blocks 2 to 7 but the model has 7 blocks"):
         schedule.table(4, 7)
     with pytest.raises(ScheduleError, match=r"row 0 skips blocks 0\.\.1\. The first step must"):
