@@ -19,10 +19,10 @@ HEADERS := $(VENV)/onnxruntime-headers
 # Not in .venv, where importing it would fail for want of CUDA; the tests go round that.
 CONVERTERS := build/torch-tensorrt
 
-.PHONY: help demo test lint format wheel bench runner converters
+.PHONY: help demo test lint format wheel bench mutants runner converters
 
 help:
-	@echo "make demo | test | lint | format | wheel | bench | runner | converters   (options in ARGS)"
+	@echo "make demo | test | lint | format | wheel | bench | mutants | runner | converters   (options in ARGS)"
 
 # Installed again only when the project's metadata or the pins change. torch goes first and alone.
 $(STAMP): pyproject.toml $(PINS)
@@ -66,6 +66,11 @@ runner: $(STAMP)
 converters: $(STAMP)
 	$(BIN)/python $(PIP_INSTALL) --no-deps --upgrade --target $(CONVERTERS) torch-tensorrt-rtx dllist
 	PYTHONPATH=$(CONVERTERS) $(MAKE) test ARGS="-m slow tests/backends/tensorrt/test_lowering.py"
+
+# How many small faults in the modules that decide the tests would notice (tests/README.md).
+mutants: $(STAMP)
+	$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[mutation]'
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py $(ARGS)
 
 # One benchmark: those named test_*.py run under pytest-benchmark, the others are scripts.
 bench: $(STAMP)

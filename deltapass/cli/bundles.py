@@ -80,13 +80,10 @@ def export_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how t
         check_model(model, call=call is not None, count=count is not None)
         check_new_folder(output, overwrite=overwrite)
     with working(f"exporting as {format}"):
-        from deltapass.bundles.folder import refuse_existing
-        from deltapass.bundles.formats import load_format
         from deltapass.cli.sources import dimensions, load_source
         from deltapass.exporting.write import export
 
-        load_format(format).check(settings)
-        refuse_existing(output.resolve(), overwrite=overwrite)  # what is there may be no bundle
+        judge_format_and_place(format, settings, output, overwrite=overwrite)
         plan = export(
             *load_source(model, pipeline_call, count or 20),
             output,
@@ -99,6 +96,22 @@ def export_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how t
             **options,
         )
     say_plan(plan, output)
+
+
+def judge_format_and_place(
+    format: str, settings: dict[str, Any], place: Path, *, overwrite: bool
+) -> None:
+    """What only the format and the folder's contents tell, before a model is loaded.
+
+    Raises:
+        OptionError: If the format does not take these settings.
+        ExportError: If what lies at `place` is no bundle.
+    """
+    from deltapass.bundles.folder import refuse_existing
+    from deltapass.bundles.formats import load_format
+
+    load_format(format).check(settings)
+    refuse_existing(place.resolve(), overwrite=overwrite)
 
 
 def say_plan(plan: BundlePlan, folder: Path) -> None:
