@@ -6,6 +6,7 @@ for a device. A tensor that is new is compared by a few of its numbers.
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ import torch
 SPREAD: Final = 0x9E3779B97F4A7C15 - 2**64  # odd: the golden ratio, as in Fibonacci hashing
 BITS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 Values = tuple[int, ...]
+READ_ONLY: Final = 0x100
+VIEW: Final = ctypes.PYFUNCTYPE(  # (address, bytes, READ_ONLY) -> a memoryview that copies nothing
+    ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int
+)(("PyMemoryView_FromMemory", ctypes.pythonapi))
 
 
 @final
@@ -59,8 +64,8 @@ def look(tensor: torch.Tensor, before: Seen | None, *, certain: bool) -> tuple[S
     counted = version != -1 or not (certain or here)
     if before is not None and counted and before.is_same(tensor, version):
         return before, False
-    numbers = fingerprint(tensor)
-    now = Seen(weakref.ref(tensor), version, tuple(numbers.tolist()) if here else numbers)
+    numbers = values_of(tensor) if here else fingerprint(tensor)
+    now = Seen(weakref.ref(tensor), version, numbers)
     return now, before is not None and now.values != before.values
 
 
@@ -99,8 +104,26 @@ def changed_inputs(
     return tuple(changed)
 
 
+def values_of(tensor: torch.Tensor) -> Values:
+    """Numbers that stand for all bits of a tensor on a CPU: equal for equal bits.
+
+    Python's own keyed hash of 64 bits reads some gigabytes a second where the checksums below,
+    made for devices, need a hundredfold: an inference tensor is looked at at every call.
+    """
+    plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
+    try:
+        place = plain.data_ptr() if plain.layout == torch.strided else 0
+    except RuntimeError:  # a wrapper of something else
+        place = 0
+    if not place:
+        return tuple(fingerprint(tensor).tolist())
+    return (hash(VIEW(place, plain.nbytes, READ_ONLY)),)
+
+
 def fingerprint(tensor: torch.Tensor) -> torch.Tensor:
     """Two checksums over all bits of a tensor, on its own device; nothing waits for them.
+
+    For tensors on devices; `values_of` is for those on a CPU.
 
     Each number counts with weights of its place, modulo 2^64: so order matters, and neither
     infinities nor roundings hide a change, as they would in sums of the numbers themselves.
