@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -36,27 +36,23 @@ def assemble(outlined: Outline, options: Options, bodies: LoweredBodies) -> Sele
     )
     variants.warm_up(plan)
     constants = tuple(outlined.captured.constants.values())
-    facts = model_info(plan, options.per_step, variants.key)
+    facts = model_info(plan, variants.key)
     return Selector(facts, variants, constants=constants, strict=options.strict)
 
 
-def model_info(plan: Plan, per_step: Sequence[str], lowered: tuple[object, ...]) -> ModelInfo:
+def model_info(plan: Plan, lowered: tuple[object, ...]) -> ModelInfo:
     """What the run time must know of a planned model.
 
     Args:
         plan: The plan.
-        per_step: Parts of the names of inputs that change with the step by their nature.
         lowered: What besides the program decides what a delta is and how it lies in memory.
-
-    Raises:
-        OptionError: If one of `per_step` is part of no data input's name.
     """
     outlined = plan.outline
     held = outlined.captured.constants.values()
     constants = tuple(tuple(fingerprint(constant).tolist()) for constant in held)
     return ModelInfo(
         inputs=outlined.captured.inputs,
-        conditioning=conditioning_of(outlined, per_step),
+        conditioning=conditioning_of(outlined),
         structure=hash((lowered, outlined.program.key, constants)),
         macs=outlined.program.macs,
         blocks=plan.blocks,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from torch import fx
@@ -27,8 +27,10 @@ from deltapass.compiler.host_values import HostValues, host_values, with_host_va
 from deltapass.compiler.inputs import data_positions
 from deltapass.compiler.lowering import LoweredBodies, Lowering, load_lowering
 from deltapass.compiler.outline import Outline, outline
+from deltapass.compiler.signatures import name_arguments
 from deltapass.compiler.tracing import (
     detached_from_dynamo,
+    is_compiled_twice,
     refuse_number_timesteps,
 )
 from deltapass.compiler.varying import VaryingBodies, name_sizes
@@ -41,7 +43,7 @@ from deltapass.errors import (
     UnsupportedGraphError,
     warn,
 )
-from deltapass.options import Options, parse_options
+from deltapass.options import NOTHING_STATED, Options, StatedInputs, parse_options
 from deltapass.schedule.budget import Budget
 from deltapass.selector.recent import Recent
 from deltapass.selector.selector import Selector
@@ -49,6 +51,10 @@ from deltapass.sessions.session import active_session
 
 Compiled = Callable[..., Any]
 Shared = tuple[VaryingBodies | None, Mapping[str, int]]
+COMPILED_TWICE: Final = (
+    "the model is compiled twice, by model.compile() and by torch.compile(model): the options of "
+    "the latter are not used. Compile it once."
+)
 
 
 def deltadit(
@@ -80,6 +86,9 @@ def deltadit(
     try:
         _refuse_gradients(example_inputs)
         refuse_fragment(gm)
+        name_arguments(gm)
+        if is_compiled_twice():
+            warn(COMPILED_TWICE)
         refuse_number_timesteps(gm, example_inputs)
         refuse_forms(gm, example_inputs)
         with failures_refused():
@@ -101,14 +110,16 @@ def _varying(
     return PerShape(gm, options, lowering, data_positions(gm, example_inputs), floats, host)
 
 
-def analyse(gm: fx.GraphModule, arguments: Sequence[Any]) -> Outline:
+def analyse(
+    gm: fx.GraphModule, arguments: Sequence[Any], stated: StatedInputs = NOTHING_STATED
+) -> Outline:
     """Stages 1 to 3: from a graph and its inputs to the outline.
 
     Raises:
         UnsupportedGraphError: If the graph cannot be cached; torch stays as it was.
     """
     with failures_refused():
-        captured = capture(*with_host_values(gm, arguments))
+        captured = capture(*with_host_values(gm, arguments), stated)
         return outline(captured, find_blocks(captured))
 
 
@@ -159,7 +170,7 @@ def compile_graph(
     shared, sizes = varying or (None, {})
     bodies = LoweredBodies(options.lowering, lowering, shared, sizes)
     with _collector_paused(), failures_refused():
-        return assemble(analyse(gm, arguments), options, bodies)
+        return assemble(analyse(gm, arguments, options.inputs), options, bodies)
 
 
 @contextmanager

@@ -305,14 +305,54 @@ class StepUnknownError(UnsupportedGraphError):
         )
 
 
-class ChangingInputError(UnsupportedGraphError):
-    """Inputs that look like conditioning change at every step, so that no delta is ever fresh."""
+class NoTimestepError(StepUnknownError):
+    """There is no session, and none of the model's inputs is surely its timestep."""
 
     def __init__(self, names: tuple[str, ...], /) -> None:
+        DeltapassError.__init__(
+            self,
+            "the step of this call is unknown: none of the inputs is surely the timestep "
+            f"({', '.join(names) or 'there are none'})",
+            "State which one it is: options={'inputs': {'timestep': '...'}}. Or wrap the sampling "
+            "loop in `with deltapass.session(steps=...) as s` and call s.step(i)",
+        )
+
+
+class NumberTimestepError(UnsupportedGraphError):
+    """The timestep is a Python number, which is part of the code and not an input of it."""
+
+    def __init__(self, name: str, /) -> None:
         super().__init__(
-            f"conditioning that changes at every step: {', '.join(names)}",
-            "If it belongs to the step and not to the prompt, name it in "
-            "options={'per_step': [...]}; otherwise keep it the same along a trajectory",
+            f"{name!r} is a Python number, so the model is compiled anew at every step",
+            f"Pass a tensor: {name}=torch.tensor([...])",
+        )
+
+
+class ChangingInputError(UnsupportedGraphError):
+    """Inputs that look like conditioning change at every step, so that no delta is ever fresh.
+
+    `numbers` are those of them that are one floating number a sample. Only these may follow from
+    the step alone: what is larger may be a prompt, which must not be named in `per_step`.
+    """
+
+    def __init__(self, names: tuple[str, ...], numbers: tuple[str, ...] = (), /) -> None:
+        larger = [name for name in names if name not in numbers]
+        remedies = []
+        if larger:
+            remedies = [
+                "If it is noise that is being sampled, state all samples: "
+                "options={'inputs': {'sample': [...]}}",
+                "If it is a prompt, give each prompt a session of its own, or a branch name "
+                "(session.step(i, branch=...)), and keep it the same along a trajectory",
+            ]
+        if numbers:
+            listed = ", ".join(map(repr, numbers))
+            remedies.append(
+                f"If a number ({listed}) follows from the step alone, as a guidance weight may, "
+                f"state it: options={{'inputs': {{'per_step': [{listed}]}}}}"
+            )
+        super().__init__(
+            f"conditioning that changes at every step: {', '.join(names)}", ". ".join(remedies)
         )
 
 

@@ -15,6 +15,7 @@ from rich.table import Column
 from rich.table import Table as RichTable
 
 from deltapass.backend import analyse, failures_refused
+from deltapass.compiler.conditioning import roles_shown
 from deltapass.compiler.plan import Plan
 from deltapass.compiler.rewrite import cached_program, refresh_program
 from deltapass.compiler.settle import plan_for
@@ -51,6 +52,7 @@ class VariantCost:
 class Report:
     """What the pass makes of a model.
 
+    `inputs` has a line for each role: the inputs that have it, and how that was found.
     MACs are for the example batch; `plain_macs` and `trajectory_macs` for all `steps` steps, with
     nothing cached and under the schedule, which `schedule` shows in one line, whose words `legend`
     explains. `buffer_bytes` is the most one branch holds at a time. `budget` is the share of the
@@ -59,6 +61,7 @@ class Report:
     """
 
     steps: int
+    inputs: tuple[str, ...] = ()
     blocks: str = ""
     bodies: tuple[str, ...] = ()
     spans: tuple[str, ...] = ()
@@ -93,6 +96,7 @@ class Report:
         return Group(*self._head(), _variant_table(self.variants), *self._foot())
 
     def _head(self) -> Iterator[str]:
+        yield from (f"input     {line}" for line in self.inputs)
         yield f"blocks    {self.blocks}"
         yield f"bodies    {len(self.bodies)} distinct: {', '.join(self.bodies)}"
         yield from (f"span      {span}" for span in self.spans)
@@ -139,7 +143,7 @@ def explain(
     steps = chosen.steps or DEFAULT_STEPS
     try:
         with failures_refused():
-            plan = plan_for(analyse(*trace(model, args, kwargs)), chosen)
+            plan = plan_for(analyse(*trace(model, args, kwargs), chosen.inputs), chosen)
     except UnsupportedGraphError as error:
         if chosen.strict:
             raise
@@ -156,6 +160,7 @@ def report_of(plan: Plan, steps: int, budget: float | None = None) -> Report:
     variants = tuple(_variant_costs(plan, table))
     return Report(
         steps=steps,
+        inputs=roles_shown(outlined),
         blocks=str(outlined.stack),
         bodies=tuple(
             f"{body.name} ({counted(body.operations, 'operation')})" for body in outlined.bodies

@@ -36,6 +36,7 @@ OPTION_NAMES: Final = (
     "steps",
     "schedule",
     "fuse",
+    "inputs",
     "per_step",
     "strict",
 )
@@ -67,6 +68,7 @@ EXPORT_OPTIONS: Final = (
     "order",
     "steps",
     "schedule",
+    "inputs",
     "per_step",
 )
 LOWERING_NAMES: Final = tuple(LOWERINGS)
@@ -74,9 +76,51 @@ ORDERS: Final = (0, 1)
 DEFAULT_STEPS: Final = 20  # of a trajectory that is only planned, as in the paper's tables
 FUSES: Final = ("blocks", "whole")
 MODES: Final = ("default", "max-autotune-no-cudagraphs")
+ROLES: Final = ("sample", "timestep", "per_step")
+NAMES_FORM: Final[Mapping[str, str]] = MappingProxyType(
+    {"sample": "a list of input names", "per_step": "a list of parts of input names"}
+)
+INPUTS_FORM: Final = "a dictionary with any of the keys 'sample', 'timestep' and 'per_step'"
+MEANT: Final = "; did you mean {!r}?"
 SCHEDULE_FORM: Final = (
     f"one of {', '.join(SCHEDULES)}, a schedule object, or the path of a .json or .toml file"
 )
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatedInputs:
+    """What the user says of the model's inputs; None where nothing is said.
+
+    `sample` are the names of all noisy samples, `timestep` is that of the timestep. `per_step` are
+    parts of the names of inputs that change with the step by their nature and say nothing of the
+    prompt.
+
+    Raises:
+        OptionError: If these are no names, or one is stated twice.
+    """
+
+    sample: tuple[str, ...] | None = None
+    timestep: str | None = None
+    per_step: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for role in ("sample", "per_step"):
+            names = getattr(self, role) or ()
+            if not all(isinstance(name, str) and name for name in names):
+                raise OptionError(role, names, NAMES_FORM[role])
+        if self.timestep is not None and not (isinstance(self.timestep, str) and self.timestep):
+            raise OptionError("timestep", self.timestep, "the name of an input")
+        if self.timestep is not None and self.timestep in (self.sample or ()):
+            raise OptionError("timestep", self.timestep, "another input than the sample")
+
+    def exact(self) -> tuple[tuple[str, str], ...]:
+        """Role and name of the inputs that are stated by their whole name."""
+        samples = tuple(("sample", name) for name in self.sample or ())
+        return samples if self.timestep is None else (*samples, ("timestep", self.timestep))
+
+
+NOTHING_STATED: Final = StatedInputs()
 
 
 @final
@@ -87,8 +131,8 @@ class Options:
     `lowering` compiles the bodies, each alone or inlined into `fuse`="whole" variants. `order`
     0 reuses the last delta (the paper), 1 extrapolates the last two. `steps` is the length of
     every trajectory, if known. `schedule` may be a budget, for which the plan of a model chooses
-    a schedule. `per_step` are parts of the names of inputs that change with the step by their
-    nature and say nothing about the prompt. `strict` raises where a refusal would only warn.
+    a schedule. `inputs` states what inputs are; without it data flow and names tell. `strict`
+    raises where a refusal would only warn.
     `mode` is torch.compile's and goes to Inductor.
 
     Raises:
@@ -104,7 +148,7 @@ class Options:
     steps: int | None = None
     schedule: AnySchedule | Budget
     fuse: str = "blocks"
-    per_step: tuple[str, ...] = ()
+    inputs: StatedInputs = NOTHING_STATED
     strict: bool = False
     mode: str | None = None
 
@@ -115,8 +159,8 @@ class Options:
             raise OptionError("order", self.order, "0 (the last delta) or 1 (extrapolated)")
         if self.fuse not in FUSES:
             raise OptionError("fuse", self.fuse, _one_of(FUSES, self.fuse))
-        if not all(isinstance(part, str) and part for part in self.per_step):
-            raise OptionError("per_step", self.per_step, "a list of parts of input names")
+        if not isinstance(self.inputs, StatedInputs):
+            raise OptionError("inputs", self.inputs, INPUTS_FORM)
         if not isinstance(self.strict, bool):
             raise OptionError("strict", self.strict, "True or False")
         if self.mode is not None and self.mode not in MODES:
@@ -138,7 +182,7 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
 
     `interval`, `cached_blocks` and `boundary` are fields of a named schedule ('delta-dit' when
     none is named); `budget` chooses the first two. None stands for "not given" for all of these,
-    and for `schedule` and `steps`.
+    and for `schedule` and `steps`. `per_step` is short for `inputs` with that key alone.
 
     Args:
         raw: Options by name, as given to torch.compile.
@@ -147,7 +191,7 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
     Raises:
         UnknownOptionError: If an option does not exist.
         ContradictoryOptionsError: If a schedule object, file or 'none' comes with its fields, or a
-            budget with what it chooses.
+            budget with what it chooses, or `per_step` with the same key of `inputs`.
         ScheduleError: If the schedule's name, file or fields cannot be used.
         OptionError: If another value cannot be used; see `Options` for the rest.
     """
@@ -159,7 +203,7 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
     fields = {name: value for name, value in fields.items() if value is not None}
     budget, named = given.pop("budget", None), given.pop("schedule", None)
     schedule = _schedule(named, fields) if budget is None else _budget(budget, named, fields)
-    given["per_step"] = _names(given.get("per_step") or ())
+    given["inputs"] = _inputs(given.get("inputs"), given.pop("per_step", None))
     return Options(schedule=schedule, mode=mode, **given)
 
 
@@ -210,11 +254,30 @@ def _budget(share: Any, schedule: object, fields: Mapping[str, Any]) -> Budget:
     return Budget(share=share, boundary=fields.get("boundary"))
 
 
-def _names(value: object) -> tuple[str, ...]:
+def _inputs(stated: Any, per_step: Any) -> StatedInputs:
+    if isinstance(stated, StatedInputs):
+        stated = {role: getattr(stated, role) for role in ROLES}
+    if not isinstance(stated, Mapping | None):
+        raise OptionError("inputs", stated, INPUTS_FORM)
+    given: dict[str, Any] = dict(stated or {})
+    for role in given:
+        if role not in ROLES:
+            raise OptionError("inputs", role, INPUTS_FORM + did_you_mean(role, ROLES, MEANT))
+    if per_step and given.get("per_step"):
+        raise ContradictoryOptionsError("inputs", "per_step", "both name what changes by step")
+    sample = given.get("sample")
+    return StatedInputs(
+        sample=None if sample is None else _names("sample", sample),
+        timestep=given.get("timestep"),
+        per_step=_names("per_step", given.get("per_step") or per_step or ()),
+    )
+
+
+def _names(role: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str):
-        return (value,)
+        return (value,) if value else ()
     if not isinstance(value, Sequence):
-        raise OptionError("per_step", value, "a list of parts of input names")
+        raise OptionError(role, value, NAMES_FORM[role])
     return tuple(value)
 
 
@@ -233,4 +296,4 @@ def _refuse_fields(fields: Mapping[str, Any], why: str) -> None:
 
 
 def _one_of(valid: tuple[str, ...], value: object) -> str:
-    return " or ".join(map(repr, valid)) + did_you_mean(value, valid, "; did you mean {!r}?")
+    return " or ".join(map(repr, valid)) + did_you_mean(value, valid, MEANT)

@@ -52,7 +52,7 @@ class InputSpec(Spec, frozen=True):
     """One input of the model. `role` is that of `deltapass.graph.program.Role`."""
 
     name: str
-    role: Annotated[str, Meta(pattern="^(sample|timestep|data)$")]
+    role: Annotated[str, Meta(pattern="^(sample|timestep|per_step|data)$")]
     dtype: str
     shape: tuple[SizeOrFormula, ...]
 

@@ -67,15 +67,15 @@ def carried(captured: Captured, carrier: fx.Node) -> fx.Node | None:
 def handed_in(captured: Captured, value: fx.Node) -> bool:
     """Whether it is an input, weight or constant, or a part of one: nothing the model computed.
 
-    The noisy sample is left out: a model may take it for its stream as it is.
+    A noisy sample is left out: a model may take it for its stream as it is.
     """
     while value.target in CARRIERS | PARTS:
         source = value.args[0] if value.args else None
         if not isinstance(source, fx.Node):
             break
         value = source
-    sample = next((given.name for given in captured.inputs if given.role is Role.SAMPLE), None)
-    return value.op == "placeholder" and value.name != sample
+    samples = {given.name for given in captured.inputs if given.role is Role.SAMPLE}
+    return value.op == "placeholder" and value.name not in samples
 
 
 def read_before(value: fx.Node, addition: fx.Node) -> bool:

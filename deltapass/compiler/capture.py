@@ -22,21 +22,26 @@ from torch.utils._pytree import tree_iter
 from deltapass.compiler.fake_run import FakeRun, ModeError, fake_run, spec_of
 from deltapass.compiler.float_inputs import FixedFloatError, known_floats, made_of_floats
 from deltapass.compiler.forms import refuse_forms
-from deltapass.compiler.inputs import classify, readable_name
+from deltapass.compiler.inputs import inputs_of, readable_name
 from deltapass.compiler.plain_operators import without_modes, without_writes
+from deltapass.compiler.roles import assign_roles
 from deltapass.compiler.tracing import detached_from_dynamo
 from deltapass.compiler.varying import varying_of
 from deltapass.errors import MixedDevicesError
 from deltapass.graph.program import Captured, Varying
 from deltapass.graph.sizes import Size
+from deltapass.options import NOTHING_STATED, StatedInputs
 
 
-def capture(module: fx.GraphModule, arguments: Sequence[Any]) -> Captured:
+def capture(
+    module: fx.GraphModule, arguments: Sequence[Any], stated: StatedInputs = NOTHING_STATED
+) -> Captured:
     """Make a graph functional and static, and learn its shapes and costs.
 
     Args:
         module: Torch-level graph whose placeholders match `arguments`. It is not changed.
         arguments: Real tensors (or meta tensors) and plain numbers.
+        stated: What the user says of the inputs.
 
     Returns:
         The captured graph. Numbers among the arguments have become literals.
@@ -47,6 +52,7 @@ def capture(module: fx.GraphModule, arguments: Sequence[Any]) -> Captured:
         UnsupportedOperatorError: If an operator does not run on tensors without data.
         TensorFormError: If an input is not one block of numbers.
         FixedFloatError: If a float among the inputs must be a literal.
+        OptionError: If a stated name is that of no input.
     """
     refuse_forms(module, arguments)
     given = module
@@ -58,16 +64,16 @@ def capture(module: fx.GraphModule, arguments: Sequence[Any]) -> Captured:
     static = _fold_numbers(module, run.values, floats)
     placeholders = module.graph.find_nodes(op="placeholder")
     inputs = [static.names[node.name] for node in placeholders]
-    output = run.values[module.graph.output_node().name]
-    return Captured(
+    found = Captured(
         graph=static.graph,
         root=_held_by(static.graph, module),
-        inputs=classify(placeholders, inputs, arguments, output),
+        inputs=inputs_of(placeholders, inputs, arguments),
         constants=static.constants,
         values={new: specs[id(run.values[old])] for old, new in static.names.items()},
         macs={static.names[name]: macs for name, macs in run.macs.items()},
         varying=_varying(module, static.names) if module is given else {},
     )
+    return assign_roles(found, stated)
 
 
 def _varying(module: fx.GraphModule, names: Mapping[str, str]) -> dict[str, Varying]:

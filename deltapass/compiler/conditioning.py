@@ -9,7 +9,8 @@ added before the first block, or to something other than a stream, may be a prom
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, final
 
 import torch
@@ -17,36 +18,46 @@ from torch import fx
 
 from deltapass.compiler.addends import ADDITIONS, CARRIERS, PARTS, Addends, same_shape
 from deltapass.compiler.outline import Outline
-from deltapass.errors import OptionError
-from deltapass.graph.program import Block, Captured, Role, Stack, shown
+from deltapass.graph.program import Block, Captured, Found, Role, Stack, shown
 
 aten = torch.ops.aten
 
+TITLES: Final[Mapping[Role, str]] = MappingProxyType(
+    {
+        Role.SAMPLE: "sample",
+        Role.TIMESTEP: "timestep",
+        Role.DATA: "conditioning",
+        Role.PER_STEP: "per step",
+    }
+)
+NONE_FOUND: Final = "none found; state it in options={'inputs': {...}}"
 SCALED: Final = frozenset({operator.mul, torch.mul, "mul", aten.mul.Tensor, aten.mul.Scalar})
 
 
-def conditioning_of(outline: Outline, per_step: Sequence[str]) -> dict[int, str]:
-    """Position -> name of the inputs that stay the same along a trajectory.
-
-    Args:
-        outline: The model.
-        per_step: Parts of the names of inputs that change with the step by their nature.
-
-    Raises:
-        OptionError: If one of `per_step` is part of no data input's name.
-    """
+def conditioning_of(outline: Outline) -> dict[int, str]:
+    """Position -> name of the inputs that stay the same along a trajectory."""
     inputs = outline.captured.inputs
-    data = {at: given.name for at, given in enumerate(inputs) if given.role is Role.DATA}
-    for part in per_step:
-        if not any(part in name for name in data.values()):
-            known = ", ".join(map(shown, data.values())) or "(there is none)"
-            raise OptionError("per_step", part, f"part of the name of a data input: {known}")
     passing = added_inputs(outline.captured, outline.stack)
     return {
-        at: name
-        for at, name in data.items()
-        if name not in passing and not any(part in name for part in per_step)
+        at: given.name
+        for at, given in enumerate(inputs)
+        if given.role is Role.DATA and given.name not in passing
     }
+
+
+def roles_shown(outline: Outline) -> tuple[str, ...]:
+    """What each input of a model is taken for, and how that was found, a line a role."""
+    passing = added_inputs(outline.captured, outline.stack)
+    told: dict[str, list[str]] = {title: [] for title in TITLES.values()}
+    for given in outline.captured.inputs:
+        if given.name in passing:
+            told[TITLES[Role.PER_STEP]].append(f"{shown(given.name)} (only added to the stream)")
+        elif given.role in TITLES:
+            how = "" if given.found is Found.REST else f" ({given.found.value})"
+            told[TITLES[given.role]].append(f"{shown(given.name)}{how}")
+    needed = (TITLES[Role.SAMPLE], TITLES[Role.TIMESTEP])
+    lines = {title: ", ".join(names) for title, names in told.items() if names or title in needed}
+    return tuple(f"{title:<13} {names or NONE_FOUND}" for title, names in lines.items())
 
 
 def added_inputs(captured: Captured, stack: Stack) -> frozenset[str]:

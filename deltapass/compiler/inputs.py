@@ -1,56 +1,38 @@
-"""Stage 1, last part: which inputs are weights, the timestep, the noisy sample, other data.
+"""Which inputs of a graph are weights and which are data, and what the tracer calls them.
 
-Told by where the tracer took an input from and by its name; the sample by its shape.
+Told by where the tracer took an input from. What data is to the pass, `roles` tells.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import fx
-from torch.utils._pytree import tree_iter
 
 from deltapass.graph.program import Input, Role, TensorSpec
 
-TIMESTEP_NAMES: Final = frozenset(
-    {"timestep", "timesteps", "t", "time", "sigma", "sigmas", "noise_level"}
-)
-# Names that denoisers give the noisy sample, where the shape alone leaves a choice.
-SAMPLE_NAMES: Final = frozenset({"hidden_states", "sample", "latents", "x", "latent_model_input"})
 
-
-def classify(
-    nodes: Sequence[fx.Node], names: Sequence[str], arguments: Sequence[Any], output: Any
+def inputs_of(
+    nodes: Sequence[fx.Node], names: Sequence[str], arguments: Sequence[Any]
 ) -> tuple[Input, ...]:
-    """Say of every input what it is to the pass.
+    """The inputs of a graph, weights apart from data.
 
     Args:
         nodes: The tracer's placeholders.
         names: Their names in the captured graph.
         arguments: What was given for each.
-        output: What the graph returned.
     """
-    outputs = [leaf for leaf in tree_iter(output) if torch.is_tensor(leaf)]
     given = zip(nodes, names, arguments, strict=True)
-    inputs = [_input(node, name, value) for node, name, value in given]
-    alike = [i for i in inputs if i.role is Role.DATA and _like_output(i, outputs)]
-    named = [i for i in alike if i.name in SAMPLE_NAMES]
-    sample = next(iter([*named, *alike]), None)
-    return tuple(replace(i, role=Role.SAMPLE) if i is sample else i for i in inputs)
+    return tuple(_input(node, name, value) for node, name, value in given)
 
 
 def _input(node: fx.Node, name: str, value: Any) -> Input:
     if not torch.is_tensor(value):
         return Input(name=name, role=Role.SIZE, spec=None)
-    if _is_weight(node, value):
-        role = Role.WEIGHT
-    else:
-        named = argument_name(source_of(node))
-        role = Role.TIMESTEP if named in TIMESTEP_NAMES else Role.DATA
+    role = Role.WEIGHT if _is_weight(node, value) else Role.DATA
     return Input(name=name, role=role, spec=TensorSpec.of(value))
 
 
@@ -92,17 +74,8 @@ def argument_name(source: str) -> str | None:
 def readable_name(node: fx.Node) -> str:
     """The argument's own name for data; Dynamo's long name for weights."""
     source, name = source_of(node), str(node.meta.get("name_before", node.name))
-    return name if is_state(source) else argument_name(source) or name
-
-
-def _like_output(candidate: Input, outputs: Sequence[torch.Tensor]) -> bool:
-    """Whether an input has the output's shape up to the channels, as the noisy sample does."""
-    spec = candidate.spec
-    if spec is None or not outputs or not spec.dtype.is_floating_point:
-        return False
-    ours, theirs = list(spec.shape), list(outputs[0].shape)
-    if len(ours) != len(theirs) or len(ours) < 2:
-        return False
-    channel = 1 if len(ours) > 3 else -1
-    del ours[channel], theirs[channel]
-    return ours == theirs
+    if is_state(source):
+        return name
+    # A part of an argument that came through *args: the tracer's own name tells only its number.
+    part = "_".join(re.findall(r"\w+", source.removeprefix("L"))) if "source" in node.meta else ""
+    return argument_name(source) or part or name

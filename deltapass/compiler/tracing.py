@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,9 +12,12 @@ import torch
 from torch import fx
 from torch._guards import tracing
 
-from deltapass.compiler.inputs import TIMESTEP_NAMES, argument_name, source_of
+from deltapass.compiler.float_inputs import float_inputs
+from deltapass.compiler.inputs import argument_name, source_of
+from deltapass.compiler.signatures import name_arguments, numbers_given
+from deltapass.compiler.timesteps import TIMESTEP_NAMES
 from deltapass.compiler.torch_state import kept_state
-from deltapass.errors import GraphBreakError, StepUnknownError, TraceError
+from deltapass.errors import GraphBreakError, NumberTimestepError, TraceError
 
 
 def trace(
@@ -28,12 +32,14 @@ def trace(
     caught: list[tuple[fx.GraphModule, tuple[Any, ...]]] = []
 
     def catch(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        name_arguments(gm)
         caught.append((gm, tuple(example_inputs)))
         return _stop
 
     try:
         with kept_state(), torch.no_grad():
-            once = torch.compile(_fresh(model), backend=catch, fullgraph=True, dynamic=False)
+            fresh = _fresh(uncompiled(model))
+            once = torch.compile(fresh, backend=catch, fullgraph=True, dynamic=False)
             once(*args, **kwargs)
     except _TracedError:
         return caught[0]
@@ -43,6 +49,34 @@ def trace(
     except torch._dynamo.exc.TorchDynamoException as error:
         raise TraceError(str(error).split("\n")[0]) from error
     raise GraphBreakError("Dynamo gave no graph for it")
+
+
+def uncompiled(model: Callable[..., Any]) -> Callable[..., Any]:
+    """What torch.compile was given, where a model was compiled, once or more."""
+    while True:
+        owner = getattr(model, "__self__", model)
+        if isinstance(owner, torch._dynamo.OptimizedModule):
+            model = owner._orig_mod
+        elif getattr(model, "_torchdynamo_wrapper_id", None) == id(model):
+            model = model._torchdynamo_orig_callable  # type: ignore[attr-defined]
+        else:
+            return model
+
+
+def is_compiled_twice() -> bool:
+    """Whether Dynamo compiles a module now for a call of the same module compiled another time.
+
+    So it is after `model.compile(...)` and `torch.compile(model, ...)`: the first one counts. Of
+    two torch.compile, the outer one counts, and the other does not run.
+    """
+    owners = []
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "compile_wrapper":
+            owners.append(getattr(frame.f_locals.get("fn"), "__self__", None))
+        frame = frame.f_back
+    modules = [id(owner) for owner in owners if isinstance(owner, torch.nn.Module)]
+    return len(set(modules)) < len(modules)
 
 
 def _fresh(model: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,6 +94,7 @@ def _fresh(model: Callable[..., Any]) -> Callable[..., Any]:
         code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
     )
     copy.__kwdefaults__ = function.__kwdefaults__
+    copy.__dict__.update(function.__dict__)  # what it wraps has the names of its arguments
     owner = getattr(bound, "__self__", None)
     return copy if owner is None else types.MethodType(copy, owner)
 
@@ -77,12 +112,18 @@ def refuse_number_timesteps(module: fx.GraphModule, arguments: Sequence[Any]) ->
     """Refuse a timestep that is a plain number: every value of it would be compiled anew.
 
     Raises:
-        StepUnknownError: If one is among the inputs.
+        NumberTimestepError: If one is among the inputs, and no tensor that could be the timestep.
     """
     nodes = module.graph.find_nodes(op="placeholder")
-    for node, value in zip(nodes, arguments, strict=True):
-        if not torch.is_tensor(value) and argument_name(source_of(node)) in TIMESTEP_NAMES:
-            raise StepUnknownError("the timestep is a Python number; pass a tensor")
+    floats = float_inputs(module, arguments)
+    tensors, numbers = set(), {n for n in numbers_given() if n in ("timestep", "timesteps")}
+    for at, (node, value) in enumerate(zip(nodes, arguments, strict=True)):
+        name = argument_name(source_of(node))
+        if name in TIMESTEP_NAMES:
+            plain = at in floats or not torch.is_tensor(value)
+            (numbers if plain else tensors).add(name)
+    if numbers and not tensors:
+        raise NumberTimestepError(min(numbers, key=TIMESTEP_NAMES.index))
 
 
 @contextmanager

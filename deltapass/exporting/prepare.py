@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -26,6 +26,7 @@ from deltapass.compiler.blocks import find_blocks
 from deltapass.compiler.conditioning import conditioning_of
 from deltapass.compiler.outline import outline
 from deltapass.compiler.plan import Plan
+from deltapass.compiler.roles import state
 from deltapass.compiler.settle import plan_for
 from deltapass.errors import ExportError
 from deltapass.exporting.chains import Chains, chains_of
@@ -40,7 +41,9 @@ from deltapass.schedule.rules import Span, Table
 
 def prepare(exported: Exported, options: Options) -> Prepared:
     """Everything of a bundle but its files."""
-    captured = exported.captured
+    inputs = state(exported.captured.inputs, options.inputs)
+    captured = replace(exported.captured, inputs=inputs)
+    exported = replace(exported, captured=captured)
     outlined = outline(captured, find_blocks(captured))
     held = outlined.program.weights.intersection(outlined.program.value_results)
     if held:
@@ -57,13 +60,13 @@ def prepare(exported: Exported, options: Options) -> Prepared:
         planned=plan,
         options=options,
         table=table,
-        conditioning=_conditioning(plan, exported, options),
+        conditioning=_conditioning(plan, exported),
         chains=chains_of(plan, exported, _subsets(plan, table)),
     )
 
 
-def _conditioning(plan: Plan, exported: Exported, options: Options) -> tuple[str, ...]:
-    names = conditioning_of(plan.outline, options.per_step).values()
+def _conditioning(plan: Plan, exported: Exported) -> tuple[str, ...]:
+    names = conditioning_of(plan.outline).values()
     return tuple(name for name in names if name in exported.example)
 
 

@@ -55,7 +55,7 @@ def export(  # noqa: PLR0913 - one call is how its users meet it
         overwrite: Replace a bundle that lies at `path`.
         engine: Options of the format.
         **options: Of the backend: `schedule`, `interval`, `cached_blocks`, `boundary`, `order`,
-            `steps`, `per_step`.
+            `steps`, `inputs`, `per_step`.
 
     Returns:
         What plan.json says.

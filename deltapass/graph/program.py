@@ -7,7 +7,7 @@ list of some thirty calls of a few bodies, on named values, that a person can re
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -39,6 +39,11 @@ class TensorSpec:
             dtype=tensor.dtype,
             device=tensor.device,
         )
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it holds one floating number a call or a sample."""
+        return self.dtype.is_floating_point and all(size == 1 for size in self.shape[1:])
 
     def empty(self, device: torch.device | str | None = None) -> torch.Tensor:
         """A new tensor of this spec, if need be on another device."""
@@ -75,13 +80,27 @@ class Macs:
 
 
 class Role(Enum):
-    """What an input of the model is to the pass."""
+    """What an input of the model is to the pass.
+
+    A timestep and what is `PER_STEP` change with the step and say nothing of the prompt; the noisy
+    sample changes with every call. All other data is conditioning.
+    """
 
     WEIGHT = "weight"
     TIMESTEP = "timestep"
     SAMPLE = "sample"
+    PER_STEP = "per_step"
     DATA = "data"
     SIZE = "size"
+
+
+class Found(Enum):
+    """How the role of an input was found."""
+
+    STATED = "stated"
+    FLOW = "data flow"
+    NAME = "name"
+    REST = "the rest"
 
 
 @final
@@ -92,6 +111,13 @@ class Input:
     name: str
     role: Role
     spec: TensorSpec | None
+    found: Found = Found.REST
+
+
+def data_names(inputs: Iterable[Input]) -> tuple[str, ...]:
+    """What a user calls the inputs that are tensors and no weights."""
+    data = (given for given in inputs if given.spec is not None and given.role is not Role.WEIGHT)
+    return tuple(shown(given.name) for given in data)
 
 
 def operations_of(graph: fx.Graph) -> int:

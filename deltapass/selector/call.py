@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, final
 
-from deltapass.errors import StepUnknownError
-from deltapass.graph.program import Role
+from deltapass.errors import NoTimestepError, StepUnknownError
+from deltapass.graph.program import Role, data_names
 from deltapass.schedule.rules import AnySchedule
 from deltapass.selector.model import ModelInfo, Repertoire
 from deltapass.selector.rows import Rows
@@ -92,7 +92,7 @@ class CallFinder:
 
     def _by_timestep(self, arguments: Sequence[Any]) -> PlannedCall:
         if self.reader is None:
-            raise StepUnknownError("no single timestep is among the model's inputs")
+            raise NoTimestepError(data_names(self.model.inputs))
         signals = self.reader.read(arguments)
         tracker = tracker_of(self.owner_of(arguments))
         found = tracker.locate(signals.timestep, signals.sample)

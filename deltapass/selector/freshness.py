@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
 from deltapass.graph.program import Input, Role, TensorSpec, shown
 from deltapass.selector.call import PlannedCall
@@ -17,6 +17,8 @@ from deltapass.sessions.deltas import Doubt, History, Lane, Row
 from deltapass.sessions.report import Cause
 from deltapass.sessions.trajectory import Place
 from deltapass.sessions.weights import Weighed, same_weights
+
+LOOKED_AT: Final = (Role.SAMPLE, Role.PER_STEP, Role.DATA)
 
 
 @final
@@ -28,7 +30,7 @@ class Graph:
         token: Stands for the graph, which lanes must not hold.
         structure: Equal for graphs that compute the same: threads that compile one model at once
             get a graph each, and any of them may be called later.
-        specs: Name -> spec of its data inputs, the noisy sample first.
+        specs: Name -> spec of its data inputs, the noisy samples first.
         conditioning: Position -> name of the inputs that stay the same along a trajectory.
     """
 
@@ -39,8 +41,8 @@ class Graph:
 
 
 def data_specs(inputs: Sequence[Input]) -> tuple[tuple[str, TensorSpec], ...]:
-    """Specs of the data inputs, the noisy sample first."""
-    found = [given for given in inputs if given.role in (Role.SAMPLE, Role.DATA) and given.spec]
+    """Specs of the data inputs but the timestep, the noisy samples first."""
+    found = [given for given in inputs if given.role in LOOKED_AT and given.spec]
     found.sort(key=lambda given: given.role is not Role.SAMPLE)
     return tuple((given.name, given.spec) for given in found if given.spec)
 

@@ -110,10 +110,15 @@ class Selector:
 
     def _say_what_never_caches(self, lane: Lane) -> None:
         if lane.changes == MAX_CHANGES:
-            self._refuse(ChangingInputError(tuple(map(shown, lane.changed))))
+            self._refuse(self._changing(lane.changed))
         if self.calls.starts == MANY_STARTS:
             fact = "each began a trajectory: random timesteps, or a thread or task for every call"
             self._refuse(StepUnknownError(f"of the last {MANY_STARTS} calls {fact}"))
+
+    def _changing(self, changed: Sequence[str]) -> ChangingInputError:
+        specs = dict(self._graph.specs)
+        numbers = [name for name in changed if specs[name].is_number]
+        return ChangingInputError(tuple(map(shown, changed)), tuple(map(shown, numbers)))
 
     def _run_refused(
         self, arguments: tuple[Any, ...], error: DeltapassError, started: float

@@ -1,6 +1,6 @@
 """The few numbers the implicit mode reads from a call's inputs: one read of the device a call.
 
-Takes the model's inputs; gives the timestep and a fingerprint of the noisy sample. Explicit
+Takes the model's inputs; gives the timestep and a fingerprint of the noisy samples. Explicit
 sessions need none of this.
 """
 
@@ -15,7 +15,7 @@ import torch
 from deltapass.errors import StepUnknownError
 from deltapass.graph.program import Input, Role
 
-PROBES: Final = 8  # numbers read at each end of the noisy sample
+PROBES: Final = 8  # numbers read at each end of a noisy sample
 MANY: Final = 64  # timesteps up to this many are read as they are
 
 
@@ -34,17 +34,17 @@ class SignalReader:
     """Reads the signals of a model whose inputs are known."""
 
     timestep: int
-    sample: int | None
+    samples: tuple[int, ...]
 
     def read(self, arguments: Sequence[Any]) -> Signals:
-        """Read timestep and sample together, in one read.
+        """Read timestep and samples together, in one read.
 
         Raises:
             StepUnknownError: If the timesteps of the samples in one batch differ.
         """
         times = _times(arguments[self.timestep])
-        sample = _ends(arguments[self.sample]) if self.sample is not None else []
-        numbers = _read([times, *sample])
+        samples = [end for at in self.samples for end in _ends(arguments[at])]
+        numbers = _read([times, *samples])
         moments = [float(moment) for moment in numbers[: len(times)]]
         if arguments[self.timestep].ndim == 1 and min(moments) != max(moments):
             raise StepUnknownError("the samples of one batch are at different timesteps")
@@ -56,8 +56,8 @@ def signal_reader(inputs: Sequence[Input]) -> SignalReader | None:
     roles = [given.role for given in inputs]
     if roles.count(Role.TIMESTEP) != 1:
         return None
-    sample = roles.index(Role.SAMPLE) if Role.SAMPLE in roles else None
-    return SignalReader(roles.index(Role.TIMESTEP), sample)
+    samples = tuple(at for at, role in enumerate(roles) if role is Role.SAMPLE)
+    return SignalReader(roles.index(Role.TIMESTEP), samples)
 
 
 def _times(timestep: torch.Tensor) -> torch.Tensor:

@@ -106,7 +106,7 @@ def test_number_inputs_stay_inputs() -> None:
     captured = captured_by_fx(lambda n, x: x.reshape(n, -1), 6, torch.ones(3, 4))
     assert [(i.name, i.role, i.spec is None) for i in captured.inputs] == [
         ("n", Role.SIZE, True),
-        ("x", Role.DATA, False),
+        ("x", Role.SAMPLE, False),
     ]
 
 
@@ -304,11 +304,6 @@ def test_sample_may_have_other_channels_than_the_output() -> None:
         torch.ones(2, 4, 8, 8),
     )
     assert roles(captured) == {"text": Role.DATA, "latent": Role.SAMPLE}
-
-
-def test_integers_are_no_sample() -> None:
-    captured = captured_by_fx(lambda ids: ids * 2.0, torch.ones(2, 4, dtype=torch.int64))
-    assert roles(captured) == {"ids": Role.DATA}
 
 
 # ---- fragments ---------------------------------------------------------------------------------

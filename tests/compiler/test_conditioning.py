@@ -19,6 +19,7 @@ from deltapass.backend import analyse
 from deltapass.compiler.conditioning import added_inputs, conditioning_of
 from deltapass.compiler.tracing import trace
 from deltapass.errors import ChangingInputError, OptionError, RefusalWarning
+from deltapass.options import StatedInputs
 from deltapass.schedule.rules import Span
 from deltapass.sessions.report import Cause
 
@@ -59,8 +60,8 @@ def inputs(model: Extra, step: int, seed: int) -> tuple[Tensor, ...]:
 
 def conditioning(model: Extra, *per_step: str) -> set[str]:
     """Names of the inputs that count as conditioning."""
-    outlined = analyse(*trace(model, inputs(model, 0, 0), {}))
-    return set(conditioning_of(outlined, per_step).values())
+    stated = StatedInputs(per_step=per_step)
+    return set(conditioning_of(analyse(*trace(model, inputs(model, 0, 0), {}), stated)).values())
 
 
 ADDED: dict[str, Use] = {
@@ -158,7 +159,7 @@ def test_conditioning_that_changes_at_every_step_is_full_and_said_once() -> None
         warnings.simplefilter("always")
         outputs, session = run(model, changing=True)
     texts = [str(one.message) for one in said if one.category is RefusalWarning]
-    assert [bool(re.search(r"every step: control\..*per_step", text)) for text in texts] == [
+    assert [bool(re.search(r"every step: control\..*'sample'", text)) for text in texts] == [
         True,  # at the third change in a row
         False,  # on leaving: nothing was cached
     ]

@@ -15,10 +15,12 @@ from torch.nn import functional as F
 
 from deltapass.compiler.blocks import find_blocks
 from deltapass.compiler.capture import capture
+from deltapass.compiler.roles import assign_roles
 from deltapass.compiler.streams import pair_streams
 from deltapass.compiler.tracing import trace
 from deltapass.errors import StreamError
 from deltapass.graph.program import Block, Captured, Role
+from deltapass.options import StatedInputs
 
 D, T, S = 8, 6, 3
 Values = Sequence[Tensor]
@@ -558,6 +560,7 @@ def test_noisy_sample_may_be_the_stream_as_it_is() -> None:
         return [*add(x + c), c]
 
     captured, blocks = cut(lambda x, c: [x, c], [block] * 2, first, image(), image())
+    captured = assign_roles(captured, StatedInputs(sample=("in_0",)))
     (pair,) = pair_streams(captured, blocks, "the span", by_shape=False)
     assert pair.live_in == captured.inputs[0].name
     assert captured.inputs[0].role is Role.SAMPLE

@@ -32,16 +32,15 @@ class Finder:
         plan = make_plan(outlined, schedule, **known)
         bodies = LoweredBodies("eager", load_lowering("eager"))
         variants = Variants(outline=outlined, order=plan.order, bodies=bodies)
-        self.calls = CallFinder(model_info(plan, (), variants.key), variants)
+        self.calls = CallFinder(model_info(plan, variants.key), variants)
         self.arguments = list(inputs)
         assert self.calls.reader is not None
         self.reader = self.calls.reader
 
     def at(self, timestep: float) -> PlannedCall:
         self.arguments[self.reader.timestep] = torch.full((2,), timestep)
-        if self.reader.sample is not None:
-            sample = self.arguments[self.reader.sample]
-            self.arguments[self.reader.sample] = torch.full_like(sample, timestep)
+        for at in self.reader.samples:
+            self.arguments[at] = torch.full_like(self.arguments[at], timestep)
         return self.calls.find(self.arguments)
 
 

@@ -71,7 +71,7 @@ def test_tensors_of_inference_mode_are_read() -> None:
 
 def test_model_without_a_sample_has_no_fingerprint() -> None:
     made = signal_reader(inputs(Role.DATA, Role.TIMESTEP))
-    assert made == SignalReader(timestep=1, sample=None)
+    assert made == SignalReader(timestep=1, samples=())
     assert made.read([torch.zeros(2, 4), torch.tensor(7.0)]).sample == ()
 
 
