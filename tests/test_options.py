@@ -18,7 +18,14 @@ from deltapass.errors import (
     UnknownOptionError,
     UnsupportedModeError,
 )
-from deltapass.options import LOWERING_NAMES, MODES, OPTION_NAMES, Options, parse_options
+from deltapass.options import (
+    LOWERING_NAMES,
+    MODES,
+    OPTION_NAMES,
+    Options,
+    StatedInputs,
+    parse_options,
+)
 from deltapass.schedule.budget import Budget
 from deltapass.schedule.files import save_schedule
 from deltapass.schedule.presets import delta_cache, never, reversed_phases
@@ -36,6 +43,7 @@ def test_the_list_of_options_is_frozen() -> None:
         "steps",
         "schedule",
         "fuse",
+        "inputs",
         "per_step",
         "strict",
     )
@@ -48,7 +56,7 @@ def test_nothing_given_is_the_papers_schedule_on_inductor() -> None:
         steps=None,
         schedule=Schedule(),
         fuse="blocks",
-        per_step=(),
+        inputs=StatedInputs(),
         strict=False,
         mode=None,
     )
@@ -66,6 +74,7 @@ def test_every_option_is_taken() -> None:
         "steps": 10,
         "schedule": "reversed",
         "fuse": "whole",
+        "inputs": {"sample": ["video", "audio"], "timestep": "s"},
         "per_step": ["residual", "pose"],
         "strict": True,
     }
@@ -77,14 +86,23 @@ def test_every_option_is_taken() -> None:
         steps=10,
         schedule=reversed_phases(interval=3, cached_blocks=5, boundary=4),
         fuse="whole",
-        per_step=("residual", "pose"),
+        inputs=StatedInputs(sample=("video", "audio"), timestep="s", per_step=("residual", "pose")),
         strict=True,
     )
     assert raw == before
 
 
 def test_none_stands_for_not_given() -> None:
-    names = ("interval", "cached_blocks", "boundary", "budget", "schedule", "steps", "per_step")
+    names = (
+        "interval",
+        "cached_blocks",
+        "boundary",
+        "budget",
+        "schedule",
+        "steps",
+        "inputs",
+        "per_step",
+    )
     assert parse_options(dict.fromkeys(names)) == parse_options()
     given = {"schedule": never(), "interval": None}
     assert parse_options(given).schedule == never()
@@ -112,6 +130,8 @@ def test_an_unknown_option_gets_the_near_match() -> None:
         ("per_step", 3, "a list of parts of input names"),
         ("per_step", [1], "a list of parts of input names"),
         ("per_step", [""], "a list of parts of input names"),
+        ("inputs", "x", "a dictionary with any of the keys 'sample'"),
+        ("inputs", {"smaple": "x"}, "did you mean 'sample'"),
         ("strict", 1, "True or False"),
         ("strict", None, "True or False"),
         ("budget", 0, "a share of the plain model's MACs, above 0.0 and up to 1.0"),
@@ -129,13 +149,34 @@ def test_a_bad_value_is_named_with_what_is_allowed(name: str, value: object, all
 @pytest.mark.parametrize("given", ["pose", ["pose"], ("pose",)])
 def test_names_of_inputs_may_be_a_list_or_one_name(given: object) -> None:
     parsed = parse_options({"per_step": given})
-    assert parsed.per_step == ("pose",)
+    assert parsed.inputs.per_step == ("pose",)
     assert hash(parsed) == hash(parse_options({"per_step": ["pose"]}))
+
+
+@pytest.mark.parametrize(
+    ("stated", "match"),
+    [
+        ({"sample": 3}, "option 'sample' is 3. It must be a list of input names"),
+        ({"sample": [""]}, "a list of input names"),
+        ({"timestep": ["t"]}, "option 'timestep' is .*the name of an input"),
+        ({"sample": ["t"], "timestep": "t"}, "another input than the sample"),
+    ],
+)
+def test_a_bad_statement_is_named(stated: object, match: str) -> None:
+    with pytest.raises(OptionError, match=match):
+        parse_options({"inputs": stated})
+
+
+def test_per_step_is_short_for_that_key_of_inputs() -> None:
+    stated = {"per_step": ["pose"]}
+    assert parse_options({"inputs": stated}) == parse_options(stated)
+    with pytest.raises(ContradictoryOptionsError, match="'inputs' and 'per_step'"):
+        parse_options({"inputs": stated, "per_step": "control"})
 
 
 @pytest.mark.parametrize("given", ["", [], ()])
 def test_no_names_of_inputs_are_none(given: object) -> None:
-    assert parse_options({"per_step": given}).per_step == ()
+    assert parse_options({"per_step": given}).inputs.per_step == ()
 
 
 @pytest.mark.parametrize(

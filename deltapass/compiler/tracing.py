@@ -12,7 +12,6 @@ import torch
 from torch import fx
 from torch._guards import tracing
 
-from deltapass.compiler.float_inputs import float_inputs
 from deltapass.compiler.inputs import argument_name, source_of
 from deltapass.compiler.signatures import name_arguments, numbers_given
 from deltapass.compiler.timesteps import TIMESTEP_NAMES
@@ -109,19 +108,19 @@ def _stop(*_: Any) -> Any:
 
 
 def refuse_number_timesteps(module: fx.GraphModule, arguments: Sequence[Any]) -> None:
-    """Refuse a timestep that is a plain number: every value of it would be compiled anew.
+    """Refuse a timestep that is a whole number: every value of it would be compiled anew.
 
     Raises:
         NumberTimestepError: If one is among the inputs, and no tensor that could be the timestep.
     """
     nodes = module.graph.find_nodes(op="placeholder")
-    floats = float_inputs(module, arguments)
-    tensors, numbers = set(), {n for n in numbers_given() if n in ("timestep", "timesteps")}
-    for at, (node, value) in enumerate(zip(nodes, arguments, strict=True)):
+    given = ((name, value) for name, value in numbers_given().items() if isinstance(value, int))
+    numbers = {name for name, _ in given if name in ("timestep", "timesteps")}
+    tensors = set()
+    for node, value in zip(nodes, arguments, strict=True):
         name = argument_name(source_of(node))
         if name in TIMESTEP_NAMES:
-            plain = at in floats or not torch.is_tensor(value)
-            (numbers if plain else tensors).add(name)
+            (tensors if torch.is_tensor(value) else numbers).add(name)
     if numbers and not tensors:
         raise NumberTimestepError(min(numbers, key=TIMESTEP_NAMES.index))
 
