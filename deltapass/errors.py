@@ -323,7 +323,7 @@ class NumberTimestepError(UnsupportedGraphError):
 
     def __init__(self, name: str, /) -> None:
         super().__init__(
-            f"{name!r} is a Python number, so the model is compiled anew at every step",
+            f"the timestep {name!r} is a Python number: compiled in, every step another one",
             f"Pass a tensor: {name}=torch.tensor([...])",
         )
 

@@ -103,6 +103,8 @@ def test_guide_has_every_option_with_its_default() -> None:
     schedule = {name: getattr(chosen.schedule, name, None) for name in OPTION_NAMES}
     defaults = {name: getattr(chosen, name, schedule[name]) for name in OPTION_NAMES}
     defaults["schedule"] = "delta-dit"
+    defaults["inputs"] = None
+    assert parse_options({"inputs": None, "per_step": None}) == chosen
     assert parse_options({"schedule": "delta-dit"}) == chosen
     assert {name: eval(value) for name, value in rows.items()} == defaults
 

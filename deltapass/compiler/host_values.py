@@ -22,7 +22,8 @@ from typing import Any, final
 import torch
 from torch import fx
 
-from deltapass.compiler.inputs import TIMESTEP_NAMES, argument_name, is_state, source_of
+from deltapass.compiler.inputs import argument_name, is_state, source_of
+from deltapass.compiler.timesteps import TIMESTEP_NAMES
 from deltapass.compiler.tracing import detached_from_dynamo
 from deltapass.errors import UnsupportedOperatorError
 from deltapass.graph.copying import keep_source

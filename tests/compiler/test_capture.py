@@ -14,8 +14,9 @@ from raising import raises_in_compile
 from torch import Tensor, fx, nn
 
 from deltapass.compiler.capture import capture
+from deltapass.compiler.fragments import refuse_fragment
 from deltapass.compiler.inputs import data_positions
-from deltapass.compiler.tracing import refuse_fragment, trace
+from deltapass.compiler.tracing import trace
 from deltapass.errors import (
     GraphBreakError,
     MixedDevicesError,

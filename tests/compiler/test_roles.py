@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 import deltapass
 from deltapass.backend import analyse
+from deltapass.compiler.capture import capture
 from deltapass.compiler.conditioning import conditioning_of, roles_shown
 from deltapass.compiler.tracing import trace
 from deltapass.errors import OptionError, RefusalWarning
@@ -38,7 +39,7 @@ def made(make: Callable[[], Toy]) -> Toy:
 
 def roles(model: Toy, **stated: Any) -> dict[str, str]:
     args, kwargs = model.inputs(0)
-    captured = analyse(*trace(model, args, kwargs), StatedInputs(**stated)).captured
+    captured = capture(*trace(model, args, kwargs), StatedInputs(**stated))
     given = [i for i in captured.inputs if i.role not in (Role.WEIGHT, Role.DATA, Role.SIZE)]
     return {shown(i.name): i.role.value for i in given}
 
