@@ -38,14 +38,13 @@ def predict_body(delta: TensorSpec, live_in: TensorSpec, live_out: TensorSpec, o
     The delta comes first in the sum: it has the live-out's layout, which the next body expects,
     while the live-in may be laid out otherwise (a patch embedding is a transposed view).
     """
-    narrow = live_out.dtype == torch.float16
     if order:
         given = {"delta": delta, "delta_before": delta, "trend": weight_spec(delta)}
-        function = _narrow(_from_last_two) if narrow else _from_last_two
-        body = _body("predict_1", function, **given, live_in=live_in)
     else:
-        function = _narrow(torch.add) if narrow else torch.add
-        body = _body("predict_0", function, delta=delta, live_in=live_in)
+        given = {"delta": delta}
+    predict: Callable[..., Any] = _from_last_two if order else torch.add
+    function = _narrow(predict) if live_out.dtype == torch.float16 else predict
+    body = _body(f"predict_{order}", function, **given, live_in=live_in)
     return body if body.outputs[0].stride == live_out.stride else _in_layout(body, live_out)
 
 
