@@ -116,7 +116,7 @@ def refuse_number_timesteps(module: fx.GraphModule, arguments: Sequence[Any]) ->
     nodes = module.graph.find_nodes(op="placeholder")
     given = ((name, value) for name, value in numbers_given().items() if isinstance(value, int))
     numbers = {name for name, _ in given if name in ("timestep", "timesteps")}
-    tensors = set()
+    tensors: set[str] = set()
     for node, value in zip(nodes, arguments, strict=True):
         name = argument_name(source_of(node))
         if name in TIMESTEP_NAMES:
