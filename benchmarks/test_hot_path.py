@@ -89,7 +89,8 @@ def subject() -> Subject:
     for timestep in trajectory_timesteps(STEPS):
         step = list(inputs)
         step[roles.index(Role.TIMESTEP)] = torch.full((2,), timestep)
-        step[roles.index(Role.SAMPLE)] = torch.randn_like(inputs[roles.index(Role.SAMPLE)])
+        sample = inputs[roles.index(Role.SAMPLE)]  # moves little, as in sampling
+        step[roles.index(Role.SAMPLE)] = sample + 0.05 * torch.randn_like(sample)
         steps.append(tuple(step))
     return Subject(selector, steps, model)
 

@@ -10,12 +10,37 @@ from reference import Call, DeltaCacheReference
 
 import deltapass
 from deltapass.schedule.rules import Table
+from deltapass.selector.pattern import GAPS
 
 
 def compiled(model: torch.nn.Module, **options: Any) -> Callable[..., Any]:
     """The model under backend="deltadit", as one graph; eager lowering unless said otherwise."""
     chosen = {"lowering": "eager", **options}
     return torch.compile(model, backend="deltadit", fullgraph=True, options=chosen)
+
+
+def sampled(calls: Sequence[Call]) -> list[Call]:
+    """The same calls with samples as a sampler makes them: each moves little from the last one.
+
+    Without a session a call is only taken for the next step if its sample follows from the last.
+    """
+
+    def sample(call: Call) -> torch.Tensor:
+        args, kwargs = call
+        given: torch.Tensor = args[0] if args else kwargs["hidden_states"]
+        return given
+
+    def moved(call: Call) -> Call:
+        args, kwargs = call
+        near = sample(calls[0]) + 0.05 * sample(call)
+        return ((near, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": near})
+
+    return [calls[0], *map(moved, calls[1:])]
+
+
+def by_timestep(table: Table) -> Table:
+    """What is done of a table without a session: the first steps show whether it is a sampler."""
+    return (*(None,) * GAPS, *table[GAPS:])
 
 
 @torch.no_grad()

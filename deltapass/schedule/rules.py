@@ -100,13 +100,19 @@ class Schedule:
     @property
     def needs_steps(self) -> bool:
         """Whether the number of steps must be known before the first one."""
-        by_step = isinstance(self.boundary, int) and self.outline != self.detail
+        by_step = isinstance(self.boundary, int) and self.has_boundary
         return self.caches and (by_step or self.cool_down > 0)
 
     @property
     def few_step_defaults(self) -> bool:
-        """Whether `cached_blocks` depends on the trajectory being a few-step one."""
-        return self.caches and self.cached_blocks is None
+        """Whether something left to defaults depends on the trajectory being a few-step one."""
+        by_default = self.boundary is None and self.has_boundary
+        return self.caches and (self.cached_blocks is None or by_default)
+
+    @property
+    def has_boundary(self) -> bool:
+        """Whether steps before and after the boundary skip different blocks."""
+        return self.outline != self.detail
 
     def check_steps(self, steps: int) -> None:
         """Raise BoundaryOutsideError if the boundary lies outside `steps` steps."""
@@ -215,6 +221,11 @@ class ExplicitSchedule:
     @property
     def few_step_defaults(self) -> bool:
         """False: nothing is left to defaults."""
+        return False
+
+    @property
+    def has_boundary(self) -> bool:
+        """False: a table has rows instead."""
         return False
 
     def check_steps(self, steps: int) -> None:

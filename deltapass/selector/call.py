@@ -6,22 +6,37 @@ thread; see docs/sessions.md for what that can and cannot know.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, final
+from typing import Any, Final, NamedTuple, final
 
 from deltapass.errors import NoTimestepError, StepUnknownError
 from deltapass.graph.program import Role, data_names
 from deltapass.schedule.rules import AnySchedule
+from deltapass.selector.continuity import Continuity
 from deltapass.selector.model import ModelInfo, Repertoire
+from deltapass.selector.pattern import Length
 from deltapass.selector.rows import Rows
 from deltapass.selector.signals import SignalReader, signal_reader
+from deltapass.selector.timestep import Located, TimestepTracker
 from deltapass.selector.trackers import tracker_of
 from deltapass.sessions.deltas import Lane, LaneTable, Row
 from deltapass.sessions.log import Log
 from deltapass.sessions.report import Entry
 from deltapass.sessions.session import Session, active_session
 from deltapass.sessions.trajectory import Place
+
+MANY_STARTS: Final = 16  # trajectories in a row of which no step could be cached
+WHY: Final = (
+    "requests that take turns, a sampler that draws its noise anew at every step, "
+    "random timesteps, very few steps, or a thread or task for every call"
+)
+NO_LEVEL: Final = (
+    "timesteps that are neither 0 to 1 nor 0 to 1000 tell no noise level, which places the boundary"
+)
+UNKNOWN: Final = Row(planned=None, emits=(), fresh_since=0, keeps=frozenset())
+FEW: Final = "it looks like a few-step trajectory, whose defaults differ"
 
 
 @final
@@ -34,6 +49,9 @@ class PlannedCall(NamedTuple):
         lane: Deltas of this branch.
         log: Where to note what was done.
         certain: Values must be read where an object may have changed unseen.
+        sure: Whether what is planned may be done; else the call refreshes.
+        refusal: Why nothing will be cached, where that must be said.
+        last: What takes note of the model's prediction, without a session.
     """
 
     place: Place
@@ -41,20 +59,24 @@ class PlannedCall(NamedTuple):
     lane: Lane
     log: Log
     certain: bool
+    sure: bool = True
+    refusal: StepUnknownError | None = None
+    last: Continuity | None = None
 
 
 @final
 class CallFinder:
-    """Finds place and plan of every call of one compiled model.
-
-    `starts` counts the calls without a session, one after the other, that each looked like the
-    first step of a trajectory.
-    """
+    """Finds place and plan of every call of one compiled model."""
 
     def __init__(self, model: ModelInfo, variants: Repertoire) -> None:
         self.model = model
         self.reader: SignalReader | None = signal_reader(model.inputs)
-        self.starts = 0
+        by_length = model.schedule.few_step_defaults and model.caches
+        self._by_length = by_length and model.steps is None
+        self._bounded = model.schedule.has_boundary and model.caches
+        # The tracker made last; how many in a row were gone when the next one was made.
+        self._newest: weakref.ref[TimestepTracker] | None = None
+        self._gone = 0
         self._rows = Rows(model, variants)
         self._token = object()  # stands for this finder in lanes, which must not hold its graph
         weights = [at for at, given in enumerate(model.inputs) if given.role is Role.WEIGHT]
@@ -93,20 +115,47 @@ class CallFinder:
     def _by_timestep(self, arguments: Sequence[Any]) -> PlannedCall:
         if self.reader is None:
             raise NoTimestepError(data_names(self.model.inputs))
-        signals = self.reader.read(arguments)
         tracker = tracker_of(self.owner_of(arguments))
-        found = tracker.locate(signals.timestep, signals.sample)
-        self.starts = 0 if found.step else self.starts + 1
+        value, products = self.reader.read(arguments, tracker.continuity)
+        found = tracker.locate(value, products, self.reader.grain)
         if found.problem:
             raise StepUnknownError(found.problem)
-        place, steps = tracker.place(found), self.model.steps
-        if steps is None:
-            row = self._rows.at_level(found.step, found.level, few_steps=found.few_steps)
-        elif found.step < steps:
+        place = tracker.place(found)
+        row, refusal, sure = self._plan(place, found)
+        if found.step:
+            self._gone = 0
+        elif not found.branch:
+            refusal = refusal or self._started(tracker)
+        last = tracker.continuity
+        return PlannedCall(place, row, place.lane, tracker.entries, True, sure, refusal, last)
+
+    def _plan(self, place: Place, found: Located) -> tuple[Row, StepUnknownError | None, bool]:
+        """The row of a call, why it is refused if it is, and whether it may be followed."""
+        steps = self.model.steps
+        if steps is not None:
+            if found.step >= steps:
+                raise StepUnknownError(f"the trajectory is longer than the {steps} steps announced")
             row = self._table(place.lane, self.model.schedule, steps, 0)[found.step]
-        else:
-            raise StepUnknownError(f"the trajectory is longer than the {steps} steps announced")
-        return PlannedCall(place, row, place.lane, tracker.entries, True)
+            return row, None, found.sure
+        if found.level is None and self._bounded:
+            return UNKNOWN, StepUnknownError(NO_LEVEL) if found.sure else None, False
+        row = self._rows.at_level(found.step, found.level or 0.0)
+        if not self._by_length or found.length is Length.MANY:
+            return row, None, found.sure
+        few = found.length is Length.FEW and row.planned is not None
+        return row, StepUnknownError(FEW) if few else None, False
+
+    def _started(self, tracker: TimestepTracker) -> StepUnknownError | None:
+        """Note the start of a trajectory; why nothing is ever cached, if it looks that way."""
+        if tracker.trajectory == 0:  # a thread or task that calls the model for the first time
+            before = self._newest() if self._newest is not None else tracker
+            self._gone = self._gone + 1 if before is None else 0
+            self._newest = weakref.ref(tracker)
+        if tracker.starts < MANY_STARTS and self._gone < MANY_STARTS:
+            return None
+        return StepUnknownError(
+            f"none of the last {MANY_STARTS} trajectories had four steps: {WHY}"
+        )
 
     def _table(self, lane: Lane, schedule: AnySchedule, steps: int, start: int) -> tuple[Row, ...]:
         """The rows of a lane's trajectory, which begins at `start`; found once."""
@@ -120,6 +169,11 @@ class CallFinder:
             rows = self._rows.of(schedule, steps, start)
             known = lane.table = LaneTable(self._token, schedule, steps, rows)
         return known.rows
+
+    def note(self, arguments: Sequence[Any], results: Sequence[Any], last: Continuity) -> None:
+        """Take note of the prediction of a call without a session."""
+        if self.reader is not None:
+            self.reader.note(arguments, results, last)
 
     def note_refusal(self, arguments: Sequence[Any], entry: Entry) -> None:
         """Put a refused call into the report of its session, or of its implicit trajectory."""

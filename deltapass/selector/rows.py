@@ -45,17 +45,14 @@ class Rows:
         )
         return tuple(Row(span, tuple(sorted(reads)), at, reads) for span, reads, at in parts)
 
-    def at_level(self, step: int, level: float, *, few_steps: bool) -> Row:
+    def at_level(self, step: int, level: float) -> Row:
         """The row of a step on a trajectory of unknown length: phases by noise level.
 
         Raises:
             StepUnknownError: If the schedule needs the length.
         """
-        model = self._model
-        if model.schedule.needs_steps:
+        if self._model.schedule.needs_steps:
             raise StepUnknownError("the schedule counts from the trajectory's length")
-        if few_steps and model.schedule.few_step_defaults and model.caches:
-            raise StepUnknownError("it looks like a few-step trajectory, whose defaults differ")
         row = self._levels.get((step, level))
         if row is None:
             if len(self._levels) >= MANY_LEVELS:

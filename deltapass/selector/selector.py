@@ -17,7 +17,6 @@ from deltapass.errors import (
     ChangingInputError,
     DeltapassError,
     ScheduleError,
-    StepUnknownError,
     UnsupportedGraphError,
     warn,
 )
@@ -27,13 +26,12 @@ from deltapass.schedule.rules import Span
 from deltapass.selector.call import CallFinder, PlannedCall
 from deltapass.selector.freshness import Graph, data_specs, examine, is_as_before, missing
 from deltapass.selector.model import ModelInfo, Repertoire
-from deltapass.sessions.deltas import Doubt, History, Lane
+from deltapass.sessions.deltas import Doubt, History
 from deltapass.sessions.report import Cause, Entry
 from deltapass.sessions.session import active_session
 from deltapass.sessions.weights import WeightWatch
 
 MAX_CHANGES: Final = 3  # calls in a row with new conditioning before it is said
-MANY_STARTS: Final = 100  # first steps in a row without a second one before it is said
 MANY_TRENDS: Final = 256  # schedules have few gaps between refreshes, but any are allowed
 
 
@@ -82,19 +80,25 @@ class Selector:
     def _run(
         self, arguments: tuple[Any, ...], call: PlannedCall, started: float
     ) -> tuple[Any, ...]:
-        place, row, lane, log, _ = call
+        place, row, lane, log = call[:4]
         doubt = self._doubt(call, arguments)
-        planned = row.planned
+        planned = row.planned if call.sure else None
         history = lane.histories.get(planned) if planned is not None else None
-        doubt = doubt or missing(row, place.step, history)
-        if lane.changes == MAX_CHANGES or self.calls.starts == MANY_STARTS:
-            self._say_what_never_caches(lane)
+        if planned is not None:
+            doubt = doubt or missing(row, place.step, history)
+        if lane.changes >= MAX_CHANGES:
+            self._refuse(self._changing(lane.changed))
+        if call.refusal is not None:
+            self._refuse(call.refusal)
+            doubt = Doubt(Cause.REFUSED, str(call.refusal))
         if planned is None or doubt is not None or history is None:
             realised = None
             results, macs = self._run_refresh(arguments, call)
         else:
             realised = planned
             results, macs = self._run_cached(arguments, call, history)
+        if call.last is not None:
+            self.calls.note(arguments, results, call.last)
         cause, reason = doubt if doubt is not None else (None, "")
         where = (place.trajectory, place.step, place.branch, planned, realised)
         log.note(*where, cause, reason, _since(started), macs, self.model.macs)
@@ -107,13 +111,6 @@ class Selector:
             call.lane.last_step = call.place.step
             return None
         return examine(call, self._graph, arguments, weights)
-
-    def _say_what_never_caches(self, lane: Lane) -> None:
-        if lane.changes == MAX_CHANGES:
-            self._refuse(self._changing(lane.changed))
-        if self.calls.starts == MANY_STARTS:
-            fact = "each began a trajectory: random timesteps, or a thread or task for every call"
-            self._refuse(StepUnknownError(f"of the last {MANY_STARTS} calls {fact}"))
 
     def _changing(self, changed: Sequence[str]) -> ChangingInputError:
         specs = dict(self._graph.specs)

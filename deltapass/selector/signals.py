@@ -1,54 +1,78 @@
-"""The few numbers the implicit mode reads from a call's inputs: one read of the device a call.
+"""What the implicit mode reads from a call's inputs: one read of the device a call.
 
-Takes the model's inputs; gives the timestep and a fingerprint of the noisy samples. Explicit
-sessions need none of this.
+Takes the model's inputs; gives the timestep, and how the noisy sample lies to the last one and to
+the model's prediction. Explicit sessions need none of this.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 import torch
 
 from deltapass.errors import StepUnknownError
 from deltapass.graph.program import Input, Role
+from deltapass.selector.continuity import Continuity
 
-PROBES: Final = 8  # numbers read at each end of a noisy sample
 MANY: Final = 64  # timesteps up to this many are read as they are
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Signals:
-    """What one call shows of itself."""
+class Prediction(NamedTuple):
+    """Which result continues the sample, and of which dimension only the first part does."""
 
-    timestep: float
-    sample: tuple[float, ...]
+    at: int | None
+    dim: int | None = None
+    size: int = 0
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SignalReader:
-    """Reads the signals of a model whose inputs are known."""
+    """Reads the signals of a model whose inputs are known.
+
+    Attributes:
+        timestep: Position of the timestep input.
+        samples: Positions of the noisy samples; by the first one calls are told apart.
+        grain: How much timesteps are rounded, of their size.
+        made: Where the prediction is among the results; None before it was looked for.
+    """
 
     timestep: int
     samples: tuple[int, ...]
+    grain: float = 0.0
+    made: Prediction | None = None
 
-    def read(self, arguments: Sequence[Any]) -> Signals:
-        """Read timestep and samples together, in one read.
+    def read(
+        self, arguments: Sequence[Any], continuity: Continuity
+    ) -> tuple[float, Sequence[float]]:
+        """Timestep and the products of `continuity`, in one read.
 
         Raises:
-            StepUnknownError: If the timesteps of the samples in one batch differ.
+            StepUnknownError: If the timesteps of the samples in one batch differ, or no input is a
+                noisy sample.
         """
+        if not self.samples:
+            raise StepUnknownError("none of the inputs is surely the noisy sample")
         times = _times(arguments[self.timestep])
-        samples = [end for at in self.samples for end in _ends(arguments[at])]
-        numbers = _read([times, *samples])
-        moments = [float(moment) for moment in numbers[: len(times)]]
+        products = continuity.look(arguments[self.samples[0]])
+        numbers = _read(times, products)
+        count = len(numbers) - len(products)
+        moments = numbers[:count]
         if arguments[self.timestep].ndim == 1 and min(moments) != max(moments):
             raise StepUnknownError("the samples of one batch are at different timesteps")
-        return Signals(max(moments), tuple(numbers[len(times) :]))
+        return float(max(moments)), numbers[count:]
+
+    def note(self, arguments: Sequence[Any], results: Sequence[Any], last: Continuity) -> None:
+        """Hand on the prediction, if there is one: results of one graph are of one form."""
+        made = self.made
+        if made is None:
+            made = self.made = _prediction(arguments[self.samples[0]], results)
+        if made.at is not None:
+            result = results[made.at]
+            last.note(result if made.dim is None else result.narrow(made.dim, 0, made.size))
 
 
 def signal_reader(inputs: Sequence[Input]) -> SignalReader | None:
@@ -56,8 +80,26 @@ def signal_reader(inputs: Sequence[Input]) -> SignalReader | None:
     roles = [given.role for given in inputs]
     if roles.count(Role.TIMESTEP) != 1:
         return None
+    timestep = roles.index(Role.TIMESTEP)
+    spec = inputs[timestep].spec
+    floating = spec is not None and spec.dtype.is_floating_point
+    grain = torch.finfo(spec.dtype).eps if spec is not None and floating else 0.0
     samples = tuple(at for at, role in enumerate(roles) if role is Role.SAMPLE)
-    return SignalReader(roles.index(Role.TIMESTEP), samples)
+    return SignalReader(timestep, samples, grain)
+
+
+def _prediction(sample: torch.Tensor, results: Sequence[Any]) -> Prediction:
+    """The first result like the sample; a variance, as further channels, may be predicted too."""
+    for at, result in enumerate(results):
+        if not torch.is_tensor(result) or result.ndim != sample.ndim:
+            continue
+        sizes = enumerate(zip(result.shape, sample.shape, strict=True))
+        larger = [(dim, size) for dim, (has, size) in sizes if has != size]
+        if not larger:
+            return Prediction(at)
+        if len(larger) == 1 and result.shape[larger[0][0]] > larger[0][1]:
+            return Prediction(at, *larger[0])
+    return Prediction(None)
 
 
 def _times(timestep: torch.Tensor) -> torch.Tensor:
@@ -66,26 +108,11 @@ def _times(timestep: torch.Tensor) -> torch.Tensor:
     return flat if len(flat) <= MANY else torch.stack(torch.aminmax(flat))
 
 
-def _read(parts: Sequence[torch.Tensor]) -> list[float]:
-    """Numbers of several tensors: at once from a device, where each read would wait for it."""
-    if all(part.is_cpu for part in parts):
-        return [number for part in parts for number in _numbers(part)]
-    device = next(part.device for part in parts if not part.is_cpu)
-    together = [part.to(device, torch.float32).reshape(-1) for part in parts]
-    return _numbers(torch.cat(together))
-
-
-def _numbers(part: torch.Tensor) -> list[float]:
-    flat: list[float] = (part if part.ndim == 1 else part.reshape(-1)).tolist()
-    return flat
-
-
-def _ends(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The first and last few numbers of a tensor, without copying the rest."""
-    if not tensor.ndim or not tensor.numel():
-        return [tensor.reshape(-1)]
-    if tensor.shape[-1] >= PROBES and tensor.is_contiguous():  # both ends as one view
-        last = tensor.numel() - PROBES
-        return [tensor.as_strided((2, PROBES), (last, 1), tensor.storage_offset())]
-    first, end = (0,) * (tensor.ndim - 1), (-1,) * (tensor.ndim - 1)
-    return [tensor[first][:PROBES], tensor[end][-PROBES:]]
+def _read(times: torch.Tensor, products: torch.Tensor) -> list[float]:
+    """Numbers of both: at once from a device, where each read would wait for it."""
+    if times.is_cpu and products.is_cpu:
+        return [*times.tolist(), *products.tolist()]
+    device = products.device if times.is_cpu else times.device
+    together = [part.to(device, torch.float32) for part in (times, products)]
+    numbers: list[float] = torch.cat(together).tolist()
+    return numbers

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from driving import compiled, follow, oracle, tensors
+from driving import by_timestep, compiled, follow, oracle, sampled, tensors
 from models import B, C, D, Denoiser, S, make, noise
 from reference import Call
 from torch.export import Dim
@@ -113,9 +113,9 @@ def test_a_trajectory_is_that_of_eager_delta_cache(bundle: Made) -> None:
 
 
 def test_without_a_session_the_timestep_tells_the_step(bundle: Made) -> None:
-    calls = bundle.calls(seed=50)
+    calls = sampled(bundle.calls(seed=50))
     blocks = bundle.plan.blocks
-    table = tuple(SCHEDULE.at(at, 1 - at / STEPS, blocks) for at in range(STEPS))
+    table = by_timestep(tuple(SCHEDULE.at(at, 1 - at / STEPS, blocks) for at in range(STEPS)))
     bundle.check(follow(bundle.loaded, calls), calls, table)
 
 

@@ -210,9 +210,13 @@ def test_needs_steps_and_at_agree(schedule: Schedule | ExplicitSchedule, needed:
         assert schedule.at(0, 1.0, 8) is None
 
 
-def test_only_default_cached_blocks_depend_on_few_steps() -> None:
+def test_defaults_alone_depend_on_few_steps() -> None:
     assert Schedule().few_step_defaults
-    assert not Schedule(cached_blocks=3).few_step_defaults
+    assert Schedule(cached_blocks=3).few_step_defaults
+    assert Schedule(boundary=0.5).few_step_defaults
+    assert not Schedule(cached_blocks=3, boundary=0.5).few_step_defaults
+    assert not Schedule(cached_blocks=3, detail="deep").few_step_defaults
+    assert not Schedule(cached_blocks=0).few_step_defaults
     assert not ExplicitSchedule((None,)).few_step_defaults
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from driving import compiled, follow
+from driving import compiled, follow, sampled
 from models import make
 
 import deltapass
@@ -89,10 +91,48 @@ def test_more_steps_than_announced_are_refused() -> None:
         finder.at(100.0)
 
 
-def test_few_step_trajectories_of_unknown_length_run_in_full_and_say_so() -> None:
+@pytest.mark.parametrize("steps", [4, 8])
+def test_few_step_trajectories_of_unknown_length_run_in_full_and_say_so(steps: int) -> None:
     toy = make("adaln")
     model = compiled(toy)
-    calls = [toy.inputs(timestep, at) for at, timestep in enumerate((999.0, 749.0, 499.0, 249.0))]
+    times = [1000.0 * (1 - step / steps) for step in range(steps)]
+    calls = sampled([toy.inputs(timestep, at) for at, timestep in enumerate(times)])
     with pytest.warns(RefusalWarning, match="few-step"):
         outputs = follow(model, calls)
     assert all(torch.equal(a, b) for a, b in zip(outputs, follow(toy, calls), strict=True))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 12.0])
+@pytest.mark.parametrize("steps", [9, 12, 20])
+def test_more_than_few_steps_are_cached_with_nothing_but_the_backend(
+    steps: int, shift: float
+) -> None:
+    toy = make("adaln")
+    model = compiled(toy)
+    levels = [1 - step / steps for step in range(steps)]
+    shifted = [1000 * shift * level / (1 + (shift - 1) * level) for level in levels]
+    calls = sampled([toy.inputs(timestep, at) for at, timestep in enumerate(shifted)])
+    follow(model, calls)
+    report = deltapass.last_report(model)
+    assert report is not None
+    planned = [entry.realised is not None for entry in report.entries]
+    assert planned == [step >= 3 and step % 2 == 1 for step in range(steps)]
+
+
+@pytest.mark.parametrize("scale", [80.0, 14.6, -1.0])
+def test_boundary_is_refused_where_timesteps_tell_no_noise_level(scale: float) -> None:
+    """Sigmas, and their logarithms; a schedule without a boundary is followed."""
+    sigmas = [(80 ** (1 / 7) - step * (80 ** (1 / 7) - 0.4) / 29) ** 7 for step in range(30)]
+    times = [math.log(s) / 4 if scale < 0 else s * scale / 80 for s in sigmas]
+    toy = make("adaln")
+    calls = sampled([toy.inputs(timestep, at) for at, timestep in enumerate(times)])
+    model = compiled(toy, cached_blocks=4)
+    with pytest.warns(RefusalWarning, match="tell no noise level"):
+        outputs = follow(model, calls)
+    assert all(torch.equal(a, b) for a, b in zip(outputs, follow(toy, calls), strict=True))
+    torch._dynamo.reset()
+    model = compiled(make("adaln"), schedule=Schedule(cached_blocks=4, detail="deep"))
+    follow(model, calls)
+    report = deltapass.last_report(model)
+    assert report is not None
+    assert report.cached >= 10

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import copy
 import gc
 import threading
+import warnings
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
-from driving import compiled, follow, oracle, tensors
+from driving import compiled, follow, oracle, sampled, tensors
 from models import make, noise
 from reference import Call
 
 import deltapass
+import deltapass.errors
+from deltapass.errors import StepUnknownError
 from deltapass.graph.executable import Executable
 from deltapass.schedule.rules import Span
+from deltapass.selector.call import MANY_STARTS
 
 STEPS = 8
 SCHEDULE = {"cached_blocks": 4, "boundary": 0.5}
@@ -25,7 +30,8 @@ DEEP = Span(2, 6)
 
 
 def calls_of(toy: Any, shift: int = 0, steps: int = STEPS) -> list[Call]:
-    return [toy.inputs(999.0 * (1 - step / steps), step + shift) for step in range(steps)]
+    given = [toy.inputs(999.0 * (1 - step / steps), step + shift) for step in range(steps)]
+    return sampled(given)
 
 
 def run(model: Any, calls: list[Call]) -> list[torch.Tensor]:
@@ -75,19 +81,113 @@ def test_threads_without_sessions_do_not_meet(toy: Any) -> None:
     assert all(same(alone[at], results[at]) for at in range(len(trajectories)))
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 3])
-def test_aborted_trajectory_does_not_touch_the_next(toy: Any, stop_at: int) -> None:
-    model = compiled(toy, **SCHEDULE)
-    expected = run(model, calls_of(toy))
+@pytest.mark.parametrize("start", [0, 1, 4])
+@pytest.mark.parametrize("stop_at", [1, 2, 4, 6])
+def test_aborted_trajectory_does_not_touch_the_next(toy: Any, stop_at: int, start: int) -> None:
+    """The next one may begin at any timestep, also one that would go on the one aborted."""
+    model, calls = compiled(toy, **SCHEDULE), calls_of(toy)[start:]
+    alone = tensors(follow(compiled(copy.deepcopy(toy), **SCHEDULE), calls))
     follow(model, calls_of(toy, shift=100)[:stop_at])
-    outputs = []
-    if stop_at == 1:  # the next trajectory starts at the same timestep: nothing may be cached
-        with pytest.warns(deltapass.RefusalWarning, match="share one timestep"):
-            outputs = tensors(follow(model, calls_of(toy)))
-        assert same(outputs, tensors(follow(toy, calls_of(toy))))
-    else:
-        outputs = tensors(follow(model, calls_of(toy)))
-        assert same(outputs, expected)
+    assert same(tensors(follow(model, calls)), alone)
+    assert deltapass.last_report(model).calls == len(calls)
+
+
+def test_interleaved_requests_without_sessions_never_read_each_others_deltas(toy: Any) -> None:
+    """With steps of their own, one ahead of the other: nothing is cached, and it is said."""
+    model = compiled(toy, **SCHEDULE)
+    one, other = calls_of(toy, steps=20), calls_of(toy, shift=100, steps=24)
+    calls = [call for pair in zip(one, other[3:], strict=False) for call in pair]
+    with pytest.warns(deltapass.RefusalWarning, match="requests that take turns") as caught:
+        outputs = tensors(follow(model, calls))
+    assert len(caught) == 1
+    assert same(outputs, tensors(follow(toy, calls)))
+
+
+def test_scoring_at_random_timesteps_is_never_cached(toy: Any) -> None:
+    """With one sample for all, and with noise of its own for each."""
+    model, times = compiled(toy, **SCHEDULE), torch.rand(120, generator=torch.manual_seed(3)) * 999
+    (sample, _), _ = toy.inputs(0.0, 7)
+    fixed = [((sample, torch.full((2,), float(time))), {}) for time in times]
+    drawn = [toy.inputs(float(time), at) for at, time in enumerate(times)]
+    for calls in (fixed, drawn):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", deltapass.RefusalWarning)
+            outputs = tensors(follow(model, calls))
+        assert same(outputs, tensors(follow(toy, calls)))
+
+
+def test_strict_raises_at_every_refused_call_and_at_no_other(toy: Any) -> None:
+    model = compiled(toy, strict=True, **SCHEDULE)
+    with torch.no_grad():
+        for at in range(MANY_STARTS - 1):
+            model(*toy.inputs(999.0, at)[0])
+        for at in range(3):
+            with pytest.raises(StepUnknownError, match="had four steps"):
+                model(*toy.inputs(999.0, at)[0])
+    run(model, calls_of(toy))  # what happened outside is nothing to a session
+    in_a_thread = threading.Thread(target=follow, args=(model, calls_of(toy)))
+    in_a_thread.start()  # nor to another thread
+    in_a_thread.join()
+    with pytest.raises(StepUnknownError):
+        follow(model, calls_of(toy))
+
+
+def test_a_thread_for_every_call_is_said(toy: Any) -> None:
+    model, said = compiled(toy, **SCHEDULE), []
+
+    def once(call: Call) -> None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            follow(model, [call])
+        said.extend(str(one.message) for one in caught)
+
+    for call in calls_of(toy, steps=MANY_STARTS + 2):
+        thread = threading.Thread(target=once, args=(call,))
+        thread.start()
+        thread.join()
+    assert len(said) == 1
+    assert "a thread or task for every call" in said[0]
+
+
+def test_many_threads_that_start_at_once_are_not_said_to_be_one_a_call(toy: Any) -> None:
+    model, calls = compiled(toy, strict=True, **SCHEDULE), calls_of(toy)
+    follow(model, calls[:1])
+    barrier, failed = threading.Barrier(MANY_STARTS + 4), []
+
+    def work() -> None:
+        for call in calls[:2]:
+            barrier.wait()
+            try:
+                follow(model, [call])
+            except StepUnknownError as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(barrier.parties)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_strict_raises_at_every_call_whose_conditioning_has_changed(explicit: bool) -> None:
+    toy = make("two_stream")
+    model = compiled(toy, strict=True, **SCHEDULE)
+    calls = [
+        (args, {"encoder_hidden_states": kwargs["encoder_hidden_states"] + at})
+        for at, (args, kwargs) in enumerate(calls_of(toy))
+    ]
+    refused = []
+    with deltapass.session(steps=STEPS) if explicit else contextlib.nullcontext() as session:
+        for at, (args, kwargs) in enumerate(calls):
+            if explicit:
+                session.step(at)
+            try:
+                follow(model, [(args, kwargs)])
+            except deltapass.errors.ChangingInputError:
+                refused.append(at)
+    assert refused == [3, 4, 5, 6, 7]
 
 
 def test_weights_changed_in_mid_trajectory_refresh(toy: Any) -> None:
