@@ -39,7 +39,7 @@ def made(schedule: Schedule = HALF, order: int = 0) -> tuple[Rows, Repertoire]:
 
 def by_level(rows: Rows, step: int, level: float) -> Row:
     """The row of a step where the number of steps is unknown, but surely not small."""
-    return rows.at_level(step, level, few_steps=False)
+    return rows.at_level(step, level)
 
 
 def test_the_rows_of_a_schedule_are_made_once() -> None:
