@@ -32,6 +32,7 @@ def assemble(outlined: Outline, options: Options, bodies: LoweredBodies) -> Sele
         order=options.order,
         bodies=bodies,
         whole=options.fuse == "whole",
+        strict=options.strict,
         compiling=as_dynamo_compiles,
     )
     variants.warm_up(plan)

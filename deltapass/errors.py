@@ -264,12 +264,28 @@ class AnalysisError(UnsupportedGraphError):
 
 
 class StreamError(UnsupportedGraphError):
-    """A value leaves a span and is no residual stream, or it is not clear which one."""
+    """A value leaves a span and is no residual stream, or it is not clear which one.
 
-    def __init__(self, span: str, value: str, problem: str, /) -> None:
+    The remedy names a span that can be cached instead, if there is one.
+    """
+
+    def __init__(
+        self, span: str, value: str, problem: str, remedy: str = "Cache another span", /
+    ) -> None:
+        super().__init__(f"value {value!r} leaves {span} and {problem}", remedy)
+        self._found = span, value, problem
+
+    def with_remedy(self, remedy: str) -> StreamError:
+        """The same fact with another remedy."""
+        return StreamError(*self._found, remedy)
+
+
+class SmallSpanError(UnsupportedGraphError):
+    """Skipping a span would save next to nothing."""
+
+    def __init__(self, span: str, share: float, remedy: str, /) -> None:
         super().__init__(
-            f"value {value!r} leaves {span} and {problem}",
-            "Cache fewer blocks (option 'cached_blocks'), so that the span ends before it",
+            f"skipping {span} would save {100 * share:.2g} % of the model's MACs", remedy
         )
 
 

@@ -22,7 +22,7 @@ from deltapass.compiler.settle import plan_for
 from deltapass.compiler.tracing import trace
 from deltapass.errors import UnsupportedGraphError, counted
 from deltapass.graph.program import Macs, Program
-from deltapass.options import DEFAULT_STEPS, parse_options
+from deltapass.options import parse_options
 from deltapass.schedule.budget import Budget
 from deltapass.schedule.emissions import emissions
 from deltapass.schedule.files import row_text, table_text
@@ -140,7 +140,7 @@ def explain(
         UnsupportedGraphError: With strict=True, instead of a report with a refusal.
     """
     chosen = parse_options(options)
-    steps = chosen.steps or DEFAULT_STEPS
+    steps = chosen.planned_steps
     try:
         with failures_refused():
             plan = plan_for(analyse(*trace(model, args, kwargs), chosen.inputs), chosen)
@@ -155,8 +155,7 @@ def explain(
 def report_of(plan: Plan, steps: int, budget: float | None = None) -> Report:
     """The report of a plan on trajectories of `steps` steps, made to cost no more than `budget`."""
     outlined = plan.outline
-    rows = plan.schedule.table(steps, plan.blocks)
-    table = tuple(None if span is None else plan.spans[span].span for span in rows)
+    table = plan.realised(plan.schedule.table(steps, plan.blocks))
     variants = tuple(_variant_costs(plan, table))
     return Report(
         steps=steps,
@@ -165,7 +164,10 @@ def report_of(plan: Plan, steps: int, budget: float | None = None) -> Report:
         bodies=tuple(
             f"{body.name} ({counted(body.operations, 'operation')})" for body in outlined.bodies
         ),
-        spans=tuple(_span_line(plan, wanted) for wanted in plan.spans),
+        spans=(
+            *(_span_line(plan, wanted) for wanted in plan.spans),
+            *(f"{wanted} not cached: {error}" for wanted, error in plan.dropped.items()),
+        ),
         variants=variants,
         schedule_table=table,
         schedule=table_text(table, plan.blocks),

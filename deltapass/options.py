@@ -167,6 +167,11 @@ class Options:
             raise UnsupportedModeError(str(self.mode), MODES)
         self._check_schedule()
 
+    @property
+    def planned_steps(self) -> int:
+        """Steps of the trajectory that is planned where there is none yet."""
+        return self.steps or self.schedule.length or DEFAULT_STEPS
+
     def _check_schedule(self) -> None:
         if not isinstance(self.schedule, AnySchedule | Budget):
             raise OptionError("schedule", self.schedule, SCHEDULE_FORM)

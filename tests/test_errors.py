@@ -41,7 +41,19 @@ EXAMPLES: dict[type[errors.DeltapassError], tuple[object, ...]] = {
     errors.GraphBreakError: ("call of print()", "denoiser.py:39"),
     errors.BlockAloneError: ("transformer_blocks.0", "Block", "Denoiser", 28),
     errors.MixedDevicesError: (("cpu", "cuda:0"),),
-    errors.StreamError: ("blocks 2-5", "sigmoid_2", "is no residual stream"),
+    errors.StreamError: (
+        "blocks 0..4",
+        "value_5",
+        "continues no value that enters it",
+        "Blocks 3..5 can be cached: give options={'schedule': 'delta-cache-deep', "
+        "'cached_blocks': 3}",
+    ),
+    errors.SmallSpanError: (
+        "blocks 0..3",
+        0.0031,
+        "Blocks 0..27 can be cached: give options={'schedule': 'delta-cache-deep', "
+        "'cached_blocks': 28}",
+    ),
     errors.UnsupportedOperatorError: ("aten.nonzero.default",),
     errors.TensorFormError: ("encoder_hidden_states", "a nested tensor"),
     errors.TraceError: ("Could not guard on data-dependent expression Eq(u0, 0)",),

@@ -7,7 +7,7 @@ import torch
 from models import make
 
 import deltapass
-from deltapass.errors import NoBlocksError, TraceError, UnknownOptionError
+from deltapass.errors import NoBlocksError, StreamError, TraceError, UnknownOptionError
 from deltapass.schedule.rules import Span
 
 OPTIONS = {"cached_blocks": 4, "boundary": 0.5, "steps": 8}
@@ -82,6 +82,43 @@ def test_spans_that_had_to_shrink_are_reported_with_their_buffers() -> None:
     report = report_of("side_value", cached_blocks=5)
     assert any("wanted" in span for span in report.spans)
     assert report.buffer_bytes > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"schedule": "reversed"}, {"order": 1}, {"budget": 0.8}])
+def test_models_with_smaller_spans_are_explained(options: dict[str, object]) -> None:
+    for name in ("side_value", "long_skip"):
+        toy = make(name)
+        args, kwargs = toy.inputs(999.0, 0)
+        for steps in (None, 4, 20):
+            report = deltapass.explain(toy, *args, options={"steps": steps, **options}, **kwargs)
+            assert report.refusal is None and report.buffer_bytes > 0
+            assert report.share < 1.0 and "blocks" in str(report)
+
+
+def test_span_that_cannot_be_cached_is_reported_and_its_steps_are_full() -> None:
+    rows = (None, Span(2, 3), None, Span(3, 6))
+    table = deltapass.ExplicitSchedule(rows)
+    report = report_of_table("side_value", table)
+    kept, dropped = report.spans
+    assert kept.startswith("blocks 3..5; streams")
+    assert dropped.startswith("blocks 2..2 not cached: value 'value_5' leaves")
+    assert report.schedule_table == (None, None, None, Span(3, 6))
+    assert sum(cost.runs for cost in report.variants) == 4
+    with pytest.raises(StreamError):
+        report_of_table("side_value", table, strict=True)
+
+
+def report_of_table(
+    name: str, table: deltapass.ExplicitSchedule, **options: object
+) -> deltapass.Report:
+    toy = make(name)
+    args, kwargs = toy.inputs(999.0, 0)
+    return deltapass.explain(toy, *args, options={"schedule": table, **options}, **kwargs)
+
+
+def test_smaller_span_is_refused_with_strict() -> None:
+    with pytest.raises(StreamError, match=r"Blocks 3\.\.5 can be cached"):
+        report_of("side_value", strict=True)
 
 
 def test_refusal_is_reported_or_raised() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import final
 
-from deltapass.compiler.addends import Addends
 from deltapass.compiler.outline import Outline
-from deltapass.compiler.plan import Plan, make_plan, plan_span
+from deltapass.compiler.plan import Plan, SpanFinder, make_plan
 from deltapass.compiler.rewrite import cached_program
-from deltapass.errors import ScheduleError, StreamError
-from deltapass.options import DEFAULT_STEPS, Options
+from deltapass.errors import (
+    ScheduleError,
+    SmallSpanError,
+    StreamError,
+    UnsupportedGraphError,
+)
+from deltapass.options import Options
 from deltapass.schedule.budget import Budget
 from deltapass.schedule.rules import AnySchedule, Schedule, Span, unknown_length
 
@@ -21,12 +24,15 @@ def plan_for(outline: Outline, options: Options) -> Plan:
 
     Raises:
         ScheduleError: If the schedule does not fit the model, or its budget cannot be met.
-        StreamError: If not even one block of a wanted span can be cached.
+        StreamError, SmallSpanError: If no span of the schedule can be cached; with the option
+            `strict` if one cannot be, or is smaller than wanted.
     """
     schedule: AnySchedule | Budget = options.schedule
     if isinstance(schedule, Budget):
         schedule = _chosen(schedule, outline, options)
-    return make_plan(outline, schedule, order=options.order, steps=options.steps)
+    return make_plan(
+        outline, schedule, order=options.order, steps=options.steps, strict=options.strict
+    )
 
 
 def _chosen(budget: Budget, outline: Outline, options: Options) -> Schedule:
@@ -37,7 +43,7 @@ def _chosen(budget: Budget, outline: Outline, options: Options) -> Schedule:
     """
     if options.steps is None and budget.needs_steps:
         raise unknown_length("its budget depends on where the boundary lies")
-    steps, blocks = options.steps or DEFAULT_STEPS, len(outline.stack)
+    steps, blocks = options.planned_steps, len(outline.stack)
     costs = StepCosts(outline, options.order)
     try:
         return budget.choose(steps, blocks, costs)
@@ -53,22 +59,22 @@ def _chosen(budget: Budget, outline: Outline, options: Options) -> Schedule:
 class StepCosts:
     """MACs (with attention) of every variant that a model has, as it would be written.
 
-    A span of which no block can be cached costs infinitely much, so that no budget chooses it.
+    A step whose span cannot be cached is a full one.
 
     Attributes:
         outline: The model.
         order: Order of the delta prediction.
-        refusal: Why the first such span that was asked for cannot be cached, if there was one.
+        refusal: Why the first such span that was asked for cannot be, if there was one.
     """
 
     outline: Outline
     order: int
-    refusal: StreamError | None = None
-    _addends: Addends = field(init=False)
+    refusal: UnsupportedGraphError | None = None
+    _finder: SpanFinder = field(init=False)
     _known: dict[Span | None, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._addends = Addends(self.outline.captured)
+        self._finder = SpanFinder(self.outline)
 
     def __call__(self, span: Span | None) -> float:
         """MACs of a step that skips the span, or of a full one for None."""
@@ -81,8 +87,8 @@ class StepCosts:
         if span is None:
             return program.macs.full
         try:
-            planned = plan_span(self.outline, span, self._addends)
-        except StreamError as error:
+            planned = self._finder.plan(span)
+        except (StreamError, SmallSpanError) as error:
             self.refusal = self.refusal or error
-            return math.inf
+            return program.macs.full
         return cached_program(program, planned, self.order).macs.full

@@ -12,14 +12,15 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, final
 
 from deltapass.compiler.layouts import representatives, share_layouts
 from deltapass.compiler.lowering import LoweredBodies
 from deltapass.compiler.outline import Outline
-from deltapass.compiler.plan import Plan, SpanPlan, plan_span
+from deltapass.compiler.plan import Plan, SpanFinder, SpanPlan
 from deltapass.compiler.rewrite import cached_program, inline, refresh_program
-from deltapass.errors import warn
+from deltapass.errors import InternalError, SmallSpanError, StreamError, warn
 from deltapass.graph.executable import Executable
 from deltapass.graph.program import Call, Program
 from deltapass.schedule.emissions import emissions
@@ -33,14 +34,16 @@ Key = tuple[str, tuple[Span, ...]]
 class Variants:
     """Makes and keeps the executable variants of one outline.
 
-    `compiling` is entered while one is made, which may be in the middle of a run.
+    `compiling` is entered while one is made, which may be in the middle of a run. With `strict`
+    every span must be cached as it is wanted.
     """
 
     outline: Outline
     order: int
     bodies: LoweredBodies
     whole: bool = False
-    _spans: dict[Span, SpanPlan] = field(default_factory=dict)
+    strict: bool = False
+    _spans: dict[Span, SpanPlan | None] = field(default_factory=dict)
     _made: dict[Key, Executable] = field(default_factory=dict)
     compiling: Callable[[], AbstractContextManager[object]] = nullcontext
     _lock: Any = field(default_factory=threading.RLock)
@@ -50,30 +53,50 @@ class Variants:
         """What besides the program decides what a delta is and how it lies in memory."""
         return self.bodies.name, self.order, self.whole
 
-    def span(self, wanted: Span) -> SpanPlan:
-        """The plan of a span, which may be smaller than wanted.
+    def span(self, wanted: Span) -> SpanPlan | None:
+        """The plan of a span, which may be smaller than wanted; None if it cannot be cached.
+
+        Either is said once, by a warning that names the span.
 
         Raises:
-            StreamError: If no block of it can be cached.
+            StreamError, SmallSpanError: With `strict`, instead of the warning.
         """
         if wanted not in self._spans:
-            plan = plan_span(self.outline, wanted)
-            self._spans[wanted] = self._spans[plan.span] = plan
-            if plan.reason:
-                warn(f"caching {plan.span} instead of {plan.wanted}: {plan.reason}")
+            try:
+                plan = self._finder.plan(wanted, strict=self.strict)
+            except (StreamError, SmallSpanError) as error:
+                if self.strict:
+                    raise
+                self._spans[wanted] = None
+                warn(f"not caching {wanted}, steps that would skip it are full: {error}")
+            else:
+                self._spans[wanted] = self._spans[plan.span] = plan
+                if plan.reason:
+                    warn(f"caching {plan.span} instead of {plan.wanted}: {plan.reason}")
         return self._spans[wanted]
 
+    @cached_property
+    def _finder(self) -> SpanFinder:
+        return SpanFinder(self.outline)
+
     def actual(self, wanted: Span | None) -> Span | None:
-        """The span that is really skipped where a schedule wants one skipped."""
-        return self.span(wanted).span if wanted is not None else None
+        """The span that is really skipped where a schedule wants one skipped; None: a refresh."""
+        plan = self.span(wanted) if wanted is not None else None
+        return plan.span if plan is not None else None
 
     def realised(self, table: Table) -> Table:
         """A table with every span replaced by the one that is really skipped."""
         return tuple(self.actual(span) for span in table)
 
+    def _planned(self, span: Span) -> SpanPlan:
+        plan = self.span(span)
+        if plan is None:
+            raise InternalError(f"a variant without {span}, which cannot be cached")
+        return plan
+
     def streams(self, span: Span) -> int:
         """Number of residual streams over a span: its deltas."""
-        return len(self.span(span).streams)
+        return len(self._planned(span).streams)
 
     def refresh(self, spans: Sequence[Span]) -> Executable:
         """The full model that also gives the deltas of `spans`."""
@@ -96,7 +119,9 @@ class Variants:
             self._warm_up(plan)
 
     def _warm_up(self, plan: Plan) -> None:
-        spans = [self.span(span).span for span in plan.spans]
+        for wanted in plan.dropped:
+            self.span(wanted)
+        spans = [self._planned(span).span for span in plan.spans]
         emitted = {frozenset(some) for n in range(3) for some in itertools.combinations(spans, n)}
         if self.whole and plan.steps is not None:
             self.prepare(self.realised(plan.schedule.table(plan.steps, plan.blocks)))
@@ -120,7 +145,7 @@ class Variants:
     def program(self, key: Key) -> Program:
         """The rewritten program of a variant."""
         kind, spans = key
-        plans = [self.span(span) for span in spans]
+        plans = [self._planned(span) for span in spans]
         if kind == "cached":
             made = cached_program(self.outline.program, plans[0], self.order)
         else:

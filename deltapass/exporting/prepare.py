@@ -33,7 +33,7 @@ from deltapass.exporting.chains import Chains, chains_of
 from deltapass.exporting.trace import Exported
 from deltapass.graph.program import Macs, Role
 from deltapass.graph.sizes import Dimension
-from deltapass.options import DEFAULT_STEPS, Options
+from deltapass.options import Options
 from deltapass.schedule.emissions import emissions, weight_of_trend
 from deltapass.schedule.files import schedule_content
 from deltapass.schedule.rules import Span, Table
@@ -52,9 +52,10 @@ def prepare(exported: Exported, options: Options) -> Prepared:
             "Return only what it computes; a bundle's weights are inside its engines",
         )
     plan = plan_for(outlined, options)
-    steps = options.steps or DEFAULT_STEPS
-    rows = plan.schedule.table(steps, plan.blocks)
-    table = tuple(plan.spans[span].span if span else None for span in rows)
+    steps = options.planned_steps
+    for error in plan.dropped.values():
+        raise error  # a bundle skips all spans of its schedule
+    table = plan.realised(plan.schedule.table(steps, plan.blocks))
     return Prepared(
         exported=exported,
         planned=plan,

@@ -47,6 +47,11 @@ class Budget:
         self._schedule()
 
     @property
+    def length(self) -> int | None:
+        """None: the schedule it chooses fits trajectories of any length."""
+        return None
+
+    @property
     def needs_steps(self) -> bool:
         """Whether the number of steps must be known: what it costs depends on the boundary."""
         return isinstance(self.boundary, int)

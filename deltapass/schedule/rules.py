@@ -104,6 +104,11 @@ class Schedule:
         return self.caches and (by_step or self.cool_down > 0)
 
     @property
+    def length(self) -> int | None:
+        """None: a rule fits trajectories of any length."""
+        return None
+
+    @property
     def few_step_defaults(self) -> bool:
         """Whether something left to defaults depends on the trajectory being a few-step one."""
         by_default = self.boundary is None and self.has_boundary
@@ -217,6 +222,11 @@ class ExplicitSchedule:
     def needs_steps(self) -> bool:
         """True: a table fits one length only."""
         return True
+
+    @property
+    def length(self) -> int | None:
+        """Steps of the trajectories it fits."""
+        return len(self.rows)
 
     @property
     def few_step_defaults(self) -> bool:

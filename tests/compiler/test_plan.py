@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+from typing import Any
 
 import models
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from models.adaln import AllSidesDenoiser, SideValueDenoiser
+from torch import Tensor, fx
 
 from deltapass.backend import analyse
-from deltapass.compiler.outline import Outline
+from deltapass.compiler.capture import capture
+from deltapass.compiler.outline import Outline, outline
 from deltapass.compiler.plan import Plan, make_plan, plan_span
+from deltapass.compiler.settle import plan_for
 from deltapass.compiler.tracing import trace
-from deltapass.errors import NoBlocksError, StreamError, TooManyCachedBlocksError
+from deltapass.errors import NoBlocksError, SmallSpanError, StreamError, TooManyCachedBlocksError
+from deltapass.graph.program import Block, Stack
+from deltapass.options import parse_options
 from deltapass.schedule.emissions import emissions, held_deltas, reads_after
 from deltapass.schedule.presets import delta_dit, never
 from deltapass.schedule.rules import ExplicitSchedule, Schedule, Span, Table
@@ -222,10 +231,134 @@ def test_span_that_cannot_shrink_is_refused_whole() -> None:
         plan_span(outlined("side_value"), Span(2, 3))
 
 
-def test_plan_is_refused_if_one_span_is() -> None:
+def test_the_remedy_of_a_refused_span_is_a_schedule_that_can_be_followed() -> None:
+    with pytest.raises(StreamError) as refused:
+        plan_span(outlined("side_value"), Span(2, 3))
+    remedy = refused.value.remedy
+    assert remedy.startswith("Blocks 3..5 can be cached: give options=")
+    options = parse_options(ast.literal_eval(remedy.partition("options=")[2]))
+    assert list(plan_for(outlined("side_value"), options).spans) == [Span(3, 6)]
+
+
+def test_plan_keeps_the_spans_that_can_be_cached() -> None:
     rows = ExplicitSchedule((None, Span(2, 3), None, SHALLOW))
+    made = plan("side_value", rows)
+    assert {wanted: made.spans[wanted].span for wanted in made.spans} == {SHALLOW: Span(0, 2)}
+    assert [str(error) for error in made.dropped.values()] == [str(refusal(Span(2, 3)))]
+    assert list(made.dropped) == [Span(2, 3)]
+    assert made.realised(rows.rows) == (None, None, None, Span(0, 2))
+
+
+def refusal(wanted: Span) -> StreamError:
+    with pytest.raises(StreamError) as refused:
+        plan_span(outlined("side_value"), wanted)
+    return refused.value
+
+
+def test_plan_is_refused_if_no_span_is_left() -> None:
+    rows = ExplicitSchedule((None, Span(2, 3), None, Span(2, 3)))
     with pytest.raises(StreamError, match=r"leaves blocks 2\.\.2 and"):
         plan("side_value", rows)
+
+
+@pytest.mark.parametrize(
+    ("rows", "possible"), [((None, SHALLOW), "0..1"), ((None, Span(3, 6), Span(2, 3)), "3..5")]
+)
+def test_strict_refuses_a_plan_that_lacks_a_part_of_a_span(rows: Table, possible: str) -> None:
+    schedule = ExplicitSchedule(rows)
+    make_plan(outlined("side_value"), schedule)
+    with pytest.raises(StreamError, match=f"Blocks {possible} can be cached: give options"):
+        make_plan(outlined("side_value"), schedule, strict=True)
+
+
+def test_where_no_span_will_do_the_remedy_says_so() -> None:
+    model = models.randomise(AllSidesDenoiser())
+    found = analyse(*trace(model, *model.inputs(500.0)))
+    for wanted in (SHALLOW, Span(0, 6), Span(3, 4)):
+        with pytest.raises(StreamError) as refused:
+            plan_span(found, wanted)
+        assert "No other span of its blocks will do" in refused.value.remedy
+
+
+# ---- a first or a last block that cannot be paired ---------------------------------------------
+
+
+class Widening(models.AdaLNBlock):
+    """Hands on its stream in float64, in which the model goes on."""
+
+    def forward(self, hidden_states: Tensor, conditioning: Tensor) -> Tensor:
+        return super().forward(hidden_states.float(), conditioning.float()).double()
+
+
+class WideningDenoiser(models.AdaLNDenoiser):
+    """Its first block changes the type of the stream, as under autocast; its head needs float32."""
+
+    def __init__(self, depth: int = 6) -> None:
+        super().__init__(depth=0)
+        self.blocks = torch.nn.ModuleList(Widening() for _ in range(depth))
+
+    def head(self, x: Tensor, conditioning: Tensor) -> Tensor:
+        return super().head(x.float(), conditioning)
+
+
+def test_shallow_span_drops_a_first_block_that_cannot_be_paired() -> None:
+    model = models.randomise(WideningDenoiser())
+    found = analyse(*trace(model, *model.inputs(500.0)))
+    for wanted, possible in [
+        (Span(0, 4), Span(1, 4)),
+        (Span(0, 6), Span(1, 6)),
+        (Span(2, 6), Span(2, 6)),
+    ]:
+        assert plan_span(found, wanted).span == possible
+    with pytest.raises(StreamError, match=r"Blocks 1\.\.5 can be cached: .*'delta-cache-deep'"):
+        plan_span(found, Span(0, 1))
+
+
+def test_deep_span_drops_a_last_block_that_cannot_be_paired() -> None:
+    model = models.randomise(SideValueDenoiser(read=5))
+    found = analyse(*trace(model, *model.inputs(500.0)))
+    assert plan_span(found, Span(2, 6)).span == Span(2, 5)
+
+
+def test_the_largest_part_of_a_span_is_cached() -> None:
+    # Two values leave it: neither side alone, shortened, would do as well.
+    model = models.randomise(SideValueDenoiser(depth=8, read=6))
+    found = analyse(*trace(model, *model.inputs(500.0)))
+    assert plan_span(found, Span(1, 8)).span == Span(1, 6)
+    assert plan_span(found, Span(6, 8)).span == Span(7, 8)
+
+
+# ---- spans that save nothing -------------------------------------------------------------------
+
+
+def light_and_heavy(light: int) -> Outline:
+    """Six blocks by hand, of which the first are a thousandth of the others' work."""
+    graph, x = fx.Graph(), torch.randn(2, 32)
+    tracer = fx.proxy.GraphAppendingTracer(graph)
+    given, small, large = (fx.Proxy(graph.placeholder(f"in_{at}"), tracer) for at in range(3))
+    value: Any = torch.sin(given)
+    blocks = []
+    for index in range(6):
+        first = len(graph.nodes)
+        value = value + torch.tanh(value @ (small if index < light else large))[:, :32]
+        blocks.append(Block(name=f"block.{index}", first=first, stop=len(graph.nodes)))
+    graph.output((torch.cos(value).node,))
+    arguments = (x, torch.randn(32, 32), torch.randn(32, 32_000))
+    captured = capture(fx.GraphModule(torch.nn.Module(), graph), arguments)
+    return outline(captured, Stack(blocks=tuple(blocks), found_by="hand"))
+
+
+def test_span_that_saves_next_to_nothing_is_refused_as_such() -> None:
+    found = light_and_heavy(4)
+    with pytest.raises(
+        SmallSpanError, match=r"skipping blocks 0\.\.3 would save 0\.2 % of"
+    ) as error:
+        plan_span(found, Span(0, 4))
+    assert "Blocks 0..5 can be cached" in error.value.remedy
+    assert plan_span(found, Span(0, 5)).span == Span(0, 5)
+    made = make_plan(found, Schedule(cached_blocks=4))
+    assert list(made.spans) == [Span(2, 6)]
+    assert list(made.dropped) == [Span(0, 4)]
 
 
 def test_span_outside_the_stack_is_refused() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from driving import compiled, follow
 from models import AdaLNBlock, D, make
-from models.adaln import SideValueDenoiser
+from models.adaln import AllSidesDenoiser
 from reference import Call
 from torch import nn
 
@@ -139,8 +139,8 @@ def test_without_steps_the_choice_is_that_of_the_default_number() -> None:
 
 @pytest.mark.parametrize("asked", [{"budget": 0.6}, {"interval": 2}])
 def test_a_model_without_streams_is_refused_and_runs_in_full(asked: dict[str, Any]) -> None:
-    """The head reads a value of the last block, so that no deep span can be cached."""
-    model = SideValueDenoiser(read=5).eval().requires_grad_(False)
+    """The head reads a value of both blocks, so that no span can be cached."""
+    model = AllSidesDenoiser(depth=2).eval().requires_grad_(False)
     args, kwargs = model.inputs(999.0, 0)
     with torch.no_grad():
         with pytest.warns(RefusalWarning, match="continues no value that enters it"):

@@ -10,6 +10,7 @@ from typing import Any
 import models
 import pytest
 import torch
+from driving import oracle
 from torch import Tensor, fx
 
 import deltapass
@@ -239,10 +240,45 @@ def test_table_is_realised_row_by_row() -> None:
     assert made.realised(table) == table
 
 
-def test_impossible_span_is_refused() -> None:
+def test_impossible_span_becomes_a_refresh_and_is_told_once() -> None:
     made, _ = variants("side_value")
-    with pytest.raises(StreamError, match=r"leaves blocks 2\.\.2"):
-        made.span(Span(2, 3))
+    with pytest.warns(RefusalWarning, match=r"not caching blocks 2\.\.2, .*value_5") as caught:
+        assert made.realised((None, Span(2, 3), Span(2, 3))) == (None, None, None)
+    assert len(caught) == 1
+
+
+def test_impossible_and_smaller_spans_are_refused_with_strict() -> None:
+    lowering = LoweredBodies("recording", Recording())
+    made = Variants(outline=outlined("side_value"), order=0, bodies=lowering, strict=True)
+    for wanted in (Span(2, 3), DEEP):
+        with pytest.raises(StreamError, match=f"leaves {wanted} and"):
+            made.actual(wanted)
+
+
+def test_a_span_that_cannot_be_cached_leaves_the_others_of_its_schedule() -> None:
+    rows = (None, Span(2, 3), SHALLOW, None, Span(0, 2), Span(3, 4))
+    with pytest.warns(RefusalWarning) as caught:
+        run, _ = selector("side_value", schedule=ExplicitSchedule(rows), steps=len(rows))
+    said = [str(warning.message).split(":")[0] for warning in caught]
+    assert said == [
+        "not caching blocks 2..2, steps that would skip it are full",
+        "caching blocks 0..1 instead of blocks 0..2",
+    ]
+    table = (None, None, Span(0, 2), None, Span(0, 2), Span(3, 4))
+    model = models.make("side_value", depth=4)
+    calls = [((inputs := named(step))["hidden_states"], inputs["timestep"]) for step in range(6)]
+    wanted = oracle(model, table, [(call, {}) for call in calls])
+    with deltapass.session(steps=len(rows)) as session, torch.no_grad():
+        for step, expected in enumerate(wanted):
+            session.step(step)
+            assert torch.equal(run(*inputs_at("side_value", step))[0], expected)
+    assert tuple(entry.realised for entry in session.report().entries) == table
+
+
+def named(step: int) -> dict[str, Any]:
+    """The data inputs of a step, by name."""
+    names = [given.name for given in outlined("side_value").captured.inputs]
+    return dict(zip(names, inputs_at("side_value", step), strict=True))
 
 
 # ---- whole variants ----------------------------------------------------------------------------
