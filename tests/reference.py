@@ -78,8 +78,7 @@ class DeltaCacheReference:
             entering = streams.take(args, kwargs)
             if span is not None and span.start <= index < span.stop:
                 start = max([span.start, *(at for at in self.seams if at <= index)])
-                stop = min([span.stop, *(at for at in self.seams if at > index)])
-                return streams.pack(self._cached(start, stop, index, entering))
+                return streams.pack(self._cached(start, index, entering))
             # Cloned because a block may change its live-in in place.
             self._entered.append(tuple(value.clone() for value in entering))
             self.blocks_run[-1] += 1
@@ -90,19 +89,19 @@ class DeltaCacheReference:
 
         return replaced
 
-    def _cached(self, start: int, stop: int, index: int, entering: tuple[Tensor, ...]) -> Values:
+    def _cached(self, start: int, index: int, entering: tuple[Tensor, ...]) -> Values:
         if index == start:
             self._live_in = entering
-        if index < stop - 1:
-            return self._live_in
-        deltas = [self._predict(start, stop, stream) for stream in range(len(entering))]
+        # What a block inside hands on is read behind the span only, as by a long skip.
+        deltas = [self._predict(start, index, stream) for stream in range(len(entering))]
         pairs = zip(deltas, self._live_in, strict=True)
         return tuple(None if d is None else _sum(d, live_in) for d, live_in in pairs)
 
-    def _predict(self, start: int, stop: int, stream: int) -> Tensor | None:
+    def _predict(self, start: int, index: int, stream: int) -> Tensor | None:
+        """The delta of what block `index` gives, onto what enters the span at block `start`."""
         deltas = []
         for _, entered, left in self._history:
-            live_in, live_out = entered[start][stream], left[stop - 1][stream]
+            live_in, live_out = entered[start][stream], left[index][stream]
             if live_out is None:
                 return None
             deltas.append(_wide(live_out) - _wide(live_in))

@@ -45,6 +45,25 @@ PARTS: Final = SPLITS | {operator.getitem, torch.unbind, "unbind", "narrow", tor
     aten.slice.Tensor, aten.select.int, aten.unbind.int,
 }  # fmt: skip
 
+# Operators that read of their later operands type, shape or place alone; and of all of them.
+AS_ANOTHER: Final = frozenset(
+    {"type_as", "view_as", "reshape_as", "expand_as", "to", aten.type_as.default,
+     aten.expand_as.default, aten.view_as.default, aten.reshape_as.default}
+)  # fmt: skip
+LIKE_ANOTHER: Final = frozenset(
+    {torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, "new_zeros", "new_ones",
+     "new_full", "new_empty", aten.zeros_like.default, aten.ones_like.default,
+     aten.full_like.default, aten.empty_like.default, aten.new_zeros.default,
+     aten.new_ones.default, aten.new_full.default, aten.new_empty.default}
+)  # fmt: skip
+
+
+def numbers_read(node: fx.Node) -> list[fx.Node]:
+    """The operands whose numbers an operation reads, not just their type or shape."""
+    if node.target in LIKE_ANOTHER:
+        return []
+    return node.all_input_nodes[:1] if node.target in AS_ANOTHER else node.all_input_nodes
+
 
 def same_shape(captured: Captured, one: fx.Node, other: fx.Node) -> bool:
     """Whether both are single tensors of one shape."""
@@ -67,15 +86,19 @@ def carried(captured: Captured, carrier: fx.Node) -> fx.Node | None:
 def handed_in(captured: Captured, value: fx.Node) -> bool:
     """Whether it is an input, weight or constant, or a part of one: nothing the model computed.
 
-    A noisy sample is left out: a model may take it for its stream as it is.
+    Noisy samples are left out: a model may take one for its stream as it is.
     """
     while value.target in CARRIERS | PARTS:
         source = value.args[0] if value.args else None
         if not isinstance(source, fx.Node):
             break
         value = source
-    samples = {given.name for given in captured.inputs if given.role is Role.SAMPLE}
-    return value.op == "placeholder" and value.name not in samples
+    return value.op == "placeholder" and value.name not in samples_of(captured)
+
+
+def samples_of(captured: Captured) -> frozenset[str]:
+    """Names of the inputs that are noisy samples."""
+    return frozenset(given.name for given in captured.inputs if given.role is Role.SAMPLE)
 
 
 def read_before(value: fx.Node, addition: fx.Node) -> bool:
@@ -115,8 +138,9 @@ class Addends:
 
     1. the one that is read: from which, or from what it was summed onto, some operation before
        the sum computed something else, while the other was only handed on and added;
-    2. where neither was read, as where a stack starts with a sum: the one that the model made,
-       while the other was handed in (`handed_in`);
+    2. where neither was read, as where a stack starts with a sum: the one that was computed from
+       the noisy sample, while the other was not, such as a position embedding that all blocks
+       add; else the one that the model made, while the other was handed in (`handed_in`);
     3. where both were read: the later one of two values of one stream, as in a long skip.
 
     Otherwise neither: two streams are added, and which of them goes on is not guessed.
@@ -127,6 +151,8 @@ class Addends:
         self._onto: dict[fx.Node, fx.Node] = {}  # sums and carriers: what each continues
         self._root: dict[fx.Node, fx.Node] = {}  # what the chain of these began with
         self._read: set[fx.Node] = set()  # roots that were read so far
+        self._samples = samples_of(captured)
+        self._noisy: set[fx.Node] = set()  # what was computed from a noisy sample
 
     def continued(self, addition: fx.Node) -> fx.Node | None:
         """The operand that an addition is a sum onto; None if that cannot be told.
@@ -164,6 +190,8 @@ class Addends:
         return source is not None and self._lives_on(source, addition)
 
     def _visit(self, node: fx.Node) -> None:
+        if node.name in self._samples or not self._noisy.isdisjoint(numbers_read(node)):
+            self._noisy.add(node)
         onto = self._choose(node)
         self._root[node] = node if onto is None else self._root[onto]
         if onto is not None:
@@ -184,6 +212,7 @@ class Addends:
         if len(terms) == 1:
             return terms[0]
         read = [term for term in terms if self._is_read(term)]
+        noisy = [term for term in terms if term in self._noisy]
         made = [term for term in terms if not handed_in(self._captured, term)]
         later = [
             one
@@ -191,7 +220,8 @@ class Addends:
             for other in terms
             if one is not other and self._follows(one, other)
         ]
-        sure = read if len(read) == 1 else (later if read else made)
+        unread = noisy if len(noisy) == 1 else made
+        sure = unread if not read else (read if len(read) == 1 else later)
         return sure[0] if len(sure) == 1 else None
 
     def _is_read(self, value: fx.Node) -> bool:
