@@ -193,18 +193,6 @@ class SideValueDenoiser(AdaLNDenoiser):
         return self.head(x, conditioning + side)
 
 
-class AllSidesDenoiser(SideValueDenoiser):
-    """The head reads a value of every block, so that no span can be cached."""
-
-    def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
-        x, conditioning = self.embedding(hidden_states), self.conditioning(timestep)
-        sides = []
-        for block in self.blocks:
-            x, side = block(x, conditioning)
-            sides.append(side)
-        return self.head(x, conditioning + torch.stack(sides).prod(dim=0))
-
-
 class ControlledDenoiser(AdaLNDenoiser):
     """After each block a residual of a control network is added; two blocks share one.
 

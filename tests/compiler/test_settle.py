@@ -11,7 +11,6 @@ import pytest
 import torch
 from driving import compiled, follow
 from models import AdaLNBlock, D, make
-from models.adaln import AllSidesDenoiser
 from reference import Call
 from torch import nn
 
@@ -135,19 +134,6 @@ def test_without_steps_the_choice_is_that_of_the_default_number() -> None:
         chosen("adaln", 0.02)
     with pytest.raises(ScheduleError, match="needs the number of steps: its budget"):
         chosen("adaln", 0.7, boundary=4)
-
-
-@pytest.mark.parametrize("asked", [{"budget": 0.6}, {"interval": 2}])
-def test_a_model_without_streams_is_refused_and_runs_in_full(asked: dict[str, Any]) -> None:
-    """The head reads a value of both blocks, so that no span can be cached."""
-    model = AllSidesDenoiser(depth=2).eval().requires_grad_(False)
-    args, kwargs = model.inputs(999.0, 0)
-    with torch.no_grad():
-        with pytest.warns(RefusalWarning, match="continues no value that enters it"):
-            ours = compiled(model, **asked)(*args, **kwargs)
-        assert torch.equal(ours, model(*args, **kwargs))
-    report = deltapass.explain(model, *args, options=asked, **kwargs)
-    assert "continues no value that enters it" in (report.refusal or "")
 
 
 def test_a_later_shape_out_of_reach_runs_in_full() -> None:
