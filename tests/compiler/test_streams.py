@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import models
@@ -456,7 +457,12 @@ def test_stack_that_starts_with_a_residual() -> None:
 
     arguments = [image() for _ in range(3)]
     for before in (HANDED_IN, MADE):  # of the two, only x comes from the noisy sample
-        assert by_flow(before, [block] * 2, *arguments) == [("sin", "add_5")]
+        captured, blocks = cut(before, [block] * 2, leave, *arguments)
+        sample, *others = captured.inputs
+        others = [replace(given, role=Role.DATA) for given in others]
+        told = replace(captured, inputs=(replace(sample, role=Role.SAMPLE), *others))
+        (pair,) = pair_streams(told, blocks, "the span", by_shape=False)
+        assert (pair.live_in, pair.live_out) == ("sin", "add_5")
     # Both come from it, neither was read before: only a stack's first block cannot know.
     both: Part = lambda x, *more: [x.sin(), x.cos(), *more[1:]]  # noqa: E731
     with pytest.raises(StreamError, match="continues no value"):
