@@ -45,6 +45,7 @@ from deltapass.errors import (
 )
 from deltapass.options import NOTHING_STATED, Options, StatedInputs, parse_options
 from deltapass.schedule.budget import Budget
+from deltapass.selector.later import is_later_graph, marks
 from deltapass.selector.recent import Recent
 from deltapass.selector.selector import Selector
 from deltapass.sessions.session import active_session
@@ -77,7 +78,9 @@ def deltadit(
 
     Raises:
         UnknownOptionError, OptionError, ContradictoryOptionsError, UnsupportedModeError,
-        UnknownLoweringError, ScheduleError: For options that cannot be used.
+        UnknownLoweringError: For options that cannot be used.
+        ScheduleError: For a schedule that cannot be used, or does not fit the model; a later graph
+            of a model runs in full instead, unless strict=True.
         UnsupportedGraphError: For a graph that cannot be cached, with strict=True only.
         All of them reach the user as `torch._dynamo.exc.BackendCompilerFailed`.
     """
@@ -94,7 +97,9 @@ def deltadit(
         with failures_refused():
             varying = _varying(gm, example_inputs, chosen, lowering)
         return varying or compile_graph(gm, example_inputs, chosen, lowering)
-    except UnsupportedGraphError as error:
+    except (UnsupportedGraphError, ScheduleError) as error:
+        if isinstance(error, ScheduleError) and not is_later_graph(example_inputs):
+            raise
         return _plain(gm, example_inputs, lowering, refusal=error, strict=chosen.strict)
 
 
@@ -170,7 +175,9 @@ def compile_graph(
     shared, sizes = varying or (None, {})
     bodies = LoweredBodies(options.lowering, lowering, shared, sizes)
     with _collector_paused(), failures_refused():
-        return assemble(analyse(gm, arguments, options.inputs), options, bodies)
+        selector = assemble(analyse(gm, arguments, options.inputs), options, bodies)
+    selector.marks = marks(arguments)
+    return selector
 
 
 @contextmanager
@@ -245,7 +252,7 @@ class PerShape:
             # A share may be in reach for some shapes only; a missing number of steps concerns all.
             usable = isinstance(schedule, Budget) and not (steps is None and schedule.needs_steps)
             refused = isinstance(error, UnsupportedGraphError) or usable
-            if self.options.strict or not refused:
+            if self.options.strict or not (refused or is_later_graph(arguments)):
                 raise
             warn(f"nothing cached, full graph: {error}")
             with detached_from_dynamo():
@@ -281,7 +288,7 @@ def _plain(
     arguments: Sequence[Any],
     lowering: Lowering,
     *,
-    refusal: UnsupportedGraphError,
+    refusal: DeltapassError,
     strict: bool,
 ) -> Compiled:
     """The unchanged graph, with the reason said once; or the reason raised."""

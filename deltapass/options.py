@@ -6,11 +6,10 @@ Every option is stated here and nowhere else.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, TypeGuard, final
+from typing import Any, Final, final
 
 from deltapass.errors import (
     ContradictoryOptionsError,
@@ -22,9 +21,8 @@ from deltapass.errors import (
     did_you_mean,
 )
 from deltapass.schedule.budget import Budget
-from deltapass.schedule.files import load_schedule
-from deltapass.schedule.presets import SCHEDULES, named_schedule
-from deltapass.schedule.rules import AnySchedule, ExplicitSchedule, Schedule
+from deltapass.schedule.given import SCHEDULE_FORM, given_schedule
+from deltapass.schedule.rules import AnySchedule
 
 OPTION_NAMES: Final = (
     "lowering",
@@ -82,9 +80,6 @@ NAMES_FORM: Final[Mapping[str, str]] = MappingProxyType(
 )
 INPUTS_FORM: Final = "a dictionary with any of the keys 'sample', 'timestep' and 'per_step'"
 MEANT: Final = "; did you mean {!r}?"
-SCHEDULE_FORM: Final = (
-    f"one of {', '.join(SCHEDULES)}, a schedule object, or the path of a .json or .toml file"
-)
 
 
 @final
@@ -207,7 +202,10 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
     fields = {name: given.pop(name, None) for name in SCHEDULE_FIELDS}
     fields = {name: value for name, value in fields.items() if value is not None}
     budget, named = given.pop("budget", None), given.pop("schedule", None)
-    schedule = _schedule(named, fields) if budget is None else _budget(budget, named, fields)
+    if budget is not None:
+        schedule: AnySchedule | Budget = _budget(budget, named, fields)
+    else:
+        schedule = given_schedule("delta-dit" if named is None else named, fields)
     given["inputs"] = _inputs(given.get("inputs"), given.pop("per_step", None))
     return Options(schedule=schedule, mode=mode, **given)
 
@@ -232,22 +230,6 @@ def parse_export_options(options: Mapping[str, Any]) -> Options:
                 did_you_mean(name, EXPORT_OPTIONS) + f"It takes {', '.join(EXPORT_OPTIONS)}",
             )
     return parse_options(options)
-
-
-def _schedule(value: object, fields: Mapping[str, Any]) -> AnySchedule:
-    if value is None:
-        value = "delta-dit"
-    if isinstance(value, Schedule | ExplicitSchedule):
-        _refuse_fields(fields, "the schedule object already sets it")
-        return value
-    if _is_path(value):
-        _refuse_fields(fields, f"the file {os.fspath(value)} already sets it")
-        return load_schedule(value)
-    if not isinstance(value, str):
-        raise OptionError("schedule", value, SCHEDULE_FORM)
-    if value == "none":
-        _refuse_fields(fields, "schedule 'none' never caches")
-    return named_schedule(value, **fields)
 
 
 def _budget(share: Any, schedule: object, fields: Mapping[str, Any]) -> Budget:
@@ -286,18 +268,8 @@ def _names(role: str, value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _is_path(value: object) -> TypeGuard[str | os.PathLike[str]]:
-    named = isinstance(value, str) and value.endswith((".json", ".toml"))
-    return named or isinstance(value, os.PathLike)
-
-
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _refuse_fields(fields: Mapping[str, Any], why: str) -> None:
-    for name in fields:
-        raise ContradictoryOptionsError("schedule", name, why)
 
 
 def _one_of(valid: tuple[str, ...], value: object) -> str:

@@ -63,6 +63,10 @@ class LoadedVariants:
         """The model without the blocks of `span`."""
         return self._variant("cached", (span,))
 
+    def full(self) -> Variant:
+        """The full model."""
+        return self.refresh(())
+
     def _variant(self, kind: str, spans: tuple[Span, ...]) -> Variant:
         key = kind, spans
         if key not in self._made:

@@ -16,7 +16,8 @@ from deltapass.errors import (
 )
 from deltapass.options import Options
 from deltapass.schedule.budget import Budget
-from deltapass.schedule.rules import AnySchedule, Schedule, Span, unknown_length
+from deltapass.schedule.checks import unknown_length
+from deltapass.schedule.rules import AnySchedule, Schedule, Span
 
 
 def plan_for(outline: Outline, options: Options) -> Plan:

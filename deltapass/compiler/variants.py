@@ -108,6 +108,11 @@ class Variants:
         key = ("cached", (span,))
         return self._made.get(key) or self._make(key)
 
+    def full(self) -> Executable:
+        """A full variant that is made already, if there is one: it needs no lowering."""
+        made = (variant for (kind, _), variant in self._made.items() if kind == "refresh")
+        return next(made, None) or self.refresh(())
+
     def warm_up(self, plan: Plan) -> None:
         """Make the variants the plan can ask for, so that no request waits for a compile.
 

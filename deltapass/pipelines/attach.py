@@ -27,6 +27,7 @@ from deltapass.pipelines.follow import (
     watch_denoiser,
 )
 from deltapass.pipelines.passing_class import passing_class
+from deltapass.schedule.given import GivenSchedule, schedule_or_none
 from deltapass.schedule.rules import AnySchedule
 from deltapass.selector.trackers import known_tracker
 from deltapass.sessions.report import SessionReport
@@ -143,12 +144,13 @@ class Attachment:
         return None if name is None else HOOKED.format(name=name)
 
 
-def attach(pipe: Any, *, schedule: AnySchedule | None = None) -> Attachment:
+def attach(pipe: Any, *, schedule: GivenSchedule | None = None) -> Attachment:
     """Let a diffusers pipeline tell deltapass its steps and branches.
 
     Args:
         pipe: A pipeline with a `scheduler` and a `transformer`; compile the latter before or after.
-        schedule: Replaces the compiled models' own schedule.
+        schedule: Replaces the compiled models' own schedule: an object, a name or the path of a
+            file, which is read at once.
 
     Returns:
         The attachment: `last` is the report of the last call; as a context manager it detaches.
@@ -156,9 +158,11 @@ def attach(pipe: Any, *, schedule: AnySchedule | None = None) -> Attachment:
     Raises:
         AttachError: If this is no pipeline, or one that is attached already, or that has no
             transformer or no scheduler.
+        ScheduleError: If the schedule's name or file cannot be used.
+        OptionError: If it is no schedule.
     """
     _refuse(pipe)
-    attachment = Attachment(pipe, schedule)
+    attachment = Attachment(pipe, schedule_or_none(schedule))
     attachment.install()
     return attachment
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from deltapass.errors import OptionError, ScheduleError
+from deltapass.schedule.checks import check_count
 from deltapass.schedule.rules import (
     Schedule,
     Span,
     Table,
-    check_count,
     check_fits,
     region_span,
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deltapass.errors import ScheduleError, ScheduleFileError
+from deltapass.schedule.checks import check_count, unknown_name
 from deltapass.schedule.presets import FIELD_NAMES, named_schedule
 from deltapass.schedule.rules import (
     REGIONS,
@@ -20,10 +21,8 @@ from deltapass.schedule.rules import (
     Schedule,
     Span,
     Table,
-    check_count,
     check_fits,
     region_span,
-    unknown_name,
 )
 
 ROW_COUNT: Final = "After the region stands a number of blocks, from 1 to 'blocks'"

@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from deltapass.errors import ScheduleError
-from deltapass.schedule.rules import Region, Schedule, unknown_name
+from deltapass.schedule.checks import unknown_name
+from deltapass.schedule.rules import Region, Schedule
 
 
 def delta_dit(**fields: Any) -> Schedule:

@@ -19,8 +19,8 @@ from deltapass.errors import (
     SpanOutsideError,
     StepCountError,
     TooManyCachedBlocksError,
-    did_you_mean,
 )
+from deltapass.schedule.checks import check_count, unknown_length
 
 Region = Literal["deep", "shallow", "middle"]
 REGIONS: Final[tuple[Region, ...]] = get_args(Region)
@@ -292,12 +292,6 @@ def _distinct(rows: Sequence[Span | None]) -> tuple[Span, ...]:
     return tuple(dict.fromkeys(row for row in rows if row is not None))
 
 
-def check_count(name: str, value: object, least: int) -> None:
-    """Raise ScheduleError unless `value` is a whole number from `least` on."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ScheduleError(f"{name} is {value!r}", f"It must be a whole number from {least} on")
-
-
 def _check_region(name: str, value: object) -> None:
     if value not in REGIONS:
         raise ScheduleError(f"{name} is {value!r}", f"It must be one of {', '.join(REGIONS)}")
@@ -308,20 +302,6 @@ def check_fits(table: Table, blocks: int) -> None:
     for row in table:
         if row is not None and row.stop > blocks:
             raise SpanOutsideError(row.start, row.stop, blocks)
-
-
-def unknown_name(kind: str, name: object, valid: Sequence[str]) -> ScheduleError:
-    """The error for a name that is none of `valid`, with the nearest of them."""
-    known = f"Known are: {', '.join(valid)}"
-    return ScheduleError(f"unknown {kind} {name!r}", did_you_mean(name, valid) + known)
-
-
-def unknown_length(why: str) -> ScheduleError:
-    """The error for a schedule that cannot be followed without the number of steps."""
-    return ScheduleError(
-        f"this schedule needs the number of steps: {why}",
-        "Give options={'steps': n} or open a session with steps=n",
-    )
 
 
 def _rounded(value: float) -> int:

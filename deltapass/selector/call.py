@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, final
 
-from deltapass.errors import NoTimestepError, StepUnknownError
+from deltapass.errors import LoweringError, NoTimestepError, StepUnknownError
 from deltapass.graph.program import Role, data_names
 from deltapass.schedule.rules import AnySchedule
 from deltapass.selector.continuity import Continuity
@@ -89,6 +89,7 @@ class CallFinder:
             StepUnknownError: If nothing says which step this is.
             NoStepError: If the active session has not been told its step.
             ScheduleError: If the schedule does not fit the session's trajectory.
+            LoweringError: If a variant cannot be lowered that the session's schedule needs.
         """
         session = active_session()
         if session is not None:
@@ -105,10 +106,14 @@ class CallFinder:
         owner = self.owner_of(arguments)
         place = session.place(owner)
         try:
+            if place.lane.unlowered is not None:
+                raise place.lane.unlowered
             schedule = session.schedule or self.model.schedule
             rows = self._table(place.lane, schedule, session.steps or 1, place.start)
-        except BaseException:  # a variant could not be made: this call does not count
+        except BaseException as error:  # a variant could not be made: this call does not count
             session.take_back(owner)
+            if isinstance(error, LoweringError):
+                place.lane.unlowered = error
             raise
         return PlannedCall(place, rows[place.step], place.lane, session.entries, False)
 

@@ -81,3 +81,6 @@ class Repertoire(Protocol):
 
     def cached(self, span: Span) -> Variant:
         """The model without the blocks of `span`."""
+
+    def full(self) -> Variant:
+        """The full model, as it is made already where it is; deltas it gives may be left unread."""

@@ -16,6 +16,7 @@ import torch
 from deltapass.errors import (
     ChangingInputError,
     DeltapassError,
+    LoweringError,
     ScheduleError,
     UnsupportedGraphError,
     warn,
@@ -25,6 +26,7 @@ from deltapass.schedule.emissions import weight_of_trend
 from deltapass.schedule.rules import Span
 from deltapass.selector.call import CallFinder, PlannedCall
 from deltapass.selector.freshness import Graph, data_specs, examine, is_as_before, missing
+from deltapass.selector.later import Mark
 from deltapass.selector.model import ModelInfo, Repertoire
 from deltapass.sessions.deltas import Doubt, History
 from deltapass.sessions.report import Cause, Entry
@@ -47,7 +49,10 @@ class Selector:
         constants: Sequence[torch.Tensor] = (),
         strict: bool = False,
     ) -> None:
-        """`constants` are handed to every variant after the call's own inputs."""
+        """`constants` are handed to every variant after the call's own inputs.
+
+        `marks` keeps the marks on its weights, by which a later graph of the model is known.
+        """
         self.model = model
         self.variants = variants
         self.strict = strict
@@ -62,6 +67,7 @@ class Selector:
         inputs = enumerate(model.inputs)
         self._weights = WeightWatch([at for at, given in inputs if given.role is Role.WEIGHT])
         self._trends = Trends()
+        self.marks: tuple[Mark, ...] = ()
         self._warned: set[str] = set()
 
     def __call__(self, *arguments: Any) -> tuple[Any, ...]:
@@ -69,7 +75,7 @@ class Selector:
         started = time.perf_counter()
         try:
             call = self.calls.find(arguments)
-        except (UnsupportedGraphError, ScheduleError) as error:
+        except (UnsupportedGraphError, ScheduleError, LoweringError) as error:
             return self._run_refused(arguments, error, started)
         try:
             return self._run(arguments, call, started)
@@ -91,12 +97,15 @@ class Selector:
         if call.refusal is not None:
             self._refuse(call.refusal)
             doubt = Doubt(Cause.REFUSED, str(call.refusal))
-        if planned is None or doubt is not None or history is None:
-            realised = None
-            results, macs = self._run_refresh(arguments, call)
-        else:
-            realised = planned
-            results, macs = self._run_cached(arguments, call, history)
+        realised = planned if doubt is None and history is not None else None
+        try:
+            if realised is None or history is None:
+                results, macs = self._run_refresh(arguments, call)
+            else:
+                results, macs = self._run_cached(arguments, call, history)
+        except LoweringError as error:  # a session's own schedule may ask for any variant
+            realised, doubt = None, Doubt(Cause.REFUSED, str(error))
+            results, macs = self._run_full(arguments, call, error)
         if call.last is not None:
             self.calls.note(arguments, results, call.last)
         cause, reason = doubt if doubt is not None else (None, "")
@@ -121,7 +130,7 @@ class Selector:
         self, arguments: tuple[Any, ...], error: DeltapassError, started: float
     ) -> tuple[Any, ...]:
         self._refuse(error)
-        variant = self.variants.refresh(())
+        variant = self.variants.full()
         results, _ = variant(arguments + self._constants)
         entry = Entry(
             step=None,
@@ -135,6 +144,17 @@ class Selector:
         )
         self.calls.note_refusal(arguments, entry)
         return results
+
+    def _run_full(
+        self, arguments: tuple[Any, ...], call: PlannedCall, error: LoweringError
+    ) -> tuple[tuple[Any, ...], Macs]:
+        """Run what is lowered already, where the variant that was asked for cannot be."""
+        self._refuse(error)
+        call.lane.drop(Doubt(Cause.REFUSED, str(error)))
+        call.lane.unlowered = error
+        variant = self.variants.full()
+        results, _ = variant(arguments + self._constants)
+        return results, variant.macs
 
     def _run_refresh(
         self, arguments: tuple[Any, ...], call: PlannedCall

@@ -7,6 +7,7 @@ from typing import NamedTuple, final
 
 import torch
 
+from deltapass.errors import LoweringError
 from deltapass.graph.program import TensorSpec
 from deltapass.schedule.rules import AnySchedule, Span
 from deltapass.sessions.changes import Seen
@@ -103,6 +104,7 @@ class Lane:
         changed: Names of the conditioning inputs that had changed at the last call.
         changes: Calls in a row whose conditioning had changed.
         table: The schedule's rows, found once.
+        unlowered: Why a variant that the trajectory needs cannot be lowered; not tried again.
     """
 
     doubt: Doubt | None
@@ -117,6 +119,7 @@ class Lane:
     changed: tuple[str, ...] = ()
     changes: int = 0
     table: LaneTable | None = None
+    unlowered: LoweringError | None = None
 
     def drop(self, doubt: Doubt) -> None:
         """Forget the deltas: the next call refreshes, and this is why."""

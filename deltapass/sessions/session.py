@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, cast, final
 
 from deltapass.errors import NoStepError, StateError, StepOutsideError, warn
+from deltapass.schedule.given import GivenSchedule, schedule_or_none
 from deltapass.schedule.rules import AnySchedule
 from deltapass.sessions import context
 from deltapass.sessions.context import Position, Stay
@@ -53,12 +54,12 @@ class Session:
         steps: int | None = None,
         *,
         timesteps: Sized | None = None,
-        schedule: AnySchedule | None = None,
+        schedule: GivenSchedule | None = None,
     ) -> None:
         self.steps = step_count(steps, timesteps)
         self.fixed = self.steps is not None
         self.entries = Log()
-        self._schedule = schedule
+        self._schedule = schedule_or_none(schedule)
         self._lock = threading.RLock()
         self._stays: list[Stay] = []
         self._trajectory = Trajectory(0)
@@ -205,13 +206,17 @@ class Session:
 
     @property
     def schedule(self) -> AnySchedule | None:
-        """Replaces the schedule of the compiled models. Changing it drops all deltas."""
+        """Replaces the schedule of the compiled models. Changing it drops all deltas.
+
+        What cannot be used raises as in `session`, and the schedule stays as it was.
+        """
         return self._schedule
 
     @schedule.setter
-    def schedule(self, schedule: AnySchedule | None) -> None:
+    def schedule(self, schedule: GivenSchedule | None) -> None:
+        chosen = schedule_or_none(schedule)
         with self._lock:
-            self._schedule = schedule
+            self._schedule = chosen
             self._drop(Doubt(Cause.SCHEDULE, "the session was given another schedule"))
 
     # ---- the deltas ---------------------------------------------------------------------------
@@ -296,17 +301,18 @@ def session(
     steps: int | None = None,
     *,
     timesteps: Sized | None = None,
-    schedule: AnySchedule | None = None,
+    schedule: GivenSchedule | None = None,
 ) -> Session:
     """A session for one trajectory.
 
     Args:
         steps: Steps of the trajectory. May be left out inside an attached pipeline, which knows.
         timesteps: The timesteps, one a step, instead of their number; only counted, never read.
-        schedule: Replaces the compiled model's own schedule for this session.
+        schedule: Replaces the compiled model's own: an object, a name or the path of a file.
 
     Raises:
         StateError: If `steps` is not a number of steps, or not that of the timesteps.
+        ScheduleError, OptionError: If it is no schedule that can be used.
     """
     return Session(steps, timesteps=timesteps, schedule=schedule)
 

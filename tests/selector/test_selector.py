@@ -8,21 +8,26 @@ import copy
 import gc
 import threading
 import warnings
+import weakref
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
+from deltapass.backends.eager import EagerLowering
 from driving import compiled, follow, oracle, sampled, tensors
 from models import make, noise
 from reference import Call
 
 import deltapass
 import deltapass.errors
-from deltapass.errors import StepUnknownError
+from deltapass.compiler.variants import Variants
+from deltapass.errors import LoweringError, RefusalWarning, StepUnknownError
 from deltapass.graph.executable import Executable
-from deltapass.schedule.rules import Span
+from deltapass.schedule.rules import ExplicitSchedule, Span
 from deltapass.selector.call import MANY_STARTS
+from deltapass.sessions.deltas import History
+from deltapass.sessions.report import Cause
 
 STEPS = 8
 SCHEDULE = {"cached_blocks": 4, "boundary": 0.5}
@@ -343,14 +348,21 @@ def test_session_with_a_schedule_of_its_own(toy: Any) -> None:
 def test_dropped_model_frees_its_implicit_deltas() -> None:
     toy = make("adaln", depth=4)
     model = compiled(toy, **SCHEDULE)
-    follow(model, calls_of(toy)[:1])
+    pushed: list[weakref.ref[torch.Tensor]] = []
+
+    def push(self: History, deltas: Any, at: int, keep: int) -> None:
+        pushed.extend(map(weakref.ref, deltas))
+        original(self, deltas, at, keep)
+
+    original = History.push
+    with patch.object(History, "push", push):
+        follow(model, calls_of(toy)[:1])
     gc.collect()
-    before = sum(t.nbytes for t in gc.get_objects() if type(t) is torch.Tensor)
+    assert [held for held in pushed if held() is not None]
     del model, toy
     torch._dynamo.reset()
     gc.collect()
-    after = sum(t.nbytes for t in gc.get_objects() if type(t) is torch.Tensor)
-    assert after < before
+    assert [held for held in pushed if held() is not None] == []
 
 
 def test_order_one_does_not_mix_the_deltas_of_two_sets_of_weights(toy: Any) -> None:
@@ -418,3 +430,56 @@ def test_refused_calls_are_not_as_planned(toy: Any) -> None:
         outputs = tensors(follow(model, calls[:2], session))
         assert not session.report().as_planned
     assert same(outputs, tensors(follow(toy, calls[:2])))
+
+
+# ---- variants that cannot be lowered -------------------------------------------------------------
+
+
+def test_a_variant_that_cannot_be_lowered_leaves_the_full_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    toy = make("adaln")
+    calls = [toy.inputs(999.0 - 100 * step, step) for step in range(4)]
+    model = compiled(toy, fuse="whole", steps=4)
+    with torch.no_grad():
+        plain = [toy(*args, **kwargs) for args, kwargs in calls]
+    with deltapass.session(steps=4) as session:
+        follow(model, calls[:2], session)
+    tried = []
+
+    def fail(self: EagerLowering, body: Any) -> Any:
+        tried.append(body.name)
+        raise RuntimeError("out of registers")
+
+    monkeypatch.setattr(EagerLowering, "lower", fail)
+    other = ExplicitSchedule((None, Span(2, 4), Span(2, 4), Span(2, 4)))
+    with (
+        pytest.warns(RefusalWarning, match="out of registers") as said,
+        deltapass.session(steps=4, schedule=other) as session,
+    ):
+        outputs = follow(model, calls, session)
+        entries = session.report().entries
+    assert all(map(torch.equal, outputs, plain))
+    assert len(said) == len(tried) == 1
+    assert [entry.realised for entry in entries] == [None] * 4
+    assert {entry.cause for entry in entries} == {Cause.REFUSED}
+
+
+def test_a_call_without_a_session_runs_in_full_where_its_variant_is_not_to_be_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    toy = make("adaln")
+    calls = sampled([toy.inputs(999.0 - 40 * step, step) for step in range(8)])
+    model = compiled(toy)
+    with torch.no_grad():
+        plain = [toy(*args, **kwargs) for args, kwargs in calls]
+    follow(model, calls[:1])
+
+    def fail(self: Variants, span: Span) -> Any:
+        raise LoweringError("eager", "whole", "out of registers")
+
+    monkeypatch.setattr(Variants, "cached", fail)
+    with pytest.warns(RefusalWarning, match="out of registers") as said:
+        outputs = follow(model, calls)
+    assert all(map(torch.equal, outputs, plain))
+    assert len(said) == 1
