@@ -15,6 +15,7 @@ it is a block.
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import types
@@ -120,8 +121,20 @@ def _is_dynamo(frame: types.FrameType, file: str) -> bool:
 
 def _modules(frames: Iterable[types.FrameType]) -> Iterator[nn.Module]:
     """The modules whose methods frames run."""
-    found = (_first_module(frame.f_code, frame.f_locals) for frame in frames)
-    return (module for module in found if module is not None)
+    return (module for module in map(_running, frames) if module is not None)
+
+
+def _running(frame: types.FrameType) -> nn.Module | None:
+    """The module whose method a frame runs; nothing else of a user's frame is held on to."""
+    code = frame.f_code
+    if not code.co_argcount:
+        return None
+    values = frame.f_locals
+    module = _first_module(code, values)
+    # Until Python 3.13 this is a copy that the frame keeps, with all that the user may delete.
+    if isinstance(values, dict) and code.co_flags & inspect.CO_NEWLOCALS:
+        values.clear()
+    return module
 
 
 def _first_module(code: types.CodeType, values: Mapping[str, Any]) -> nn.Module | None:
