@@ -33,7 +33,12 @@ class ByOwner(Generic[T]):
         if found is None:
             found = self._make()
             key, mine = id(owner), weakref.ref(self)  # a cycle would hold the values too long
-            self._kept[key] = weakref.ref(owner, lambda gone: _forget(mine(), key, gone)), found
+
+            # A default argument: as Python ends, the module's names go before the last owners.
+            def forget(gone: weakref.ref[Any], forget: Callable[..., None] = _forget) -> None:
+                forget(mine(), key, gone)
+
+            self._kept[key] = weakref.ref(owner, forget), found
         return found
 
     def values(self) -> Iterator[T]:

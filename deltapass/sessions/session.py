@@ -1,8 +1,7 @@
 """A session: the trajectories of one request, and where in them the next call belongs.
 
 `context.py` knows in which threads and tasks a session is active, `trajectory.py` what is known of
-its trajectory. With no session, the step is found from the timestep input
-(deltapass/selector/timestep.py). See docs/sessions.md.
+its trajectory. See docs/sessions.md.
 """
 
 from __future__ import annotations
@@ -206,10 +205,7 @@ class Session:
 
     @property
     def schedule(self) -> AnySchedule | None:
-        """Replaces the schedule of the compiled models. Changing it drops all deltas.
-
-        What cannot be used raises as in `session`, and the schedule stays as it was.
-        """
+        """Replaces the compiled models' schedule. A change drops all deltas; a bad one is raised."""
         return self._schedule
 
     @schedule.setter
@@ -311,7 +307,7 @@ def session(
         schedule: Replaces the compiled model's own: an object, a name or the path of a file.
 
     Raises:
-        StateError: If `steps` is not a number of steps, or not that of the timesteps.
+        StateError: If `steps` is no number of steps, or not that of the timesteps.
         ScheduleError, OptionError: If it is no schedule that can be used.
     """
     return Session(steps, timesteps=timesteps, schedule=schedule)
