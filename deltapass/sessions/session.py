@@ -205,7 +205,7 @@ class Session:
 
     @property
     def schedule(self) -> AnySchedule | None:
-        """Replaces the compiled models' schedule. A change drops all deltas; a bad one is raised."""
+        """Replaces the compiled models' schedule. A change drops all deltas; a bad one raises."""
         return self._schedule
 
     @schedule.setter
