@@ -41,6 +41,8 @@ pytestmark = [pytest.mark.keeps_compiled, pytest.mark.filterwarnings(NUMPY_WARNI
 
 RESIZED = ("pixart-dpm", "sd3-img2img", "flux-cfg", "wan")
 EMBEDDED = ("flux", "flux-img2img", "flux-controlnet", "hunyuanvideo")  # guidance
+# Draws its noise anew at every step: at more steps than these, one may not follow from the last.
+RENOISED = ("pixart-lcm",)
 STEPS = 12
 TRAINING_STEPS = 1000.0  # of all samplers here, by whose number a timestep is a noise level
 
@@ -79,7 +81,8 @@ def other_request(zoo: Zoo) -> dict[str, Any]:
     there the compiled model is the same, and nothing but the values tells the requests apart.
     """
     guidance = 1.0 if zoo.defaults.guidance > 1 else 4.0
-    other = {"steps": 15, "guidance": guidance, "prompt": 1, "seed": 1}
+    steps = STEPS if zoo.name in RENOISED else 15
+    other = {"steps": steps, "guidance": guidance, "prompt": 1, "seed": 1}
     if zoo.name in RESIZED:
         return {**other, "batch": 3, "size": 4}
     return {**other, "batch": 1 if zoo.name in EMBEDDED else 2}
@@ -105,7 +108,7 @@ def test_the_same_call_again_compiles_nothing(zoo: Zoo) -> None:
     check(zoo)
     with torch._dynamo.config.patch(error_on_recompile=True):
         check(zoo)
-        check(zoo, steps=14, prompt=1, seed=1)
+        check(zoo, steps=STEPS if zoo.name in RENOISED else 14, prompt=1, seed=1)
 
 
 def test_another_request_and_then_the_first_one_again(zoo: Zoo) -> None:
@@ -159,9 +162,8 @@ def test_a_callback_interrupts_and_a_new_call_is_right(zoo: Zoo) -> None:
 
 def test_few_steps_of_unknown_length_are_refused_and_never_cached() -> None:
     zoo, plain = compiled_pipe("pixart-dpm", lowering="eager"), original("pixart-dpm")
-    with pytest.warns(deltapass.RefusalWarning, match="few-step trajectory") as caught:
+    with pytest.warns(deltapass.RefusalWarning, match=r"few-step trajectory(.|\n)*session\(steps="):
         result = zoo.run(steps=8)
-    assert "session(steps=" in str(caught[0].message)
     assert torch.equal(result, plain.run(steps=8))
     assert not any(entry.realised for entry in report_of(zoo.denoiser).entries)
     assert any(entry.refused for entry in report_of(zoo.denoiser).entries)
