@@ -320,7 +320,7 @@ def test_a_reader_that_leaves_early_is_no_traceback(tmp_path: Path) -> None:
     done = subprocess.run(
         command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert done.stdout.startswith("blocks")
+    assert done.stdout.startswith("input")
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
 

@@ -10,9 +10,10 @@ import pytest
 import role_models
 import torch
 from driving import compiled
-from models import randomise
+from models import noise, randomise
 from raising import raises_in_compile
 from role_models import SURE, UNSURE, Toy
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import deltapass
@@ -133,8 +134,19 @@ def test_stated_samples_are_cached_and_prompts_still_noticed(
     assert session.entries[3].cause is Cause.CONDITIONING
 
 
+@pytest.fixture
+def following(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples that follow from each other, without which a call is no step."""
+
+    def near(seed: int, *shape: int) -> Tensor:
+        far = noise(seed, *shape)
+        return noise(0, *shape) + 0.05 * far if seed < STEPS else far
+
+    monkeypatch.setattr(role_models, "noise", near)
+
+
 @pytest.mark.parametrize("name", ["two samples", "decorated", "one number", "patches", "sides"])
-def test_without_a_session_the_timestep_is_found(name: str) -> None:
+def test_without_a_session_the_timestep_is_found(name: str, following: None) -> None:
     model = made(SURE[name])
     ours = compiled(model, steps=STEPS, **SCHEDULE)
     with torch.no_grad():
@@ -146,7 +158,7 @@ def test_without_a_session_the_timestep_is_found(name: str) -> None:
     assert report.cached > 0
 
 
-def test_stated_timestep_is_read_without_a_session() -> None:
+def test_stated_timestep_is_read_without_a_session(following: None) -> None:
     model = made(role_models.TwoNumbers)
     ours = compiled(model, steps=STEPS, inputs={"timestep": "s"}, **SCHEDULE)
     with torch.no_grad():
