@@ -104,7 +104,7 @@ def test_blocks_compiled_alone_are_refused(name: str) -> None:
     zoo = make_pipe(name)
     zoo.pipe.transformer.compile_repeated_blocks(backend="deltadit", options=OPTIONS)
     deltapass.attach(zoo.pipe)
-    check_refused(zoo, original(name), "no stack of repeated blocks", "Take the whole denoiser")
+    check_refused(zoo, original(name), "was compiled alone", "Compile the whole model")
 
 
 # ---- hooks ---------------------------------------------------------------------------------------
