@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from deltapass.backends.eager import EagerLowering
-from driving import compiled, in_session
+from driving import compiled, in_session, sampled
 from models import make, randomise
 from reference import DeltaCacheReference
 from torch import nn
@@ -135,9 +135,9 @@ def test_scale_of_every_step_compiles_as_often_as_plain_and_is_named_once() -> N
             warnings.simplefilter("always")
             patch.setattr(EagerLowering, "lower", lambda _, body: lowered.lower(body))
             run = torch.compile(model, backend=backend, fullgraph=True, options=options)
-            for step in range(12):
+            calls = sampled([model.toy.inputs(999.0 - 50 * step, step) for step in range(12)])
+            for step, (args, _) in enumerate(calls):
                 model.scale = 1.0 - step / 16
-                args, _ = model.toy.inputs(999.0 - 50 * step, step)
                 with torch.no_grad():
                     assert torch.equal(run(*args), model(*args))
         counts.append(counters["stats"]["unique_graphs"])
