@@ -120,6 +120,9 @@ class Told:
         if step != self.step:
             self.forget(self.twice)
             self.twice, self.used, self.step = set(), {}, step
+            for lane in self.lanes.values():
+                if lane.last < step - 1:  # it was left out: its next call refreshes
+                    lane.forget()
         return Spot(self, step, branch)
 
     def forget(self, names: set[str | None] | None = None) -> None:
@@ -141,9 +144,8 @@ class Told:
             lane.forget()
         lane.last, lane.stamp = spot.step, stamp
         span = planned if lane.record else None
-        if span is None:  # read until the next refresh
-            lane.spans = frozenset(itertools.takewhile(bool, later))
-        lane.spans &= frozenset(later)
+        read = frozenset(itertools.takewhile(bool, later))  # before the next refresh
+        lane.spans = read if span is None else lane.spans & read
         lane.nbytes = len(lane.spans) * DELTA * batch
         return planned, span, lane
 
@@ -210,7 +212,8 @@ class Pair:
                 self.frames.pop()
                 continue
             self.sessions[at].step(step, branch=name)
-            self.frames[self.frame_of(at) or 0] = (at, spot)
+            del self.frames[self.frame_of(at) or 0]
+            self.frames.append((at, spot))  # who is told its step is the active one
             self.call(calls)
 
     def call(self, calls: str) -> None:
