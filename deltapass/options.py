@@ -57,18 +57,8 @@ FORMATS: Final[Mapping[str, str]] = MappingProxyType(
         "tensorrt": "deltapass.backends.tensorrt.format:TensorRTFormat",
     }
 )
-# Those of OPTION_NAMES that say what is exported, not how it is compiled here.
-EXPORT_OPTIONS: Final = (
-    "interval",
-    "cached_blocks",
-    "boundary",
-    "budget",
-    "order",
-    "steps",
-    "schedule",
-    "inputs",
-    "per_step",
-)
+HOW_COMPILED: Final = ("lowering", "fuse", "strict")  # not what is exported
+EXPORT_OPTIONS: Final = tuple(name for name in OPTION_NAMES if name not in HOW_COMPILED)
 LOWERING_NAMES: Final = tuple(LOWERINGS)
 ORDERS: Final = (0, 1)
 DEFAULT_STEPS: Final = 20  # of a trajectory that is only planned, as in the paper's tables

@@ -145,10 +145,8 @@ def following(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(role_models, "noise", near)
 
 
-@pytest.mark.parametrize("name", ["two samples", "decorated", "one number", "patches", "sides"])
-def test_without_a_session_the_timestep_is_found(name: str, following: None) -> None:
-    model = made(SURE[name])
-    ours = compiled(model, steps=STEPS, **SCHEDULE)
+def check_cached_by_the_timestep(model: Toy, **options: Any) -> None:
+    ours = compiled(model, steps=STEPS, **options, **SCHEDULE)
     with torch.no_grad():
         for step in range(STEPS):
             args, kwargs = model.inputs(step)
@@ -156,18 +154,15 @@ def test_without_a_session_the_timestep_is_found(name: str, following: None) -> 
     report = deltapass.last_report(model)
     assert report is not None
     assert report.cached > 0
+
+
+@pytest.mark.parametrize("name", ["two samples", "decorated", "one number", "patches", "sides"])
+def test_without_a_session_the_timestep_is_found(name: str, following: None) -> None:
+    check_cached_by_the_timestep(made(SURE[name]))
 
 
 def test_stated_timestep_is_read_without_a_session(following: None) -> None:
-    model = made(role_models.TwoNumbers)
-    ours = compiled(model, steps=STEPS, inputs={"timestep": "s"}, **SCHEDULE)
-    with torch.no_grad():
-        for step in range(STEPS):
-            args, kwargs = model.inputs(step)
-            ours(*args, **kwargs)
-    report = deltapass.last_report(model)
-    assert report is not None
-    assert report.cached > 0
+    check_cached_by_the_timestep(made(role_models.TwoNumbers), inputs={"timestep": "s"})
 
 
 def test_unknown_timestep_is_said_with_the_names_to_choose_from() -> None:
