@@ -502,6 +502,13 @@ class PipelineCallError(DeltapassError, ValueError):
         )
 
 
+# ---- tuning -----------------------------------------------------------------------------------
+
+
+class LoopError(DeltapassError, ValueError):
+    """What was given to sample trajectories with gives none, or not those asked for."""
+
+
 # ---- run time ---------------------------------------------------------------------------------
 
 

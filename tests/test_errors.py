@@ -98,6 +98,7 @@ EXAMPLES: dict[type[errors.DeltapassError], tuple[object, ...]] = {
         ("height", "width"),
         "it says ValueError: Provide either `prompt` or `prompt_embeds`",
     ),
+    errors.LoopError: ("the loop gave a list", "It must give the final samples as one tensor"),
     errors.StateError: ("the session is closed", "Open a new one"),
     errors.AttachError: ("this StableDiffusion3Pipeline is attached already", "Detach it first"),
     errors.StepOutsideError: (20, 20),

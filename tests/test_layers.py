@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 # share a place in the line, do not know each other.
 DIRECTIONS = (
     "errors < libraries < schedule < options graph < compiler | sessions < selector < pipelines "
-    "< assembly < backend < explanation < bundles < exporting < public < demo < cli"
+    "< assembly < backend < explanation < bundles < exporting < tuning < public < "
+    "demo < cli"
 )
 # What backends see besides each other: the lowering and format interfaces, and their data.
 SEEN_BY_BACKENDS = {

@@ -1,0 +1,1 @@
+"""Schedules made for one pipeline: weights fitted to its own trajectories."""
