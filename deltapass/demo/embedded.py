@@ -1,30 +1,30 @@
-"""A small class-conditional pipeline after diffusers' conventions, and the embedded model.
+"""The trained models that ship with the package, and the pipelines that sample them.
 
-The pipeline is ordinary diffusers code: it knows nothing of caching. Its denoiser may be a plain
-module or the result of torch.compile.
+The pipelines are ordinary diffusers code: they know nothing of caching.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final, cast
+from typing import Any, Final, Literal, Unpack, overload
 
 import torch
 
+from deltapass.demo.attributes import Attributes, Prompt
 from deltapass.libraries import needs
 
 with needs("diffusers", "demo"):
     import diffusers
-    from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, ImagePipelineOutput
-    from diffusers.image_processor import VaeImageProcessor
-    from diffusers.utils.torch_utils import randn_tensor
+    from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 
-EMBEDDED: Final = Path(__file__).parents[1] / "assets" / "garments"
+    from deltapass.demo.pixels import PixelPipeline, Sampling
+
+ASSETS: Final = Path(__file__).parents[1] / "assets"
+EMBEDDED: Final = ASSETS / "garments"
 
 
-class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
+class ClassConditionalPipeline(PixelPipeline):
     """Samples images of given classes in pixel space, with classifier-free guidance.
 
     Args:
@@ -33,109 +33,30 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
         id2label: Class number -> name.
     """
 
-    model_cpu_offload_seq = "transformer"
-    _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
-
     def __init__(
         self, transformer: Any, scheduler: Any, id2label: dict[Any, str] | None = None
     ) -> None:
-        super().__init__()
-        self.register_modules(transformer=transformer, scheduler=scheduler)
+        super().__init__(transformer, scheduler)
         self.register_to_config(id2label=id2label)
         self.labels = {name: int(number) for number, name in (id2label or {}).items()}
-        self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
-        self._interrupt = False
 
-    @property
-    def interrupt(self) -> bool:
-        """Set by a callback to stop after the present step."""
-        return self._interrupt
-
-    @torch.no_grad()
-    def __call__(  # noqa: PLR0913 - the arguments diffusers' pipelines take
-        self,
-        class_labels: Sequence[int | str],
-        *,
-        guidance_scale: float = 2.0,
-        num_inference_steps: int = 20,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        output_type: str = "pil",
-        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        return_dict: bool = True,
-    ) -> Any:
+    def __call__(self, class_labels: Sequence[int | str], **options: Unpack[Sampling]) -> Any:
         """Sample one image a label.
-
-        Shapes:
-            B images; C, H, W of the denoiser's config. Images come as PIL, or as (B, C, H, W)
-            in 0..1 for output_type="pt", or (B, H, W, C) for "np".
 
         Args:
             class_labels: Class numbers or names.
-            guidance_scale: Strength of guidance; up to 1.0 the unconditional half is left out.
-            num_inference_steps: Steps of the scheduler.
-            generator: One, or one an image.
-            output_type: "pil", "pt" or "np".
-            callback_on_step_end: Called as (pipeline, step, timestep, {"latents": ...}).
-            callback_on_step_end_tensor_inputs: Names of the tensors it is given.
-            return_dict: Give an ImagePipelineOutput rather than a tuple.
+            options: As `Sampling` says.
 
         Raises:
             ValueError: For an unknown class name or number, or another tensor for callbacks.
         """
-        self._check_callback_inputs(callback_on_step_end_tensor_inputs)
-        guided = guidance_scale > 1.0
-        labels = self._label_tensor(class_labels, guided)
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        sample = self._initial_noise(len(class_labels), generator)
-        extra = self._step_arguments(generator)
-        self._interrupt = False
-        for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            if self._interrupt:
-                continue
-            prediction = self._predict(sample, timestep, labels, guidance_scale)
-            sample = self.scheduler.step(prediction, timestep, sample, **extra)[0]
-            if callback_on_step_end is not None:
-                tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, sample)
-                given = callback_on_step_end(self, step, timestep, tensors) or {}
-                sample = given.get("latents", sample)
-        images = self.image_processor.postprocess(sample.float(), output_type=output_type)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return self._sample(class_labels, **options)
 
-    def _predict(
-        self, sample: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        """The guided prediction: both halves in one call of the denoiser."""
-        guided = len(labels) > len(sample)
-        doubled = torch.cat([sample, sample]) if guided else sample
-        doubled = self.scheduler.scale_model_input(doubled, timestep)
-        times = timestep.to(torch.float32).expand(len(doubled))
-        out = self.transformer(doubled, timestep=times, class_labels=labels, return_dict=False)[0]
-        if not guided:
-            return cast("torch.Tensor", out)
-        conditional, unconditional = out.chunk(2)
-        guided_out: torch.Tensor = unconditional + scale * (conditional - unconditional)
-        return guided_out
-
-    def _step_arguments(
-        self, generator: torch.Generator | list[torch.Generator] | None
-    ) -> dict[str, Any]:
-        """What each step is given: the generator too, where the scheduler draws noise."""
-        takes = inspect.signature(self.scheduler.step).parameters
-        drawn = {"generator": generator} if "generator" in takes else {}
-        return {"return_dict": False, **drawn}
-
-    def _check_callback_inputs(self, names: Sequence[str]) -> None:
-        unknown = sorted(set(names) - set(self._callback_tensor_inputs))
-        if unknown:
-            raise ValueError(f"callbacks get {self._callback_tensor_inputs}, not {unknown}")
-
-    def _label_tensor(self, class_labels: Sequence[int | str], guided: bool) -> torch.Tensor:
+    def _conditions(self, prompts: Sequence[int | str], guided: bool) -> dict[str, torch.Tensor]:
         count = self.transformer.config.num_embeds_ada_norm
-        numbers = [self._number(label, count) for label in class_labels]
+        numbers = [self._number(label, count) for label in prompts]
         both = numbers + [count] * len(numbers) if guided else numbers
-        return torch.tensor(both, device=self._execution_device)
+        return {"class_labels": torch.tensor(both, device=self._execution_device)}
 
     def _number(self, label: int | str, count: int) -> int:
         number = self.labels.get(label, -1) if isinstance(label, str) else label
@@ -144,29 +65,71 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise ValueError(f"class {label!r} is unknown. Use 0 to {count - 1}, or: {known}.")
         return number
 
-    def _initial_noise(
-        self, count: int, generator: torch.Generator | list[torch.Generator] | None
-    ) -> torch.Tensor:
-        config = self.transformer.config
-        shape = (count, config.in_channels, config.sample_size, config.sample_size)
-        noise: torch.Tensor = randn_tensor(
-            shape, generator=generator, device=self._execution_device, dtype=self.transformer.dtype
-        )
-        return noise * float(self.scheduler.init_noise_sigma)
 
-
-def load_embedded(
-    folder: Path = EMBEDDED, *, dtype: torch.dtype = torch.float32
-) -> ClassConditionalPipeline:
-    """The trained model that ships with the package, ready to sample. No network is used.
+class AttributeConditionalPipeline(PixelPipeline):
+    """Samples images of given attributes in pixel space, with classifier-free guidance.
 
     Args:
-        folder: A folder in the layout of diffusers (transformer/ and scheduler/).
+        transformer: Denoiser called as (sample, timestep=, encoder_hidden_states=,
+            return_dict=False).
+        scheduler: Any scheduler of diffusers whose prediction type the denoiser was trained for.
+        attributes: Attribute -> names of its parts, in the order of the tokens' channels; or pairs
+            of both. The default is for diffusers, which takes an argument without one for a model.
+    """
+
+    def __init__(
+        self,
+        transformer: Any,
+        scheduler: Any,
+        attributes: Mapping[str, Sequence[str]] | Sequence[tuple[str, Sequence[str]]] = (),
+    ) -> None:
+        super().__init__(transformer, scheduler)
+        self.vocabulary = Attributes(dict(attributes))
+        # As pairs: diffusers sorts the keys of what it saves, and the order has a meaning here.
+        self.register_to_config(attributes=list(self.vocabulary.parts.items()))
+
+    def __call__(self, prompt: Sequence[Prompt], **options: Unpack[Sampling]) -> Any:
+        """Sample one image a prompt.
+
+        Args:
+            prompt: Words such as "head-owl glasses-deep-teal", or a mapping such as
+                {"head": "owl"}; what is left out may be anything.
+            options: As `Sampling` says.
+
+        Raises:
+            ValueError: For an unknown attribute or part, or another tensor for callbacks.
+        """
+        return self._sample(prompt, **options)
+
+    def _conditions(self, prompts: Sequence[Prompt], guided: bool) -> dict[str, torch.Tensor]:
+        nothing = [""] * len(prompts) if guided else []
+        tokens = self.vocabulary.tokens(self.vocabulary.numbers([*prompts, *nothing]))
+        tokens = tokens.to(self._execution_device, self.transformer.dtype)
+        return {"encoder_hidden_states": tokens}
+
+
+@overload
+def load_embedded(
+    model: Literal["nouns"], *, dtype: torch.dtype = ...
+) -> AttributeConditionalPipeline: ...
+@overload
+def load_embedded(
+    model: str | Path = ..., *, dtype: torch.dtype = ...
+) -> ClassConditionalPipeline: ...
+def load_embedded(
+    model: str | Path = "garments", *, dtype: torch.dtype = torch.float32
+) -> PixelPipeline:
+    """A trained model that ships with the package, ready to sample. No network is used.
+
+    Args:
+        model: "garments" (28 blocks, grey, ten classes), "nouns" (16 blocks with cross-attention,
+            colour, four attributes), or a folder in the same layout (transformer/ and scheduler/).
         dtype: Type to run in; the weights are stored as float16.
 
     Raises:
-        OSError: If the folder does not hold the model.
+        OSError: If there is no such model.
     """
+    folder = ASSETS / model  # a path that is absolute stays as it is
     index = DiffusionPipeline.load_config(str(folder), local_files_only=True)
     kind = getattr(diffusers, index["transformer"][1])
     transformer = kind.from_pretrained(
@@ -177,6 +140,8 @@ def load_embedded(
     )
     # Gradients would only keep the pass from caching: this pipeline samples.
     transformer = transformer.eval().requires_grad_(False)
+    if "attributes" in index:
+        return AttributeConditionalPipeline(transformer, scheduler, index["attributes"])
     return ClassConditionalPipeline(transformer, scheduler, id2label=index["id2label"])
 
 

@@ -6,20 +6,33 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("diffusers")
 
 from diffusers import DPMSolverMultistepScheduler
+from driving import compiled, follow, in_session, sampled, tensors
+from PIL import Image
+from reference import DeltaCacheReference
 
-from deltapass.demo.embedded import EMBEDDED, ClassConditionalPipeline, load_embedded
+from deltapass.demo.embedded import (
+    ASSETS,
+    EMBEDDED,
+    AttributeConditionalPipeline,
+    ClassConditionalPipeline,
+    load_embedded,
+)
+from deltapass.demo.images import grid
 from deltapass.errors import MissingLibraryError
+from deltapass.schedule.rules import Span
 
 # diffusers' schedulers make arrays of tensors in a way that newer numpy warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 MEGABYTE = 10**6
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +152,127 @@ def test_other_output_types(pipeline: Any, output_type: str) -> None:
 
 def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    monkeypatch.delitem(sys.modules, "deltapass.demo.embedded")
+    for name in ("embedded", "pixels"):
+        monkeypatch.delitem(sys.modules, f"deltapass.demo.{name}")
     with pytest.raises(MissingLibraryError, match=r"deltapass\[demo\]"):
         import deltapass.demo.embedded  # noqa: F401
+
+
+# ---- the model in colour -------------------------------------------------------------------------
+
+SHOWN = (
+    "head-owl body-green glasses-square-red background-warm",
+    "head-shark body-orange glasses-square-black background-cool",
+    "head-house body-blue-sky glasses-square-yellow-saturated background-cool",
+    "head-crown body-magenta glasses-deep-teal background-warm",
+)
+# Colours of the art, 0..255: where nothing but the background is, and in the middle of the body.
+GROUNDS = {"warm": (0xE1, 0xD7, 0xD5), "cool": (0xD5, 0xD7, 0xE1)}
+BODIES = {
+    "green": (0x06, 0x89, 0x40),
+    "orange": (0xFE, 0x50, 0x0C),
+    "blue-sky": (0x63, 0xA0, 0xF9),
+    "magenta": (0x9F, 0x21, 0xA0),
+}
+
+
+@pytest.fixture(scope="module")
+def nouns() -> AttributeConditionalPipeline:
+    made = load_embedded("nouns")
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def shown(nouns: Any) -> torch.Tensor:
+    return sample(nouns, list(SHOWN), num_inference_steps=10)
+
+
+def test_model_in_colour_has_16_blocks_of_cross_attention_in_under_15_megabytes(nouns: Any) -> None:
+    blocks = nouns.transformer.transformer_blocks
+    assert len(blocks) == 16
+    assert all(block.attn2 is not None for block in blocks)
+    files = [path for path in (ASSETS / "nouns").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 15 * MEGABYTE
+    assert {path.name for path in files} >= {"README.md", "samples.png", "loss.png"}
+
+
+def test_backgrounds_and_bodies_have_the_colours_that_were_told(shown: torch.Tensor) -> None:
+    assert shown.shape == (4, 3, 32, 32)
+    for image, prompt in zip(shown * 255, SHOWN, strict=True):
+        told = dict(word.split("-", 1) for word in prompt.split())
+        ground = image[:, 26:, :5].mean((1, 2))
+        body = image[:, 26:, 14:21].mean((1, 2))
+        # The two grounds are 12 apart.
+        assert ground.tolist() == pytest.approx(GROUNDS[told["background"]], abs=5.5)
+        assert body.tolist() == pytest.approx(BODIES[told["body"]], abs=12)
+
+
+def test_pictures_are_those_that_were_seen_and_found_right(shown: torch.Tensor) -> None:
+    seen = torch.from_numpy(np.array(Image.open(GOLDEN / "nouns.png"))).float() / 255
+    errors = (grid(shown, columns=4) - seen).abs().view(32, 4, 32, 3).mean(dim=(0, 2, 3))
+    assert errors.max() < 0.01
+    others = (shown - shown.roll(1, 0)).abs().mean(dim=(1, 2, 3))
+    assert others.min() > 0.1, "pictures of other prompts are far off"
+
+
+def test_what_a_prompt_leaves_out_may_be_anything(nouns: Any) -> None:
+    green, anything = sample(nouns, ["body-green", ""], num_inference_steps=8)
+    body = green[:, 26:, 14:21].mean((1, 2)) * 255
+    assert body.tolist() == pytest.approx(BODIES["green"], abs=20)
+    assert anything.std() > 0.1
+    batches: list[int] = []
+    hook = nouns.transformer.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    try:
+        sample(nouns, [{"body": "green"}], num_inference_steps=1)
+        sample(nouns, [{"body": "green"}], num_inference_steps=1, guidance_scale=1.0)
+    finally:
+        hook.remove()
+    assert batches == [2, 1]
+
+
+def test_unknown_attribute_is_an_error_that_lists_the_known(nouns: Any) -> None:
+    with pytest.raises(ValueError, match=r"head 'dog' is unknown\. Use one of: cone, crown, "):
+        sample(nouns, ["head-dog"])
+    with pytest.raises(ValueError, match=r"'shoe-red' is no attribute\. .*background-"):
+        sample(nouns, [{"shoe": "red"}])
+
+
+def test_saved_pipeline_in_colour_is_loaded_again(nouns: Any, tmp_path: Path) -> None:
+    nouns.save_pretrained(tmp_path, variant="fp16")
+    by_diffusers = AttributeConditionalPipeline.from_pretrained(
+        tmp_path, variant="fp16", local_files_only=True
+    )
+    wanted = sample(nouns, ["head-fir"], num_inference_steps=1)
+    for again in (by_diffusers, load_embedded(tmp_path)):
+        again.set_progress_bar_config(disable=True)
+        assert torch.equal(sample(again, ["head-fir"], num_inference_steps=1), wanted)
+
+
+def test_all_16_blocks_are_cached_and_equal_the_oracle(nouns: Any) -> None:
+    model = nouns.transformer
+    tokens = nouns.vocabulary.tokens(nouns.vocabulary.numbers(SHOWN[:2]))
+    torch.manual_seed(0)
+    calls = sampled(
+        [
+            (
+                (torch.randn(2, 3, 32, 32),),
+                {
+                    "encoder_hidden_states": tokens,
+                    "timestep": torch.full((2,), 1000.0 - 250 * step),
+                    "return_dict": False,
+                },
+            )
+            for step in range(4)
+        ]
+    )
+    table = (None, Span(1, 16), None, Span(0, 15))
+    options = {"order": 0, "cached_blocks": 15, "boundary": 0.5}
+    outputs, report = in_session(compiled(model, **options), calls)
+    assert report.cached == 2
+    reference = DeltaCacheReference(model, list(model.transformer_blocks))
+    expected, plain = reference.run(table, calls), follow(model, calls)
+    for step, span in enumerate(table):
+        ours = tensors(outputs)[step]
+        assert torch.equal(ours, tensors(expected)[step])
+        assert torch.equal(ours, tensors(plain)[step]) == (span is None)
