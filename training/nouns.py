@@ -49,7 +49,9 @@ token each. Weights are float16.
   on one core of a CPU), with `--export deltapass/assets/nouns` it is written here.
 - **Good for**: showing and testing what a sampler, a cache or a compiler does to the images of a
   transformer with cross-attention, with an exact measure of right and wrong.
-- **Not good for**: anything beyond the parts above.
+- **Not good for**: anything beyond the parts above, which make 1,536 different pictures, all of
+  them seen in training; and telling good schedules apart by accuracy, which is still 1.000 with 5
+  steps (128 prompts): use the distance to the plain images, or to the exact drawing.
 
 ![training loss](loss.png)
 """
