@@ -26,11 +26,10 @@ from deltapass.cli.command_line import (
 from deltapass.cli.models import EMBEDDED, is_folder
 from deltapass.cli.outputs import check_file, whole_file
 from deltapass.errors import BundleError, ModelSourceError
-from deltapass.options import parse_options
+from deltapass.options import DEFAULT_STEPS, parse_options
 from deltapass.schedule.rules import AnySchedule
 
 PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp")
-DEFAULT_STEPS: Final = 20
 # Arguments of a pipeline that are options of the command.
 OWN_ARGUMENTS: Final = MappingProxyType(
     {"generator": "use --seed for it", "output_type": "the command takes arrays of numbers"}

@@ -1,1 +1,1 @@
-"""Schedules made for one pipeline: weights fitted to its own trajectories."""
+"""Trajectories of one pipeline or loop, run under any schedule: what schedules are made on."""

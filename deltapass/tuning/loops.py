@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, final
 import torch
 
 from deltapass.errors import LoopError
+from deltapass.options import DEFAULT_STEPS
 from deltapass.pipelines.attach import denoisers
 from deltapass.schedule.made_for import UNKNOWN, Sampler
 from deltapass.schedule.presets import never
@@ -22,7 +23,6 @@ from deltapass.schedule.rules import AnySchedule
 from deltapass.sessions.report import SessionReport
 from deltapass.sessions.session import Session
 
-DEFAULT_STEPS: Final = 20
 PLAIN: Final = never()  # a session's schedule by which every step refreshes
 
 OwnLoop = Callable[[Sequence[int], Session], torch.Tensor]
