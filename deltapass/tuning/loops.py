@@ -112,7 +112,8 @@ def checked_samples(given: Any, count: int) -> torch.Tensor:
     """
     if not torch.is_tensor(given):
         raise LoopError(
-            f"the loop gave {type(given).__name__}", "It must give the final samples as one tensor"
+            f"the loop gave a {type(given).__name__}",
+            "It must give the final samples as one tensor",
         )
     if given.ndim < 1 or len(given) != count:
         raise LoopError(

@@ -71,7 +71,7 @@ def test_a_function_is_told_other_steps() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (lambda seeds, session: [1.0], "the loop gave list"),
+        (lambda seeds, session: [1.0], "the loop gave a list"),
         (lambda seeds, session: torch.ones(3, 2), r"\(3, 2\) for 2 seeds"),
     ],
 )
