@@ -21,8 +21,8 @@ from deltapass.errors import (
     did_you_mean,
 )
 from deltapass.schedule.budget import Budget
+from deltapass.schedule.explicit import AnySchedule
 from deltapass.schedule.given import SCHEDULE_FORM, given_schedule
-from deltapass.schedule.rules import AnySchedule
 
 OPTION_NAMES: Final = (
     "lowering",

@@ -13,11 +13,11 @@ from deltapass.pipelines.attach import Attachment as Attachment
 from deltapass.pipelines.attach import attach as attach
 from deltapass.pipelines.attach import detach as detach
 from deltapass.pipelines.attach import last_report as last_report
+from deltapass.schedule.explicit import ExplicitSchedule as ExplicitSchedule
 from deltapass.schedule.files import load_schedule as load_schedule
 from deltapass.schedule.files import save_schedule as save_schedule
 from deltapass.schedule.presets import delta_cache as delta_cache
 from deltapass.schedule.presets import delta_dit as delta_dit
-from deltapass.schedule.rules import ExplicitSchedule as ExplicitSchedule
 from deltapass.schedule.rules import Schedule as Schedule
 from deltapass.schedule.rules import Span as Span
 from deltapass.sessions.report import Cause as Cause

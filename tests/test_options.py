@@ -27,9 +27,10 @@ from deltapass.options import (
     parse_options,
 )
 from deltapass.schedule.budget import Budget
+from deltapass.schedule.explicit import ExplicitSchedule
 from deltapass.schedule.files import save_schedule
 from deltapass.schedule.presets import delta_cache, never, reversed_phases
-from deltapass.schedule.rules import ExplicitSchedule, Schedule, Span
+from deltapass.schedule.rules import Schedule, Span
 
 
 def test_the_list_of_options_is_frozen() -> None:

@@ -27,7 +27,7 @@ from deltapass.cli.models import EMBEDDED, is_folder
 from deltapass.cli.outputs import check_file, whole_file
 from deltapass.errors import BundleError, ModelSourceError
 from deltapass.options import DEFAULT_STEPS, parse_options
-from deltapass.schedule.rules import AnySchedule
+from deltapass.schedule.explicit import AnySchedule
 
 PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp")
 # Arguments of a pipeline that are options of the command.

@@ -18,7 +18,7 @@ from deltapass.cli.sources import load_pipeline, refused_calls
 from deltapass.errors import BundleError, OptionError, PipelineCallError, counted
 from deltapass.libraries import needs
 from deltapass.pipelines.attach import attach, denoisers, last_report
-from deltapass.schedule.rules import AnySchedule
+from deltapass.schedule.explicit import AnySchedule
 from deltapass.sessions.report import SessionReport
 
 GUIDANCE = 2.0  # of the embedded pipeline, unless its call says otherwise

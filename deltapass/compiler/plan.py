@@ -24,7 +24,8 @@ from deltapass.errors import (
     UnsupportedGraphError,
 )
 from deltapass.schedule.emissions import held_deltas
-from deltapass.schedule.rules import REGIONS, AnySchedule, Span, Table, region_span
+from deltapass.schedule.explicit import AnySchedule
+from deltapass.schedule.rules import REGIONS, Span, Table, region_span
 
 LEAST_SHARE: Final = 0.01  # of the model's MACs: what saves less is not worth a wrong image
 

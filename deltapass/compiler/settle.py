@@ -17,7 +17,8 @@ from deltapass.errors import (
 from deltapass.options import Options
 from deltapass.schedule.budget import Budget
 from deltapass.schedule.checks import unknown_length
-from deltapass.schedule.rules import AnySchedule, Schedule, Span
+from deltapass.schedule.explicit import AnySchedule
+from deltapass.schedule.rules import Schedule, Span
 
 
 def plan_for(outline: Outline, options: Options) -> Plan:

@@ -27,8 +27,8 @@ from deltapass.pipelines.follow import (
     watch_denoiser,
 )
 from deltapass.pipelines.passing_class import passing_class
+from deltapass.schedule.explicit import AnySchedule
 from deltapass.schedule.given import GivenSchedule, schedule_or_none
-from deltapass.schedule.rules import AnySchedule
 from deltapass.selector.trackers import known_tracker
 from deltapass.sessions.report import SessionReport
 from deltapass.sessions.session import Session, active_session

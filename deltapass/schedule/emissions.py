@@ -1,12 +1,12 @@
 """Which deltas a table of steps makes worth emitting, reading and holding.
 
-Everything is told for all steps at once, in time linear in the number of steps.
+Everything is told for all steps at once, in time linear in the number of steps. `depths` says, for
+every step, how many of the newest refreshes a cached step reads the deltas of.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -15,30 +15,31 @@ from deltapass.schedule.rules import Span
 NOTHING: Final[frozenset[Span]] = frozenset()
 
 
-def reads_after(table: Sequence[Span | None], order: int) -> tuple[frozenset[Span], ...]:
-    """For every step, the spans whose deltas, if made there, some later cached step reads.
+def reads_after(
+    table: Sequence[Span | None], depths: Sequence[int]
+) -> tuple[Mapping[Span, int], ...]:
+    """For every step, which spans' deltas later cached steps read, and how many of the newest.
 
-    A cached step reads the deltas of the last `order` + 1 refreshes before it. What is made at a
-    step is therefore read by the cached steps up to the next refresh, and by those of `order`
-    further runs of cached steps. Of what was made before, nothing else is read.
+    Those counted are the ones made up to and at the step: a delta made at a refresh is among the
+    newest `depth` of a later cached step if fewer than `depth` refreshes follow in between.
     """
-    runs: deque[frozenset[Span]] = deque(maxlen=order)  # spans of the runs after the present one
-    run = read = NOTHING
-    found = []
-    for row in reversed(table):
-        found.append(read)
-        if row is None:
-            runs.append(run)
-            run, read = NOTHING, NOTHING.union(*runs)
-        elif row not in run:
-            run, read = run | {row}, read | {row}
+    needs: dict[Span, int] = {}
+    found: list[Mapping[Span, int]] = []
+    for row, depth in zip(reversed(table), reversed(depths), strict=True):
+        found.append(needs)
+        if row is None:  # of those made before it, one fewer is among the newest
+            needs = {span: count - 1 for span, count in needs.items() if count > 1}
+        elif needs.get(row, 0) < depth:
+            needs = {**needs, row: depth}
     return tuple(reversed(found))
 
 
-def emissions(table: Sequence[Span | None], order: int) -> tuple[frozenset[Span], ...]:
+def emissions(table: Sequence[Span | None], depths: Sequence[int]) -> tuple[frozenset[Span], ...]:
     """For every step, the spans whose deltas a refresh there must emit; none for cached steps."""
-    read = reads_after(table, order)
-    return tuple(spans if row is None else NOTHING for row, spans in zip(table, read, strict=True))
+    read = reads_after(table, depths)
+    return tuple(
+        frozenset(needs) if row is None else NOTHING for row, needs in zip(table, read, strict=True)
+    )
 
 
 def fresh_since(table: Sequence[Span | None]) -> tuple[int, ...]:
@@ -47,28 +48,31 @@ def fresh_since(table: Sequence[Span | None]) -> tuple[int, ...]:
     return tuple(accumulate(refreshes, max))
 
 
-def weight_of_trend(step: int, newest: int, before: int) -> float:
-    """W of the linear extrapolation d1 + w * (d1 - d0), over step positions.
-
-    Args:
-        step: The cached step.
-        newest: The step at which d1 was made.
-        before: The step at which d0 was made. With one delta only, d0 is d1 and w is 0: the
-            prediction of order 0.
-    """
-    return (step - newest) / (newest - before) if newest != before else 0.0
-
-
-def held_deltas(table: Sequence[Span | None], order: int) -> tuple[dict[Span, int], ...]:
+def held_deltas(table: Sequence[Span | None], depths: Sequence[int]) -> tuple[dict[Span, int], ...]:
     """For every step, how many deltas of each span are held after it.
 
     A delta is held from the refresh that emits it as long as some later step reads it.
     """
     held: dict[Span, int] = {}
     after = []
-    for emitted, kept in zip(emissions(table, order), reads_after(table, order), strict=True):
-        for span in emitted:
-            held[span] = min(order + 1, held.get(span, 0) + 1)
-        held = {span: count for span, count in held.items() if span in kept}
+    for row, needs in zip(table, reads_after(table, depths), strict=True):
+        made = 1 if row is None else 0
+        counts = ((span, min(need, held.get(span, 0) + made)) for span, need in needs.items())
+        held = {span: count for span, count in counts if count}
         after.append(held.copy())
     return tuple(after)
+
+
+def made_at(table: Sequence[Span | None], depths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """For every step, the refreshes whose deltas a cached step reads, newest first; else none."""
+    refreshes: list[int] = []
+    made = []
+    emitted = emissions(table, depths)
+    for step, (row, depth) in enumerate(zip(table, depths, strict=True)):
+        if row is None:
+            refreshes.append(step)
+            made.append(())
+            continue
+        known = (at for at in reversed(refreshes) if row in emitted[at])
+        made.append(tuple(at for _, at in zip(range(depth), known, strict=False)))
+    return tuple(made)

@@ -13,17 +13,9 @@ from typing import Any, Final
 
 from deltapass.errors import ScheduleError, ScheduleFileError
 from deltapass.schedule.checks import check_count, unknown_name
+from deltapass.schedule.explicit import AnySchedule, ExplicitSchedule
 from deltapass.schedule.presets import FIELD_NAMES, named_schedule
-from deltapass.schedule.rules import (
-    REGIONS,
-    AnySchedule,
-    ExplicitSchedule,
-    Schedule,
-    Span,
-    Table,
-    check_fits,
-    region_span,
-)
+from deltapass.schedule.rules import REGIONS, Schedule, Span, Table, check_fits, region_span
 
 ROW_COUNT: Final = "After the region stands a number of blocks, from 1 to 'blocks'"
 FOLDED: Final = 3  # equal parts of a table in a row that are counted, not repeated

@@ -8,9 +8,10 @@ from types import MappingProxyType
 from typing import Any, Final, TypeGuard
 
 from deltapass.errors import ContradictoryOptionsError, OptionError
+from deltapass.schedule.explicit import AnySchedule, ExplicitSchedule
 from deltapass.schedule.files import load_schedule
 from deltapass.schedule.presets import SCHEDULES, named_schedule
-from deltapass.schedule.rules import AnySchedule, ExplicitSchedule, Schedule
+from deltapass.schedule.rules import Schedule
 
 GivenSchedule = AnySchedule | str | os.PathLike[str]
 SCHEDULE_FORM: Final = (

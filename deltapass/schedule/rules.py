@@ -17,10 +17,10 @@ from deltapass.errors import (
     BoundaryOutsideError,
     ScheduleError,
     SpanOutsideError,
-    StepCountError,
     TooManyCachedBlocksError,
 )
 from deltapass.schedule.checks import check_count, unknown_length
+from deltapass.schedule.predictors import Predictor, predictor_named
 
 Region = Literal["deep", "shallow", "middle"]
 REGIONS: Final[tuple[Region, ...]] = get_args(Region)
@@ -60,7 +60,8 @@ class Schedule:
     `interval` N is one refresh and N - 1 cached steps, at most `max_consecutive` of them; the
     first `warm_up` and last `cool_down` steps are full. Steps before `boundary` (a step, or a
     fraction of the trajectory) skip `cached_blocks` blocks in region `outline`, later ones in
-    `detail`. None stands for the paper's default, which depends on steps and blocks.
+    `detail`. None stands for the paper's default, which depends on steps and blocks. `predictor`
+    names how a cached step's delta is forecast (PREDICTORS; the paper's is "reuse").
 
     Raises:
         ScheduleError: If a field has a value that no trajectory could follow.
@@ -77,6 +78,7 @@ class Schedule:
     warm_up: int = 0
     cool_down: int = 0
     max_consecutive: int | None = None
+    predictor: str = "reuse"
 
     def __post_init__(self) -> None:
         for name, least in (("interval", 1), ("warm_up", 0), ("cool_down", 0)):
@@ -86,6 +88,7 @@ class Schedule:
                 check_count(name, getattr(self, name), least)
         _check_region("outline", self.outline)
         _check_region("detail", self.detail)
+        predictor_named(self.predictor)
         if isinstance(self.boundary, float):
             if not 0.0 <= self.boundary <= 1.0:
                 raise ScheduleError(f"boundary is {self.boundary!r}", "A fraction is 0.0 to 1.0")
@@ -101,7 +104,8 @@ class Schedule:
     def needs_steps(self) -> bool:
         """Whether the number of steps must be known before the first one."""
         by_step = isinstance(self.boundary, int) and self.has_boundary
-        return self.caches and (by_step or self.cool_down > 0)
+        by_length = self.cool_down > 0 or self.forecast.accumulates
+        return self.caches and (by_step or by_length)
 
     @property
     def length(self) -> int | None:
@@ -118,6 +122,20 @@ class Schedule:
     def has_boundary(self) -> bool:
         """Whether steps before and after the boundary skip different blocks."""
         return self.outline != self.detail
+
+    @property
+    def forecast(self) -> Predictor:
+        """How the deltas of cached steps are forecast."""
+        return predictor_named(self.predictor)
+
+    @property
+    def taken(self) -> int:
+        """Weighted deltas a stream that a cached variant takes; 0: the newest, unweighted."""
+        return self.forecast.taken
+
+    def depths(self, table: Table) -> tuple[int, ...]:
+        """Of how many of the newest refreshes each step of a table reads the deltas."""
+        return tuple(0 if row is None else self.forecast.reads for row in table)
 
     def check_steps(self, steps: int) -> None:
         """Raise BoundaryOutsideError if the boundary lies outside `steps` steps."""
@@ -176,7 +194,7 @@ class Schedule:
     def spans(self, blocks: int, steps: int | None = None) -> tuple[Span, ...]:
         """The distinct spans it may skip, outline first; none if it never caches."""
         rows = self._phases(blocks, few=False) if steps is None else self.table(steps, blocks)
-        return _distinct(rows)
+        return distinct(rows)
 
     @property
     def _stride(self) -> int:
@@ -202,71 +220,6 @@ class Schedule:
         return region_span(self.outline, count, blocks), region_span(self.detail, count, blocks)
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class ExplicitSchedule:
-    """A schedule given row by row, for one number of steps; row 0 refreshes."""
-
-    rows: Table
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.rows, tuple) or not self.rows:
-            raise ScheduleError(f"rows is {self.rows!r}", "Give a tuple with one row a step")
-        for step, row in enumerate(self.rows):
-            if row is not None and not isinstance(row, Span):
-                raise ScheduleError(f"row {step} is {row!r}", "A row is None or a Span")
-        if self.rows[0] is not None:
-            raise ScheduleError(f"row 0 skips {self.rows[0]}", "The first step must refresh")
-
-    @property
-    def needs_steps(self) -> bool:
-        """True: a table fits one length only."""
-        return True
-
-    @property
-    def length(self) -> int | None:
-        """Steps of the trajectories it fits."""
-        return len(self.rows)
-
-    @property
-    def few_step_defaults(self) -> bool:
-        """False: nothing is left to defaults."""
-        return False
-
-    @property
-    def has_boundary(self) -> bool:
-        """False: a table has rows instead."""
-        return False
-
-    def check_steps(self, steps: int) -> None:
-        """Raise StepCountError unless the table has `steps` rows."""
-        check_count("steps", steps, 1)
-        if len(self.rows) != steps:
-            raise StepCountError(len(self.rows), steps)
-
-    def table(self, steps: int, blocks: int, start: int = 0) -> Table:
-        """The rows, once they are known to fit; row `start`, where a run begins, refreshes.
-
-        Raises:
-            StepCountError: If the table has not `steps` rows.
-            SpanOutsideError: If a row skips blocks that the model does not have.
-        """
-        self.check_steps(steps)
-        check_fits(self.rows, blocks)
-        return (*self.rows[:start], None, *self.rows[start + 1 :])
-
-    def at(self, index: int, level: float, blocks: int) -> Span | None:
-        """Raise ScheduleError: a table needs the number of steps."""
-        raise unknown_length(f"step {index} of {len(self.rows)} at noise level {level:g}")
-
-    def spans(self, blocks: int, steps: int | None = None) -> tuple[Span, ...]:
-        """The distinct spans of the rows, in the order of their first use."""
-        return _distinct(self.table(len(self.rows) if steps is None else steps, blocks))
-
-
-AnySchedule = Schedule | ExplicitSchedule
-
-
 def region_span(region: Region, cached: int, blocks: int) -> Span:
     """The span of `cached` blocks at the start, in the middle or at the end of the stack.
 
@@ -288,7 +241,8 @@ def region_span(region: Region, cached: int, blocks: int) -> Span:
 # ---- checks -----------------------------------------------------------------------------------
 
 
-def _distinct(rows: Sequence[Span | None]) -> tuple[Span, ...]:
+def distinct(rows: Sequence[Span | None]) -> tuple[Span, ...]:
+    """The spans of the rows, each once, in the order of their first use."""
     return tuple(dict.fromkeys(row for row in rows if row is not None))
 
 

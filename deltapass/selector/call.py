@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, final
 
 from deltapass.errors import LoweringError, NoTimestepError, StepUnknownError
 from deltapass.graph.program import Role, data_names
-from deltapass.schedule.rules import AnySchedule
+from deltapass.schedule.explicit import AnySchedule
 from deltapass.selector.continuity import Continuity
 from deltapass.selector.model import ModelInfo, Repertoire
 from deltapass.selector.pattern import Length

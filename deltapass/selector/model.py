@@ -14,7 +14,8 @@ from typing import Any, Protocol, final
 import torch
 
 from deltapass.graph.program import Input, Macs
-from deltapass.schedule.rules import AnySchedule, Span, Table
+from deltapass.schedule.explicit import AnySchedule
+from deltapass.schedule.rules import Span, Table
 
 
 @final

@@ -6,7 +6,8 @@ from typing import Final, final
 
 from deltapass.errors import StepUnknownError
 from deltapass.schedule.emissions import fresh_since, reads_after
-from deltapass.schedule.rules import AnySchedule, Span
+from deltapass.schedule.explicit import AnySchedule
+from deltapass.schedule.rules import Span
 from deltapass.selector.model import ModelInfo, Repertoire
 from deltapass.sessions.deltas import Row
 

@@ -9,7 +9,8 @@ import torch
 
 from deltapass.errors import LoweringError
 from deltapass.graph.program import TensorSpec
-from deltapass.schedule.rules import AnySchedule, Span
+from deltapass.schedule.explicit import AnySchedule
+from deltapass.schedule.rules import Span
 from deltapass.sessions.changes import Seen
 from deltapass.sessions.report import Cause
 from deltapass.sessions.weights import Weighed

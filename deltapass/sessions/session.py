@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final, cast, final
 
 from deltapass.errors import NoStepError, StateError, StepOutsideError, warn
+from deltapass.schedule.explicit import AnySchedule
 from deltapass.schedule.given import GivenSchedule, schedule_or_none
-from deltapass.schedule.rules import AnySchedule
 from deltapass.sessions import context
 from deltapass.sessions.context import Position, Stay
 from deltapass.sessions.counting import step_count, whole_step

@@ -24,8 +24,9 @@ from deltapass.errors import NoBlocksError, SmallSpanError, StreamError, TooMany
 from deltapass.graph.program import Block, Stack
 from deltapass.options import parse_options
 from deltapass.schedule.emissions import emissions, held_deltas, reads_after
+from deltapass.schedule.explicit import ExplicitSchedule
 from deltapass.schedule.presets import delta_dit, never
-from deltapass.schedule.rules import ExplicitSchedule, Schedule, Span, Table
+from deltapass.schedule.rules import Schedule, Span, Table
 
 DEEP, SHALLOW = Span(2, 6), Span(0, 4)
 STREAM = models.B * models.T * models.D * 4  # bytes of an image stream in float32

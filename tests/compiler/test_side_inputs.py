@@ -15,7 +15,8 @@ from models.streams import Call
 from torch import Tensor, nn
 
 import deltapass
-from deltapass.schedule.rules import ExplicitSchedule, Span, Table
+from deltapass.schedule.explicit import ExplicitSchedule
+from deltapass.schedule.rules import Span, Table
 
 
 def calls_of(model: Denoiser, steps: int) -> list[Call]:

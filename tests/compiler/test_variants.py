@@ -24,7 +24,8 @@ from deltapass.errors import RefusalWarning, StreamError
 from deltapass.graph.executable import Executable, Lowered
 from deltapass.graph.program import Body
 from deltapass.options import parse_options
-from deltapass.schedule.rules import ExplicitSchedule, Schedule, Span
+from deltapass.schedule.explicit import ExplicitSchedule
+from deltapass.schedule.rules import Schedule, Span
 from deltapass.selector.selector import Selector
 
 STEPS = 20

@@ -17,7 +17,8 @@ from deltapass.schedule.emissions import (
     reads_after,
     weight_of_trend,
 )
-from deltapass.schedule.rules import ExplicitSchedule, Schedule, Span, Table
+from deltapass.schedule.explicit import ExplicitSchedule
+from deltapass.schedule.rules import Schedule, Span, Table
 
 SPANS = (Span(2, 6), Span(0, 4), Span(1, 3))
 # Not only tables that refresh first: a run that begins half-way is looked at too.

@@ -15,10 +15,11 @@ import deltapass
 from deltapass.errors import ContradictoryOptionsError, OptionError, ScheduleError
 from deltapass.options import parse_options
 from deltapass.schedule.budget import Budget
+from deltapass.schedule.explicit import ExplicitSchedule
 from deltapass.schedule.files import save_schedule
 from deltapass.schedule.given import given_schedule
 from deltapass.schedule.presets import delta_dit, never, reversed_phases
-from deltapass.schedule.rules import ExplicitSchedule, Span
+from deltapass.schedule.rules import Span
 
 TABLE = ExplicitSchedule((None, Span(1, 5), None, Span(0, 2)))
 

@@ -22,6 +22,7 @@ from deltapass.errors import (
     StepCountError,
     TooManyCachedBlocksError,
 )
+from deltapass.schedule.explicit import ExplicitSchedule
 from deltapass.schedule.files import load_schedule, save_schedule, table_rows, table_text
 from deltapass.schedule.presets import (
     SCHEDULES,
@@ -31,7 +32,7 @@ from deltapass.schedule.presets import (
     never,
     reversed_phases,
 )
-from deltapass.schedule.rules import REGIONS, ExplicitSchedule, Schedule, Span, Table, region_span
+from deltapass.schedule.rules import REGIONS, Schedule, Span, Table, region_span
 
 
 @st.composite

@@ -17,7 +17,8 @@ from deltapass.compiler.plan import make_plan
 from deltapass.compiler.tracing import trace
 from deltapass.compiler.variants import Variants
 from deltapass.errors import RefusalWarning, StepUnknownError
-from deltapass.schedule.rules import AnySchedule, Schedule, Span
+from deltapass.schedule.explicit import AnySchedule
+from deltapass.schedule.rules import Schedule, Span
 from deltapass.selector.call import CallFinder, PlannedCall
 
 DEEP, SHALLOW = Span(2, 6), Span(0, 4)

@@ -24,7 +24,8 @@ import deltapass.errors
 from deltapass.compiler.variants import Variants
 from deltapass.errors import LoweringError, RefusalWarning, StepUnknownError
 from deltapass.graph.executable import Executable
-from deltapass.schedule.rules import ExplicitSchedule, Span
+from deltapass.schedule.explicit import ExplicitSchedule
+from deltapass.schedule.rules import Span
 from deltapass.selector.call import MANY_STARTS
 from deltapass.sessions.deltas import History
 from deltapass.sessions.report import Cause

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 import deltapass
 from deltapass.errors import NoStepError
 from deltapass.graph.executable import Executable
-from deltapass.schedule.rules import AnySchedule, ExplicitSchedule, Schedule, Span
+from deltapass.schedule.explicit import AnySchedule, ExplicitSchedule
+from deltapass.schedule.rules import Schedule, Span
 from deltapass.sessions.trajectory import MAX_CALLS
 
 pytestmark = pytest.mark.filterwarnings("ignore::deltapass.RefusalWarning")
