@@ -29,7 +29,6 @@ def assemble(outlined: Outline, options: Options, bodies: LoweredBodies) -> Sele
     plan = plan_for(outlined, options)
     variants = Variants(
         outline=outlined,
-        order=options.order,
         bodies=bodies,
         whole=options.fuse == "whole",
         strict=options.strict,
@@ -58,7 +57,6 @@ def model_info(plan: Plan, lowered: tuple[object, ...]) -> ModelInfo:
         macs=outlined.program.macs,
         blocks=plan.blocks,
         schedule=plan.schedule,
-        order=plan.order,
         steps=plan.steps,
         caches=bool(plan.spans),
     )

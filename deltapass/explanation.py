@@ -182,13 +182,13 @@ def report_of(plan: Plan, steps: int, budget: float | None = None) -> Report:
 def _variant_costs(plan: Plan, table: Table) -> Iterator[VariantCost]:
     program = plan.outline.program
     by_span = {spanned.span: spanned for spanned in plan.spans.values()}
-    steps = zip(table, emissions(table, plan.order), strict=True)
+    steps = zip(table, emissions(table, plan.schedule.depths(table)), strict=True)
     refreshes = [emitted for span, emitted in steps if span is None]
     for spans in sorted(set(refreshes), key=sorted):
         variant = refresh_program(program, [by_span[span] for span in sorted(spans)])
         yield _cost(variant, refreshes.count(spans))
     for span in sorted({span for span in table if span is not None}):
-        yield _cost(cached_program(program, by_span[span], plan.order), table.count(span))
+        yield _cost(cached_program(program, by_span[span], plan.schedule.taken), table.count(span))
 
 
 def _cost(program: Program, runs: int) -> VariantCost:

@@ -7,6 +7,7 @@ has the range of float32, so its deltas stay what the streams are.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
@@ -32,19 +33,21 @@ def delta_body(live_out: TensorSpec, live_in: TensorSpec) -> Body:
     return _body("delta", function, live_out=live_out, live_in=live_in)
 
 
-def predict_body(delta: TensorSpec, live_in: TensorSpec, live_out: TensorSpec, order: int) -> Body:
+def predict_body(delta: TensorSpec, live_in: TensorSpec, live_out: TensorSpec, taken: int) -> Body:
     """live_in + predicted delta, in the live-out's own layout and type.
 
-    The delta comes first in the sum: it has the live-out's layout, which the next body expects,
-    while the live-in may be laid out otherwise (a patch embedding is a transposed view).
+    With `taken` 0 the delta is added as it is; else that many are summed by their weights. The sum
+    begins with the delta: it has the live-out's layout, which the next body expects, while the
+    live-in may be laid out otherwise (a patch embedding is a transposed view).
     """
-    if order:
-        given = {"delta": delta, "delta_before": delta, "trend": weight_spec(delta)}
+    if taken:
+        given = {f"delta_{age}": delta for age in range(taken)}
+        given["weights"] = weights_spec(delta, taken)
+        function: Callable[..., Any] = _weighted(live_out.dtype)
     else:
         given = {"delta": delta}
-    predict: Callable[..., Any] = _from_last_two if order else torch.add
-    function = _narrow(predict) if live_out.dtype == torch.float16 else predict
-    body = _body(f"predict_{order}", function, **given, live_in=live_in)
+        function = _narrow(torch.add) if live_out.dtype == torch.float16 else torch.add
+    body = _body(f"predict_{taken}", function, **given, live_in=live_in)
     return body if body.outputs[0].stride == live_out.stride else _in_layout(body, live_out)
 
 
@@ -53,14 +56,27 @@ def relayout_body(given: TensorSpec, wanted: TensorSpec) -> Body:
     return _in_layout(_body("relayout", lambda value: value, value=given), wanted)
 
 
-def weight_spec(delta: TensorSpec) -> TensorSpec:
-    """The weight of the trend, a scalar beside the deltas."""
-    return TensorSpec(shape=(), stride=(), dtype=torch.float32, device=delta.device)
+def weights_spec(delta: TensorSpec, taken: int) -> TensorSpec:
+    """The weights of the deltas of one stream, newest first."""
+    return TensorSpec(shape=(taken,), stride=(1,), dtype=torch.float32, device=delta.device)
 
 
-def _from_last_two(delta: Any, delta_before: Any, trend: Any, live_in: Any) -> Any:
-    change = torch.sub(delta, delta_before)
-    return torch.add(torch.add(delta, torch.mul(trend, change)), live_in)
+def _weighted(stream: torch.dtype) -> Callable[..., Any]:
+    """Sum of weight times delta, plus live-in, at least in float32; rounded once, at the end."""
+    half = stream in (torch.float16, torch.bfloat16)
+    wide = torch.float32 if half else stream
+
+    def predicted(*values: Any) -> Any:
+        *deltas, weights, live_in = values
+        terms = [
+            torch.mul(delta.to(wide), weights[age].to(wide)) for age, delta in enumerate(deltas)
+        ]
+        total = torch.add(functools.reduce(torch.add, terms), live_in.to(wide))
+        if stream == torch.float16:
+            total = torch.clamp(total, -HALF_MAX, HALF_MAX)
+        return total.to(stream) if half else total
+
+    return predicted
 
 
 def _finite(value: Any) -> Any:

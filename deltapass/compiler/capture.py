@@ -177,8 +177,8 @@ def _readable_names(placeholders: Sequence[fx.Node]) -> dict[fx.Node, str]:
 
 
 def _unreserved(name: str) -> str:
-    """Names of deltas and of their trend are the rewrite's."""
-    return f"{name}_given" if name == "trend" or name.startswith("delta_") else name
+    """Names of deltas and of their weights are the rewrite's."""
+    return f"{name}_given" if name.startswith(("delta_", "weights_")) else name
 
 
 def _is_settled(node: fx.Node, numbers: Collection[fx.Node]) -> bool:

@@ -63,7 +63,6 @@ class Plan:
     Attributes:
         outline: The program and its blocks.
         schedule: Which span at which step.
-        order: Order of the delta prediction (0: the last delta; 1: linear extrapolation).
         steps: Steps of a trajectory, where they are known.
         spans: Wanted span -> its plan.
         dropped: Wanted span -> why it cannot be cached; its steps refresh.
@@ -71,7 +70,6 @@ class Plan:
 
     outline: Outline
     schedule: AnySchedule
-    order: int
     steps: int | None
     spans: Mapping[Span, SpanPlan]
     dropped: Mapping[Span, UnsupportedGraphError] = field(default_factory=dict)
@@ -93,10 +91,11 @@ class Plan:
         """
         nbytes = {plan.span: plan.nbytes for plan in self.spans.values()}
         if table is None:
-            return sum(nbytes.values()) * (self.order + 1)
+            return sum(nbytes.values()) * max(1, self.schedule.taken)
+        buffers = self.schedule.forecast.buffers
         sizes = (
-            sum(nbytes[span] * count for span, count in held.items())
-            for held in held_deltas(table, self.order)
+            sum(nbytes[span] * buffers(count) for span, count in held.items())
+            for held in held_deltas(table, self.schedule.depths(table))
         )
         return max(sizes, default=0)
 
@@ -105,7 +104,6 @@ def make_plan(
     outline: Outline,
     schedule: AnySchedule,
     *,
-    order: int = 0,
     steps: int | None = None,
     strict: bool = False,
 ) -> Plan:
@@ -114,7 +112,6 @@ def make_plan(
     Args:
         outline: The outlined model.
         schedule: Which span at which step.
-        order: Order of the delta prediction.
         steps: Steps of a trajectory, if known.
         strict: Whether every span must be cached as the schedule wants it.
 
@@ -138,9 +135,7 @@ def make_plan(
             dropped[wanted] = error
     if dropped and not spans:
         raise next(iter(dropped.values()))
-    return Plan(
-        outline=outline, schedule=schedule, order=order, steps=steps, spans=spans, dropped=dropped
-    )
+    return Plan(outline=outline, schedule=schedule, steps=steps, spans=spans, dropped=dropped)
 
 
 def plan_span(outline: Outline, wanted: Span) -> SpanPlan:

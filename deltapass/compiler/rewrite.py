@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import fx
 
-from deltapass.compiler.added_bodies import delta_body, predict_body, weight_spec
+from deltapass.compiler.added_bodies import delta_body, predict_body, weights_spec
 from deltapass.compiler.plan import SpanPlan
 from deltapass.compiler.streams import Stream
 from deltapass.graph.copying import copy_into
@@ -21,8 +21,7 @@ from deltapass.graph.keys import Key
 from deltapass.graph.program import Body, Call, Program, TensorSpec
 from deltapass.graph.verify import verify
 
-WEIGHT_OF_TREND: Final = "trend"
-BEFORE: Final = "_before"  # after the name of a delta: that of the refresh before the last
+BEFORE: Final = "_before_"  # after the name of a delta, with a number: of as many refreshes earlier
 
 
 def refresh_program(program: Program, spans: Sequence[SpanPlan]) -> Program:
@@ -54,10 +53,10 @@ def refresh_program(program: Program, spans: Sequence[SpanPlan]) -> Program:
     )
 
 
-def cached_program(program: Program, plan: SpanPlan, order: int) -> Program:
+def cached_program(program: Program, plan: SpanPlan, taken: int = 0) -> Program:
     """The model without the span's blocks: live-in plus predicted delta instead (Eq. 3).
 
-    Before:                               After (order 0):
+    Before:                               After (taken 0):
         h7 = block_1(h6, c)                   h7 = block_1(h6, c)
         h8 = block_1(h7, c)                   h28 = predict_0(delta_7_28_0, h7)
         ...                                   out = epilogue(h28, c)
@@ -65,38 +64,57 @@ def cached_program(program: Program, plan: SpanPlan, order: int) -> Program:
         out = epilogue(h28, c)
         return out
 
-    Order 1 takes the last two deltas and a scalar w: delta = d1 + w * (d1 - d0).
+    With `taken` 1 to 4 that many deltas of every stream are summed by weights that are inputs too.
 
     Returns:
-        The variant; its inputs end with the delta buffers (for order 1: all d1, all d0, w).
+        The variant; its inputs end with the delta buffers, newest of all streams first, then one
+        vector of weights a stream (none for taken 0).
     """
     specs = dict(program.specs)
-    newest = _delta_names(plan)
-    ages = (newest, [name + BEFORE for name in newest])[: order + 1]
-    weight = (WEIGHT_OF_TREND,) if order else ()
+    ages = range(max(1, taken))
+    inputs = [buffer_name(plan, at, age) for age in ages for at in range(len(plan.streams))]
+    weights = [weights_name(at) for at in range(len(plan.streams))] if taken else []
     predictions = []
-    for stream, *taken in zip(plan.streams, *ages, strict=True):
+    for at, stream in enumerate(plan.streams):
         delta = delta_spec(program, stream)
-        specs.update(dict.fromkeys(taken, delta))
-        specs.update(dict.fromkeys(weight, weight_spec(delta)))
+        buffers = [buffer_name(plan, at, age) for age in ages]
+        specs.update(dict.fromkeys(buffers, delta))
+        if taken:
+            specs[weights[at]] = weights_spec(delta, taken)
         predictions.append(
             Call(
-                label=f"predict_{order}",
-                body=predict_body(delta, specs[stream.live_in], stream.spec, order),
-                inputs=(*taken, *weight, stream.live_in),
+                label=f"predict_{taken}",
+                body=predict_body(delta, specs[stream.live_in], stream.spec, taken),
+                inputs=(*buffers, *weights[at : at + 1], stream.live_in),
                 outputs=(stream.live_out,),
             )
         )
-    inputs = (*program.inputs, *(name for names in ages for name in names), *weight)
     calls = _with_predictions(program.calls, predictions)
     title = f"cached_{plan.span.start}_{plan.span.stop}"
-    changed = replace(program, name=title, inputs=inputs, calls=calls, specs=specs)
+    changed = replace(
+        program,
+        name=title,
+        inputs=(*program.inputs, *inputs, *weights),
+        calls=calls,
+        specs=specs,
+    )
     return verify(drop_dead_calls(changed))
 
 
 def delta_name(plan: SpanPlan, stream: int) -> str:
     """Name of the delta of one stream of a span."""
     return f"delta_{plan.span.start}_{plan.span.stop}_{stream}"
+
+
+def buffer_name(plan: SpanPlan, stream: int, age: int) -> str:
+    """Name of the delta of one stream that was made `age` refreshes before the newest."""
+    name = delta_name(plan, stream)
+    return f"{name}{BEFORE}{age}" if age else name
+
+
+def weights_name(stream: int) -> str:
+    """Name of the weights of the deltas of one stream."""
+    return f"weights_{stream}"
 
 
 def delta_spec(program: Program, stream: Stream) -> TensorSpec:

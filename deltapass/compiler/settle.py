@@ -32,9 +32,7 @@ def plan_for(outline: Outline, options: Options) -> Plan:
     schedule: AnySchedule | Budget = options.schedule
     if isinstance(schedule, Budget):
         schedule = _chosen(schedule, outline, options)
-    return make_plan(
-        outline, schedule, order=options.order, steps=options.steps, strict=options.strict
-    )
+    return make_plan(outline, schedule, steps=options.steps, strict=options.strict)
 
 
 def _chosen(budget: Budget, outline: Outline, options: Options) -> Schedule:
@@ -46,7 +44,7 @@ def _chosen(budget: Budget, outline: Outline, options: Options) -> Schedule:
     if options.steps is None and budget.needs_steps:
         raise unknown_length("its budget depends on where the boundary lies")
     steps, blocks = options.planned_steps, len(outline.stack)
-    costs = StepCosts(outline, options.order)
+    costs = StepCosts(outline)
     try:
         return budget.choose(steps, blocks, costs)
     except ScheduleError:
@@ -65,12 +63,10 @@ class StepCosts:
 
     Attributes:
         outline: The model.
-        order: Order of the delta prediction.
         refusal: Why the first such span that was asked for cannot be, if there was one.
     """
 
     outline: Outline
-    order: int
     refusal: UnsupportedGraphError | None = None
     _finder: SpanFinder = field(init=False)
     _known: dict[Span | None, float] = field(init=False, default_factory=dict)
@@ -93,4 +89,4 @@ class StepCosts:
         except (StreamError, SmallSpanError) as error:
             self.refusal = self.refusal or error
             return program.macs.full
-        return cached_program(program, planned, self.order).macs.full
+        return cached_program(program, planned).macs.full

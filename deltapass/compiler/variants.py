@@ -24,9 +24,10 @@ from deltapass.errors import InternalError, SmallSpanError, StreamError, warn
 from deltapass.graph.executable import Executable
 from deltapass.graph.program import Call, Program
 from deltapass.schedule.emissions import emissions
+from deltapass.schedule.explicit import AnySchedule
 from deltapass.schedule.rules import Span, Table
 
-Key = tuple[str, tuple[Span, ...]]
+Key = tuple[str, tuple[Span, ...], int]  # kind, spans, weighted deltas a stream
 
 
 @final
@@ -39,7 +40,6 @@ class Variants:
     """
 
     outline: Outline
-    order: int
     bodies: LoweredBodies
     whole: bool = False
     strict: bool = False
@@ -51,7 +51,7 @@ class Variants:
     @property
     def key(self) -> tuple[object, ...]:
         """What besides the program decides what a delta is and how it lies in memory."""
-        return self.bodies.name, self.order, self.whole
+        return self.bodies.name, self.whole
 
     def span(self, wanted: Span) -> SpanPlan | None:
         """The plan of a span, which may be smaller than wanted; None if it cannot be cached.
@@ -100,17 +100,26 @@ class Variants:
 
     def refresh(self, spans: Sequence[Span]) -> Executable:
         """The full model that also gives the deltas of `spans`."""
-        key = ("refresh", tuple(spans))
-        return self._made.get(key) or self._make(key)
+        return self._get(("refresh", tuple(spans), 0))
 
-    def cached(self, span: Span) -> Executable:
-        """The model without the blocks of `span`."""
-        key = ("cached", (span,))
+    def cached(self, span: Span, taken: int = 0) -> Executable:
+        """The model without the blocks of `span`, by so many weighted deltas a stream."""
+        return self._get(("cached", (span,), taken))
+
+    def fitting(self, span: Span, taken: int) -> int:
+        """The weighted deltas of a variant that serves for `taken`: one that is made, if any is.
+
+        More buffers than are needed get weights of 0, so that no other schedule compiles again.
+        """
+        made = (k for kind, spans, k in list(self._made) if (kind, spans) == ("cached", (span,)))
+        return min((k for k in made if k >= taken), default=taken)
+
+    def _get(self, key: Key) -> Executable:
         return self._made.get(key) or self._make(key)
 
     def full(self) -> Executable:
         """A full variant that is made already, if there is one: it needs no lowering."""
-        made = (variant for (kind, _), variant in self._made.items() if kind == "refresh")
+        made = (variant for (kind, *_), variant in self._made.items() if kind == "refresh")
         return next(made, None) or self.refresh(())
 
     def warm_up(self, plan: Plan) -> None:
@@ -129,7 +138,8 @@ class Variants:
         spans = [self._planned(span).span for span in plan.spans]
         emitted = {frozenset(some) for n in range(3) for some in itertools.combinations(spans, n)}
         if self.whole and plan.steps is not None:
-            self.prepare(self.realised(plan.schedule.table(plan.steps, plan.blocks)))
+            table = self.realised(plan.schedule.table(plan.steps, plan.blocks))
+            self.prepare(table, plan.schedule)
             return
         if self.whole:
             # Before the boundary either delta may be read next, after it only the last one's.
@@ -137,22 +147,23 @@ class Variants:
         for some in emitted:
             self.refresh(tuple(sorted(some)))
         for span in spans:
-            self.cached(span)
+            self.cached(span, plan.schedule.taken)
 
-    def prepare(self, table: Table) -> None:
-        """Make the variants that a table of realised spans needs."""
-        for span, emitted in zip(table, emissions(table, self.order), strict=True):
+    def prepare(self, table: Table, schedule: AnySchedule) -> None:
+        """Make the variants that a schedule needs on a table of its realised spans."""
+        depths = schedule.depths(table)
+        for span, emitted in zip(table, emissions(table, depths), strict=True):
             if span is None:
                 self.refresh(tuple(sorted(emitted)))
             else:
-                self.cached(span)
+                self.cached(span, self.fitting(span, schedule.taken))
 
     def program(self, key: Key) -> Program:
         """The rewritten program of a variant."""
-        kind, spans = key
+        kind, spans, taken = key
         plans = [self._planned(span) for span in spans]
         if kind == "cached":
-            made = cached_program(self.outline.program, plans[0], self.order)
+            made = cached_program(self.outline.program, plans[0], taken)
         else:
             made = refresh_program(self.outline.program, plans)
         if self.bodies.lowering.exact or self.whole:

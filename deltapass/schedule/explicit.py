@@ -7,6 +7,7 @@ from typing import final
 
 from deltapass.errors import ScheduleError, StepCountError
 from deltapass.schedule.checks import check_count, unknown_length
+from deltapass.schedule.made_for import MadeFor
 from deltapass.schedule.predictors import Predictor, predictor_named
 from deltapass.schedule.rules import Schedule, Span, Table, check_fits, distinct
 from deltapass.schedule.weights import Weights
@@ -19,7 +20,7 @@ class ExplicitSchedule:
 
     `weights` has one entry a step, or none at all: the weights of a cached row's newest deltas,
     which hold where these were made at the planned steps. Elsewhere, and in rows without, the
-    `predictor` of that name forecasts.
+    `predictor` of that name forecasts. `made_for` says what the weights were fitted to.
 
     Raises:
         ScheduleError: If the rows or the weights cannot be used.
@@ -28,6 +29,7 @@ class ExplicitSchedule:
     rows: Table
     predictor: str = "reuse"
     weights: tuple[Weights | None, ...] = ()
+    made_for: MadeFor | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.rows, tuple) or not self.rows:

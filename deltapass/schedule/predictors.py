@@ -1,8 +1,8 @@
 """Predictors: the next delta as a weighted sum of those of earlier refreshes.
 
-Every forecast here has one linear form, sum over k of w_k * delta_k, newest delta first. A predictor
-says how many buffers a stream needs and what the weights are, for the steps at which the deltas
-were really made: refreshes may lie unevenly. Pure Python: nothing here knows a tensor.
+Every forecast here has one linear form, sum over k of w_k * delta_k, newest delta first. A
+predictor says how many buffers a stream needs and what the weights are, for the steps at which the
+deltas were really made: refreshes may lie unevenly. Pure Python: nothing here knows a tensor.
 
 Source: "reuse" is Eq. 3 of Delta-DiT; the others are textbook extrapolations of a series of values.
 """
@@ -72,14 +72,14 @@ class Predictor:
         return self.depth
 
 
-def polynomial(step: int, at: Sequence[int], steps: int = 0) -> tuple[float, ...]:
+def polynomial(step: int, at: Sequence[int], _steps: int = 0) -> tuple[float, ...]:
     """Weights of the polynomial through all of the deltas (Lagrange)."""
     return tuple(
         math.prod((step - other) / (here - other) for other in at if other != here) for here in at
     )
 
 
-def adams_bashforth(step: int, at: Sequence[int], steps: int = 0) -> tuple[float, ...]:
+def adams_bashforth(step: int, at: Sequence[int], _steps: int = 0) -> tuple[float, ...]:
     """Weights of the two-step Adams-Bashforth rule, for steps of any size.
 
     The slopes are those between neighbouring refreshes. With h from the newest refresh to the
@@ -96,7 +96,7 @@ def adams_bashforth(step: int, at: Sequence[int], steps: int = 0) -> tuple[float
 def chebyshev(step: int, at: Sequence[int], steps: int = 0) -> tuple[float, ...]:
     """Values of the Chebyshev polynomials at a step: the weights of the fit's coefficients."""
     held = PREDICTORS["chebyshev"].buffers(len(at))
-    return tuple(_basis(step, steps)[:held])
+    return tuple(chebyshev_basis(step, steps)[:held])
 
 
 def chebyshev_gains(at: Sequence[int], steps: int) -> tuple[float, ...]:
@@ -111,14 +111,14 @@ def chebyshev_gains(at: Sequence[int], steps: int) -> tuple[float, ...]:
     """
     if len(at) == 1:
         return (1.0,)
-    basis = np.array([_basis(step, steps) for step in at])
+    basis = np.array([chebyshev_basis(step, steps) for step in at])
     penalty = np.diag([0.0] * STRAIGHT + [RIDGE] * (MOST_BUFFERS - STRAIGHT))
     gains = np.linalg.solve(basis.T @ basis + penalty, basis[0])
     held = PREDICTORS["chebyshev"].buffers(len(at))
     return tuple(float(gain) for gain in gains[:held])
 
 
-def _basis(step: int, steps: int) -> list[float]:
+def chebyshev_basis(step: int, steps: int) -> list[float]:
     """T_0 to T_3 at a step, with the trajectory laid from -1 to 1."""
     x = 2.0 * step / max(1, steps - 1) - 1.0
     return [1.0, x, 2.0 * x * x - 1.0, 4.0 * x**3 - 3.0 * x]

@@ -35,7 +35,7 @@ WHY: Final = (
 NO_LEVEL: Final = (
     "timesteps that are neither 0 to 1 nor 0 to 1000 tell no noise level, which places the boundary"
 )
-UNKNOWN: Final = Row(planned=None, emits=(), fresh_since=0, keeps=frozenset())
+UNKNOWN: Final = Row(planned=None, emits=(), fresh_since=0, keeps={})
 FEW: Final = "it looks like a few-step trajectory, whose defaults differ"
 
 
@@ -109,7 +109,7 @@ class CallFinder:
             if place.lane.unlowered is not None:
                 raise place.lane.unlowered
             schedule = session.schedule or self.model.schedule
-            rows = self._table(place.lane, schedule, session.steps or 1, place.start)
+            rows = self._table(place, schedule, session.steps or 1)
         except BaseException as error:  # a variant could not be made: this call does not count
             session.take_back(owner)
             if isinstance(error, LoweringError):
@@ -140,7 +140,7 @@ class CallFinder:
         if steps is not None:
             if found.step >= steps:
                 raise StepUnknownError(f"the trajectory is longer than the {steps} steps announced")
-            row = self._table(place.lane, self.model.schedule, steps, 0)[found.step]
+            row = self._table(place, self.model.schedule, steps)[found.step]
             return row, None, found.sure
         if found.level is None and self._bounded:
             return UNKNOWN, StepUnknownError(NO_LEVEL) if found.sure else None, False
@@ -162,8 +162,9 @@ class CallFinder:
             f"none of the last {MANY_STARTS} trajectories had four steps: {WHY}"
         )
 
-    def _table(self, lane: Lane, schedule: AnySchedule, steps: int, start: int) -> tuple[Row, ...]:
-        """The rows of a lane's trajectory, which begins at `start`; found once."""
+    def _table(self, place: Place, schedule: AnySchedule, steps: int) -> tuple[Row, ...]:
+        """The rows of a lane's trajectory; found once."""
+        lane = place.lane
         known = lane.table
         if (
             known is None
@@ -171,7 +172,7 @@ class CallFinder:
             or known.schedule is not schedule
             or known.steps != steps
         ):
-            rows = self._rows.of(schedule, steps, start)
+            rows = self._rows.of(schedule, steps, place.start, place.branch)
             known = lane.table = LaneTable(self._token, schedule, steps, rows)
         return known.rows
 

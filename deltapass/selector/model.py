@@ -30,7 +30,6 @@ class ModelInfo:
         macs: Multiply-accumulates of one full call.
         blocks: Number of blocks in the stack.
         schedule: Which span at which step.
-        order: Order of the delta prediction.
         steps: Steps of a trajectory, where they are known.
         caches: Whether the schedule ever skips a span.
         owner: What stands for the model, weakly; None: its first weight, which all its graphs
@@ -43,7 +42,6 @@ class ModelInfo:
     macs: Macs
     blocks: int
     schedule: AnySchedule
-    order: int
     steps: int | None
     caches: bool
     owner: weakref.ref[Any] | None = None
@@ -71,8 +69,11 @@ class Repertoire(Protocol):
     def realised(self, table: Table) -> Table:
         """A table with every span replaced by the one that is really skipped."""
 
-    def prepare(self, table: Table) -> None:
-        """Make ready what a table of realised spans needs."""
+    def prepare(self, table: Table, schedule: AnySchedule) -> None:
+        """Make ready what a schedule needs on a table of its realised spans."""
+
+    def fitting(self, span: Span, taken: int) -> int:
+        """The weighted deltas a stream of the variant that serves for `taken` of them."""
 
     def streams(self, span: Span) -> int:
         """Number of residual streams over a span: its deltas."""
@@ -80,8 +81,8 @@ class Repertoire(Protocol):
     def refresh(self, spans: Sequence[Span]) -> Variant:
         """The full model that also gives the deltas of `spans`."""
 
-    def cached(self, span: Span) -> Variant:
-        """The model without the blocks of `span`."""
+    def cached(self, span: Span, taken: int = 0) -> Variant:
+        """The model without the blocks of `span`, by so many weighted deltas a stream."""
 
     def full(self) -> Variant:
         """The full model, as it is made already where it is; deltas it gives may be left unread."""

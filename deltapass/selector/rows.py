@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Final, final
+import functools
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
+from typing import Final, NamedTuple, final
 
 from deltapass.errors import StepUnknownError
-from deltapass.schedule.emissions import fresh_since, reads_after
-from deltapass.schedule.explicit import AnySchedule
+from deltapass.schedule.emissions import fresh_since, made_at, reads_after
+from deltapass.schedule.explicit import AnySchedule, ExplicitSchedule
 from deltapass.schedule.rules import Span
+from deltapass.schedule.weights import Weights
 from deltapass.selector.model import ModelInfo, Repertoire
-from deltapass.sessions.deltas import Row
+from deltapass.selector.weighing import RowWeights, absorb
+from deltapass.sessions.deltas import Absorb, Row
 
 MANY_TABLES: Final = 256  # a server's clients may bring any number of schedules
 MANY_LEVELS: Final = 4096  # steps at noise levels: image-to-image may start anywhere
+
+
+@final
+class Fitted(NamedTuple):
+    """Weights of a row, and the refreshes at which its deltas are to be made, newest first."""
+
+    weights: Weights
+    planned: tuple[int, ...]
 
 
 @final
@@ -24,27 +37,79 @@ class Rows:
         self._tables: dict[tuple[object, ...], tuple[Row, ...]] = {}
         self._levels: dict[tuple[int, float], Row] = {}
 
-    def of(self, schedule: AnySchedule, steps: int, start: int = 0) -> tuple[Row, ...]:
-        """One row a step, where the number of steps is known; makes the variants they need."""
+    def of(
+        self, schedule: AnySchedule, steps: int, start: int = 0, branch: Hashable = None
+    ) -> tuple[Row, ...]:
+        """One row a step, where the number of steps is known; makes the variants they need.
+
+        Args:
+            schedule: What is planned.
+            steps: Steps of the trajectory.
+            start: The first that is run.
+            branch: Name of the branch, which may have weights of its own.
+
+        Raises:
+            ScheduleError: If the schedule does not fit the steps, the blocks or the streams.
+        """
+        own = str(branch) if _by_branch(schedule) else None
         # 1 and 1.0 are equal, but as a boundary one is a step and the other a fraction.
-        key = (schedule, type(getattr(schedule, "boundary", None)), steps, start)
+        key = (schedule, type(getattr(schedule, "boundary", None)), steps, start, own)
         rows = self._tables.get(key)
         if rows is None:
             if len(self._tables) >= MANY_TABLES:
                 self._tables.clear()
-            rows = self._tables[key] = self._resolve(schedule, steps, start)
+            rows = self._tables[key] = self._resolve(schedule, steps, start, own)
         return rows
 
-    def _resolve(self, schedule: AnySchedule, steps: int, start: int) -> tuple[Row, ...]:
+    def _resolve(
+        self, schedule: AnySchedule, steps: int, start: int, branch: str | None
+    ) -> tuple[Row, ...]:
         table = self._variants.realised(schedule.table(steps, self._model.blocks, start))
-        self._variants.prepare(table)  # now, at the first step, rather than in mid-run
-        parts = zip(
-            table,
-            reads_after(table, self._model.order),
-            fresh_since(table),
-            strict=True,
+        self._variants.prepare(table, schedule)  # now, at the first step, rather than in mid-run
+        fitted, absorbing = self._fitted(schedule), _absorbing(schedule, steps)
+        rows = []
+        reads = reads_after(table, schedule.depths(table))
+        parts = zip(table, reads, fresh_since(table), strict=True)
+        for step, (span, keeps, fresh) in enumerate(parts):
+            row = Row(span, tuple(sorted(keeps)), fresh, keeps, absorb=absorbing)
+            rows.append(self._weighed(row, schedule, (step, steps), fitted.get(step), branch))
+        return tuple(rows)
+
+    def _weighed(
+        self,
+        row: Row,
+        schedule: AnySchedule,
+        place: tuple[int, int],
+        fitted: Fitted | None = None,
+        branch: str | None = None,
+    ) -> Row:
+        """A row with what gives the weights of its deltas, if the variant takes any."""
+        if row.planned is None:
+            return row
+        taken = self._variants.fitting(row.planned, schedule.taken)
+        if not taken:
+            return row
+        streams = self._variants.streams(row.planned)
+        weigh = RowWeights(
+            step=place[0],
+            steps=place[1],
+            taken=taken,
+            streams=streams,
+            predictor=schedule.forecast,
+            planned=fitted.planned if fitted else (),
+            fitted=fitted.weights.of(branch, streams) if fitted else None,
         )
-        return tuple(Row(span, tuple(sorted(reads)), at, reads) for span, reads, at in parts)
+        return replace(row, taken=taken, weigh=weigh)
+
+    def _fitted(self, schedule: AnySchedule) -> Mapping[int, Fitted]:
+        """The weights that a schedule's own rows carry, by step."""
+        if not isinstance(schedule, ExplicitSchedule) or not schedule.weights:
+            return {}
+        # Where they were made is told by the whole table, of which a run may leave out the start.
+        table = self._variants.realised(schedule.rows)
+        made = made_at(table, schedule.depths(table))
+        found = enumerate(zip(schedule.weights, made, strict=True))
+        return {step: Fitted(given, at) for step, (given, at) in found if given is not None}
 
     def at_level(self, step: int, level: float) -> Row:
         """The row of a step on a trajectory of unknown length: phases by noise level.
@@ -64,14 +129,15 @@ class Rows:
     def _resolve_at(self, step: int, level: float) -> Row:
         horizon = range(step + 1, step + 1 + self._reach())
         spans = {self._span(at, noise) for at in horizon for noise in (level, 0.0)}
-        later = frozenset(span for span in spans if span is not None)
+        later = {span for span in spans if span is not None}
         past = range(step, -1, -1)
-        return Row(
+        row = Row(
             planned=self._span(step, level),
             emits=tuple(sorted(later)),
             fresh_since=next((at for at in past if self._span(at, level) is None), 0),
-            keeps=later,
+            keeps=dict.fromkeys(later, self._model.schedule.forecast.reads),
         )
+        return self._weighed(row, self._model.schedule, (step, 0))
 
     def _span(self, step: int, level: float) -> Span | None:
         return self._variants.actual(self._model.schedule.at(step, level, self._model.blocks))
@@ -79,4 +145,13 @@ class Rows:
     def _reach(self) -> int:
         """How many steps ahead a cached step may read a delta emitted now."""
         interval = getattr(self._model.schedule, "interval", 1)
-        return int(interval) * (self._model.order + 1)
+        return int(interval) * self._model.schedule.forecast.reads
+
+
+def _by_branch(schedule: AnySchedule) -> bool:
+    rows = schedule.weights if isinstance(schedule, ExplicitSchedule) else ()
+    return any(weights is not None and weights.branches for weights in rows)
+
+
+def _absorbing(schedule: AnySchedule, steps: int) -> Absorb | None:
+    return functools.partial(absorb, steps) if schedule.forecast.accumulates else None

@@ -22,19 +22,18 @@ from deltapass.errors import (
     warn,
 )
 from deltapass.graph.program import Macs, Role, shown
-from deltapass.schedule.emissions import weight_of_trend
 from deltapass.schedule.rules import Span
 from deltapass.selector.call import CallFinder, PlannedCall
 from deltapass.selector.freshness import Graph, data_specs, examine, is_as_before, missing
 from deltapass.selector.later import Mark
 from deltapass.selector.model import ModelInfo, Repertoire
+from deltapass.selector.weighing import weighted
 from deltapass.sessions.deltas import Doubt, History
 from deltapass.sessions.report import Cause, Entry
 from deltapass.sessions.session import active_session
 from deltapass.sessions.weights import WeightWatch
 
 MAX_CHANGES: Final = 3  # calls in a row with new conditioning before it is said
-MANY_TRENDS: Final = 256  # schedules have few gaps between refreshes, but any are allowed
 
 
 @final
@@ -66,7 +65,6 @@ class Selector:
         self._constants = tuple(constants)
         inputs = enumerate(model.inputs)
         self._weights = WeightWatch([at for at, given in inputs if given.role is Role.WEIGHT])
-        self._trends = Trends()
         self.marks: tuple[Mark, ...] = ()
         self._warned: set[str] = set()
 
@@ -159,16 +157,20 @@ class Selector:
     def _run_refresh(
         self, arguments: tuple[Any, ...], call: PlannedCall
     ) -> tuple[tuple[Any, ...], Macs]:
-        lane, row, keep = call.lane, call.row, self.model.order + 1
+        lane, row = call.lane, call.row
         lane.keep_only(row.keeps)
-        for history in lane.histories.values():
-            history.make_room(keep - 1)
+        for span, history in lane.histories.items():
+            if span in row.emits:  # before what replaces it needs the memory
+                history.trim(row.keeps[span] - 1)
         variant = self.variants.refresh(row.emits)
         results, deltas = variant(arguments + self._constants)
         for span in row.emits:
             count = self.variants.streams(span)
             history = lane.histories.setdefault(span, History())
-            history.push(deltas[:count], call.place.step, keep)
+            if row.absorb is not None:
+                row.absorb(history, deltas[:count], call.place.step)
+            else:
+                history.push(deltas[:count], call.place.step, row.keeps[span])
             deltas = deltas[count:]
         return results, variant.macs
 
@@ -177,11 +179,10 @@ class Selector:
     ) -> tuple[tuple[Any, ...], Macs]:
         row = call.row
         buffers = history.deltas[0]
-        if self.model.order:
-            trend = self._trends.weight(history.at, call.place.step, buffers[0].device)
-            buffers = (*buffers, *history.deltas[-1], trend)
+        if row.weigh is not None:
+            buffers = weighted(history, row.taken, row.weigh)
         call.lane.keep_only(row.keeps)
-        variant = self.variants.cached(row.planned or Span(0, 0))
+        variant = self.variants.cached(row.planned or Span(0, 0), row.taken)
         results, _ = variant(arguments + self._constants + buffers)
         return results, variant.macs
 
@@ -200,30 +201,6 @@ class Selector:
         if str(error) not in self._warned:
             self._warned.add(str(error))
             warn(f"nothing cached, full graph: {error}")
-
-
-@final
-class Trends:
-    """Weights of the linear extrapolation, as tensors.
-
-    On a CPU each is made once. On a device it is made for every call, on the stream that reads it:
-    another stream would not wait until it is filled, nor would a graph captured meanwhile.
-    """
-
-    def __init__(self) -> None:
-        self._made: dict[float, torch.Tensor] = {}
-
-    def weight(self, at: Sequence[int], step: int, device: torch.device) -> torch.Tensor:
-        """As `weight_of_trend`; `at` are the steps of d1 and, last, of d0."""
-        weight = weight_of_trend(step, at[0], at[-1])
-        if device.type != "cpu":
-            return torch.full((), weight, dtype=torch.float32, device=device)
-        made = self._made.get(weight)
-        if made is None:
-            if len(self._made) >= MANY_TRENDS:
-                self._made.clear()
-            made = self._made[weight] = torch.full((), weight, dtype=torch.float32)
-        return made
 
 
 def _since(started: float) -> float:

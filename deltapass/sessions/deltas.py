@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, final
+from typing import NamedTuple, Protocol, final
 
 import torch
 
@@ -27,31 +28,43 @@ class Doubt(NamedTuple):
 @final
 @dataclass(slots=True)
 class History:
-    """The newest deltas of one span, at most two refreshes old; `at` holds their steps.
+    """The newest deltas of one span; `at` holds the steps at which they were made, newest first.
 
-    `keep` is how many there may be.
+    `keep` is how many there may be; 0 stands for a fit, of which `deltas` are the coefficients and
+    `at` the steps of all deltas that went into it.
     """
 
     deltas: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
-    at: list[int] = field(default_factory=list)
+    at: tuple[int, ...] = ()
     keep: int = 2
 
     def push(self, deltas: tuple[torch.Tensor, ...], step: int, keep: int) -> None:
         """Add the newest deltas and keep the last `keep`."""
         self.deltas = [deltas, *self.deltas][:keep]
-        self.at = [step, *self.at][:keep]
+        self.at = (step, *self.at)[:keep]
         self.keep = keep
 
     def put_back(self, older: History) -> None:
         """Add deltas that were taken out, as far as newer ones leave room for them."""
         if not self.deltas:
-            self.keep = older.keep
+            self.deltas, self.at, self.keep = older.deltas, older.at, older.keep
+            return
+        if self.keep == 0:  # a fit that began anew meanwhile
+            return
         self.deltas = [*self.deltas, *older.deltas][: self.keep]
-        self.at = [*self.at, *older.at][: self.keep]
+        self.at = (*self.at, *older.at)[: self.keep]
 
-    def make_room(self, keep: int) -> None:
-        """Let go of what a refresh is about to replace, before it needs the memory."""
-        del self.deltas[keep:], self.at[keep:]
+    def trim(self, keep: int) -> None:
+        """Let go of all but the newest `keep`; a fit stays whole."""
+        if self.keep and len(self.deltas) > keep:
+            self.deltas, self.at = self.deltas[:keep], self.at[:keep]
+
+
+class Weigh(Protocol):
+    """Gives the weights of the deltas of one row, as they are handed to a cached variant."""
+
+    def __call__(self, at: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
+        """One float32 vector a stream, for deltas made at these steps, newest first."""
 
 
 @final
@@ -63,13 +76,24 @@ class Row:
         planned: The span to skip, or None for a refresh.
         emits: Spans whose deltas later cached steps read, should the step refresh; sorted.
         fresh_since: The last planned refresh; deltas from before it are too old.
-        keeps: Spans whose deltas, made until now, later steps read; those of others can go.
+        keeps: Spans whose deltas, made until now, later steps read, and how many of the newest;
+            others can go.
+        taken: Weighted deltas a stream that the cached variant takes; 0: the newest, unweighted.
+        weigh: Gives their weights, where there are any.
+        absorb: Brings the fit of a predictor that accumulates up to date with new deltas.
     """
 
     planned: Span | None
     emits: tuple[Span, ...]
     fresh_since: int
-    keeps: frozenset[Span]
+    keeps: Mapping[Span, int]
+    taken: int = 0
+    weigh: Weigh | None = None
+    absorb: Absorb | None = None
+
+
+# Takes in the deltas of a refresh at a step.
+Absorb = Callable[[History, tuple[torch.Tensor, ...], int], None]
 
 
 @final
@@ -127,10 +151,13 @@ class Lane:
         self.histories = {}
         self.doubt = self.doubt or doubt
 
-    def keep_only(self, spans: frozenset[Span]) -> None:
-        """Let go of the deltas of all other spans."""
-        if not spans.issuperset(self.histories):
-            self.histories = {span: h for span, h in self.histories.items() if span in spans}
+    def keep_only(self, keeps: Mapping[Span, int]) -> None:
+        """Let go of the deltas of all other spans, and of those too old to be read."""
+        if not self.histories.keys() <= keeps.keys():
+            self.histories = {span: h for span, h in self.histories.items() if span in keeps}
+        for span, history in self.histories.items():
+            if len(history.deltas) > keeps[span]:
+                history.trim(keeps[span])
 
     @property
     def nbytes(self) -> int:

@@ -64,7 +64,7 @@ def set_aside(lanes: Sequence[Lane], path: Path | None) -> Suspended:
     for lane, histories in taken:
         for span, history in histories.items():
             devices = tuple(deltas[0].device for deltas in history.deltas)
-            asides.append(Aside(lane, span, tuple(history.at), history.keep, devices))
+            asides.append(Aside(lane, span, history.at, history.keep, devices))
             host.append([tuple(delta.to("cpu") for delta in some) for some in history.deltas])
     token = uuid.uuid4().hex
     if path is not None:
@@ -90,7 +90,7 @@ def bring_back(suspended: Suspended) -> None:
         pairs = zip(deltas, aside.devices, strict=True)
         back = [tuple(delta.to(device) for delta in some) for some, device in pairs]
         newer = aside.lane.histories.setdefault(aside.span, History())
-        newer.put_back(History(back, list(aside.at), aside.keep))
+        newer.put_back(History(back, aside.at, aside.keep))
     throw_away(suspended)
 
 
