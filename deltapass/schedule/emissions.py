@@ -66,7 +66,7 @@ def held_deltas(table: Sequence[Span | None], depths: Sequence[int]) -> tuple[di
 def made_at(table: Sequence[Span | None], depths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """For every step, the refreshes whose deltas a cached step reads, newest first; else none."""
     refreshes: list[int] = []
-    made = []
+    made: list[tuple[int, ...]] = []
     emitted = emissions(table, depths)
     for step, (row, depth) in enumerate(zip(table, depths, strict=True)):
         if row is None:

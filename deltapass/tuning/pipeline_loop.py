@@ -17,7 +17,7 @@ from deltapass.options import DEFAULT_STEPS
 from deltapass.pipelines.attach import attach, attachment_of, denoisers
 from deltapass.pipelines.compiled_by import OURS, backend_of
 from deltapass.schedule.made_for import Sampler, sampler_of
-from deltapass.schedule.rules import AnySchedule
+from deltapass.schedule.explicit import AnySchedule
 from deltapass.sessions.session import Session
 from deltapass.tuning.loops import (
     PLAIN,
