@@ -7,7 +7,7 @@ Every option is stated here and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, final
 
@@ -21,8 +21,9 @@ from deltapass.errors import (
     did_you_mean,
 )
 from deltapass.schedule.budget import Budget
-from deltapass.schedule.explicit import AnySchedule
+from deltapass.schedule.explicit import AnySchedule, ExplicitSchedule
 from deltapass.schedule.given import SCHEDULE_FORM, given_schedule
+from deltapass.schedule.predictors import predictor_named
 
 OPTION_NAMES: Final = (
     "lowering",
@@ -31,6 +32,7 @@ OPTION_NAMES: Final = (
     "boundary",
     "budget",
     "order",
+    "predictor",
     "steps",
     "schedule",
     "fuse",
@@ -60,7 +62,7 @@ FORMATS: Final[Mapping[str, str]] = MappingProxyType(
 HOW_COMPILED: Final = ("lowering", "fuse", "strict")  # not what is exported
 EXPORT_OPTIONS: Final = tuple(name for name in OPTION_NAMES if name not in HOW_COMPILED)
 LOWERING_NAMES: Final = tuple(LOWERINGS)
-ORDERS: Final = (0, 1)
+ORDERS: Final = ("reuse", "linear")  # predictors by their old number
 DEFAULT_STEPS: Final = 20  # where nobody says how many, as in the paper's tables
 FUSES: Final = ("blocks", "whole")
 MODES: Final = ("default", "max-autotune-no-cudagraphs")
@@ -113,10 +115,9 @@ NOTHING_STATED: Final = StatedInputs()
 class Options:
     """What the user asked for, checked.
 
-    `lowering` compiles the bodies, each alone or inlined into `fuse`="whole" variants. `order`
-    0 reuses the last delta (the paper), 1 extrapolates the last two. `steps` is the length of
-    every trajectory, if known. `schedule` may be a budget, for which the plan of a model chooses
-    a schedule. `inputs` states what inputs are; without it data flow and names tell. `strict`
+    `lowering` compiles the bodies, each alone or inlined into `fuse`="whole" variants. `steps` is
+    the length of every trajectory, if known. `schedule` may be a budget, for which the plan of a
+    model chooses a schedule. `inputs` states what inputs are; without it data flow and names tell. `strict`
     raises where a refusal would only warn.
     `mode` is torch.compile's and goes to Inductor.
 
@@ -129,7 +130,6 @@ class Options:
     """
 
     lowering: str = "inductor"
-    order: int = 0
     steps: int | None = None
     schedule: AnySchedule | Budget
     fuse: str = "blocks"
@@ -140,8 +140,6 @@ class Options:
     def __post_init__(self) -> None:
         if self.lowering not in LOWERING_NAMES:
             raise UnknownLoweringError(str(self.lowering), LOWERING_NAMES)
-        if not _is_int(self.order) or self.order not in ORDERS:
-            raise OptionError("order", self.order, "0 (the last delta) or 1 (extrapolated)")
         if self.fuse not in FUSES:
             raise OptionError("fuse", self.fuse, _one_of(FUSES, self.fuse))
         if not isinstance(self.inputs, StatedInputs):
@@ -171,8 +169,9 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
     """Check the options of one torch.compile call.
 
     `interval`, `cached_blocks` and `boundary` are fields of a named schedule ('delta-dit' when
-    none is named); `budget` chooses the first two. None stands for "not given" for all of these,
-    and for `schedule` and `steps`. `per_step` is short for `inputs` with that key alone.
+    none is named); `budget` chooses the first two. `predictor` replaces that of the schedule, and
+    `order` is short for it: 0 is "reuse", 1 is "linear". None stands for "not given" for all of
+    these, and for `schedule` and `steps`. `per_step` is short for `inputs` with that key alone.
 
     Args:
         raw: Options by name, as given to torch.compile.
@@ -180,8 +179,9 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
 
     Raises:
         UnknownOptionError: If an option does not exist.
-        ContradictoryOptionsError: If a schedule object, file or 'none' comes with its fields, or a
-            budget with what it chooses, or `per_step` with the same key of `inputs`.
+        ContradictoryOptionsError: If a schedule object, file or 'none' comes with its fields, a
+            budget with what it chooses, `order` or a schedule with fitted weights with a
+            `predictor`, or `per_step` with the same key of `inputs`.
         ScheduleError: If the schedule's name, file or fields cannot be used.
         OptionError: If another value cannot be used; see `Options` for the rest.
     """
@@ -192,10 +192,13 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
     fields = {name: given.pop(name, None) for name in SCHEDULE_FIELDS}
     fields = {name: value for name, value in fields.items() if value is not None}
     budget, named = given.pop("budget", None), given.pop("schedule", None)
+    predictor = _predictor(given.pop("order", None), given.pop("predictor", None))
     if budget is not None:
         schedule: AnySchedule | Budget = _budget(budget, named, fields)
     else:
         schedule = given_schedule("delta-dit" if named is None else named, fields)
+    if predictor is not None:
+        schedule = _predicted(schedule, predictor)
     given["inputs"] = _inputs(given.get("inputs"), given.pop("per_step", None))
     return Options(schedule=schedule, mode=mode, **given)
 
@@ -229,6 +232,25 @@ def _budget(share: Any, schedule: object, fields: Mapping[str, Any]) -> Budget:
             why = "the budget chooses the interval and the blocks to cache"
             raise ContradictoryOptionsError("budget", name, why)
     return Budget(share=share, boundary=fields.get("boundary"))
+
+
+def _predictor(order: Any, predictor: Any) -> str | None:
+    """The predictor's name, if one is asked for by name or by its old number."""
+    if order is None:
+        return None if predictor is None else predictor_named(predictor).name
+    if predictor is not None:
+        raise ContradictoryOptionsError("predictor", "order", "both say how a delta is predicted")
+    if not _is_int(order) or not 0 <= order < len(ORDERS):
+        raise OptionError("order", order, "0 (the last delta) or 1 (extrapolated)")
+    return ORDERS[order]
+
+
+def _predicted(schedule: AnySchedule | Budget, predictor: str) -> AnySchedule | Budget:
+    """The schedule with another predictor."""
+    if isinstance(schedule, ExplicitSchedule) and any(schedule.weights):
+        why = "the schedule's rows have weights of their own"
+        raise ContradictoryOptionsError("schedule", "predictor", why)
+    return replace(schedule, predictor=predictor)
 
 
 def _inputs(stated: Any, per_step: Any) -> StatedInputs:

@@ -29,7 +29,7 @@ class Budget:
     """A Delta-DiT schedule that is chosen once the costs of a model are known.
 
     `share` is the part of the plain trajectory's MACs that the cached one may cost, above 0.0 and
-    up to 1.0; `boundary` is that of the schedule.
+    up to 1.0; `boundary` and `predictor` are those of the schedule.
 
     Raises:
         OptionError: If the share lies outside.
@@ -38,6 +38,7 @@ class Budget:
 
     share: float
     boundary: int | float | None = None
+    predictor: str = "reuse"
 
     def __post_init__(self) -> None:
         number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
@@ -115,7 +116,12 @@ class Budget:
             yield full + math.fsum(runs * step_macs(span) for span, runs in spans if runs)
 
     def _schedule(self, interval: int = 2, cached: int | None = None) -> Schedule:
-        return Schedule(interval=interval, cached_blocks=cached, boundary=self.boundary)
+        return Schedule(
+            interval=interval,
+            cached_blocks=cached,
+            boundary=self.boundary,
+            predictor=self.predictor,
+        )
 
 
 def table_macs(table: Table, blocks: int, step_macs: StepMacs) -> float:

@@ -14,11 +14,15 @@ from typing import Any, Final
 from deltapass.errors import ScheduleError, ScheduleFileError
 from deltapass.schedule.checks import check_count, unknown_name
 from deltapass.schedule.explicit import AnySchedule, ExplicitSchedule
+from deltapass.schedule.made_for import made_for_content, made_for_from
+from deltapass.schedule.predictors import REUSE
 from deltapass.schedule.presets import FIELD_NAMES, named_schedule
 from deltapass.schedule.rules import REGIONS, Schedule, Span, Table, check_fits, region_span
+from deltapass.schedule.weights import weights_content, weights_from
 
 ROW_COUNT: Final = "After the region stands a number of blocks, from 1 to 'blocks'"
 FOLDED: Final = 3  # equal parts of a table in a row that are counted, not repeated
+TABLE_KEYS: Final = ("table", "blocks", "predictor", "weights", "made_for")
 ROW_FORM: Final = "Write 'refresh', 'start:stop' such as '7:28', or 'region:count' as 'deep:21'"
 
 
@@ -69,7 +73,9 @@ def load_schedule(path: str | os.PathLike[str]) -> AnySchedule:
 
     The file holds either the fields of `Schedule` and perhaps a name, {"schedule": "reversed",
     "interval": 3}, or a table, {"table": ["refresh", "deep:21", "0:21"], "blocks": 28}, where
-    "blocks" is needed for regions only.
+    "blocks" is needed for regions only. With a table may stand "predictor", the name of one;
+    "weights", an entry a step: null, or {"shared": [[w0, w1]]} with a vector for all streams or
+    one a stream, newest delta first, and perhaps "branches", the same by name; and "made_for".
 
     Raises:
         ScheduleFileError: If the file cannot be read, or a key or row in it has no meaning.
@@ -102,8 +108,15 @@ def schedule_content(schedule: AnySchedule | Table) -> dict[str, Any]:
     if isinstance(schedule, Schedule):
         values = {name: getattr(schedule, name) for name in FIELD_NAMES}
         return {name: value for name, value in values.items() if value is not None}
-    rows = schedule.rows if isinstance(schedule, ExplicitSchedule) else schedule
-    return {"table": table_rows(ExplicitSchedule(rows).rows)}
+    given = schedule if isinstance(schedule, ExplicitSchedule) else ExplicitSchedule(schedule)
+    content: dict[str, Any] = {"table": table_rows(given.rows)}
+    if given.predictor != REUSE.name:
+        content["predictor"] = given.predictor
+    if given.weights:
+        content["weights"] = weights_content(given.weights)
+    if given.made_for is not None:
+        content["made_for"] = made_for_content(given.made_for)
+    return content
 
 
 def schedule_from(content: Mapping[str, Any]) -> AnySchedule:
@@ -130,14 +143,20 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _explicit(content: Mapping[str, Any]) -> ExplicitSchedule:
     for key in content:
-        if key not in ("table", "blocks"):
-            raise unknown_name("key", key, ("table", "blocks"))
+        if key not in TABLE_KEYS:
+            raise unknown_name("key", key, TABLE_KEYS)
     table, blocks = content["table"], content.get("blocks")
     if not isinstance(table, list):
         raise ScheduleError(f"table is {table!r}", "Give a list with one row a step")
     if blocks is not None:
         check_count("blocks", blocks, 1)
-    return ExplicitSchedule(tuple(_row(step, text, blocks) for step, text in enumerate(table)))
+    made_for = content.get("made_for")
+    return ExplicitSchedule(
+        rows=tuple(_row(step, text, blocks) for step, text in enumerate(table)),
+        predictor=content.get("predictor", REUSE.name),
+        weights=weights_from(content.get("weights", [])),
+        made_for=None if made_for is None else made_for_from(made_for),
+    )
 
 
 def _row(step: int, text: object, blocks: int | None) -> Span | None:

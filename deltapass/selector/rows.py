@@ -15,6 +15,7 @@ from deltapass.schedule.weights import Weights
 from deltapass.selector.model import ModelInfo, Repertoire
 from deltapass.selector.weighing import RowWeights, absorb
 from deltapass.sessions.deltas import Absorb, Row
+from deltapass.sessions.report import branch_label
 
 MANY_TABLES: Final = 256  # a server's clients may bring any number of schedules
 MANY_LEVELS: Final = 4096  # steps at noise levels: image-to-image may start anywhere
@@ -46,12 +47,12 @@ class Rows:
             schedule: What is planned.
             steps: Steps of the trajectory.
             start: The first that is run.
-            branch: Name of the branch, which may have weights of its own.
+            branch: The branch, which may have weights of its own.
 
         Raises:
             ScheduleError: If the schedule does not fit the steps, the blocks or the streams.
         """
-        own = str(branch) if _by_branch(schedule) else None
+        own = branch_label(branch) if _by_branch(schedule) else ""
         # 1 and 1.0 are equal, but as a boundary one is a step and the other a fraction.
         key = (schedule, type(getattr(schedule, "boundary", None)), steps, start, own)
         rows = self._tables.get(key)
@@ -62,7 +63,7 @@ class Rows:
         return rows
 
     def _resolve(
-        self, schedule: AnySchedule, steps: int, start: int, branch: str | None
+        self, schedule: AnySchedule, steps: int, start: int, branch: str
     ) -> tuple[Row, ...]:
         table = self._variants.realised(schedule.table(steps, self._model.blocks, start))
         self._variants.prepare(table, schedule)  # now, at the first step, rather than in mid-run
@@ -81,7 +82,7 @@ class Rows:
         schedule: AnySchedule,
         place: tuple[int, int],
         fitted: Fitted | None = None,
-        branch: str | None = None,
+        branch: str = "",
     ) -> Row:
         """A row with what gives the weights of its deltas, if the variant takes any."""
         if row.planned is None:

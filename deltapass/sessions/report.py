@@ -26,6 +26,21 @@ NO_MACS: Final = Macs()
 NO_WRAP: Final = 100_000  # columns of the console that `str` prints to
 
 
+def branch_label(branch: Hashable) -> str:
+    """A branch for people: "-", "#1", "cond", "cond #1"; anything else as its `str`.
+
+    A session calls the branches of a step (name, number): the n-th call of that name.
+    """
+    match branch:
+        case None | (None, 0):
+            return "-"
+        case (None, int(nth)):
+            return f"#{nth}"
+        case (name, int(nth)):
+            return f"{name} #{nth}" if nth else str(name)
+    return str(branch)
+
+
 @final
 class Cause(StrEnum):
     """Why a call could not read a delta. Every one of them is answered with the full graph."""
@@ -104,18 +119,8 @@ class Entry:
 
     @property
     def branch_label(self) -> str:
-        """The branch for people: "-", "#1", "cond", "cond #1"; anything else as its `str`.
-
-        A session calls the branches of a step (name, number): the n-th call of that name.
-        """
-        match self.branch:
-            case None | (None, 0):
-                return "-"
-            case (None, int(nth)):
-                return f"#{nth}"
-            case (name, int(nth)):
-                return f"{name} #{nth}" if nth else str(name)
-        return str(self.branch)
+        """The branch for people, as `branch_label` of it."""
+        return branch_label(self.branch)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON takes; spans as in a schedule file, the branch as its label."""

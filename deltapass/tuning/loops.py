@@ -17,9 +17,9 @@ import torch
 from deltapass.errors import LoopError
 from deltapass.options import DEFAULT_STEPS
 from deltapass.pipelines.attach import denoisers
+from deltapass.schedule.explicit import AnySchedule
 from deltapass.schedule.made_for import UNKNOWN, Sampler
 from deltapass.schedule.presets import never
-from deltapass.schedule.explicit import AnySchedule
 from deltapass.sessions.report import SessionReport
 from deltapass.sessions.session import Session
 

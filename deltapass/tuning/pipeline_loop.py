@@ -16,8 +16,8 @@ from deltapass.errors import LoopError
 from deltapass.options import DEFAULT_STEPS
 from deltapass.pipelines.attach import attach, attachment_of, denoisers
 from deltapass.pipelines.compiled_by import OURS, backend_of
-from deltapass.schedule.made_for import Sampler, sampler_of
 from deltapass.schedule.explicit import AnySchedule
+from deltapass.schedule.made_for import Sampler, sampler_of
 from deltapass.sessions.session import Session
 from deltapass.tuning.loops import (
     PLAIN,
