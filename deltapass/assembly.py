@@ -50,10 +50,11 @@ def model_info(plan: Plan, lowered: tuple[object, ...]) -> ModelInfo:
     outlined = plan.outline
     held = outlined.captured.constants.values()
     constants = tuple(tuple(fingerprint(constant).tolist()) for constant in held)
+    fits = plan.schedule.forecast.accumulates  # what is held then is no deltas
     return ModelInfo(
         inputs=outlined.captured.inputs,
         conditioning=conditioning_of(outlined),
-        structure=hash((lowered, outlined.program.key, constants)),
+        structure=hash((lowered, fits, outlined.program.key, constants)),
         macs=outlined.program.macs,
         blocks=plan.blocks,
         schedule=plan.schedule,

@@ -117,8 +117,8 @@ class Options:
 
     `lowering` compiles the bodies, each alone or inlined into `fuse`="whole" variants. `steps` is
     the length of every trajectory, if known. `schedule` may be a budget, for which the plan of a
-    model chooses a schedule. `inputs` states what inputs are; without it data flow and names tell. `strict`
-    raises where a refusal would only warn.
+    model chooses a schedule. `inputs` states what inputs are; without it data flow and names tell.
+    `strict` raises where a refusal would only warn.
     `mode` is torch.compile's and goes to Inductor.
 
     Raises:

@@ -65,12 +65,16 @@ def in_session(
     return outputs, session.report()
 
 
-def oracle(subject: Any, table: Table, calls: Sequence[Call], order: int = 0) -> list[Any]:
-    """The trajectory by eager Delta-Cache. `subject` is a `Tiny` or a toy denoiser."""
+def oracle(subject: Any, table: Table, calls: Sequence[Call], order: int | str = 0) -> list[Any]:
+    """The trajectory by eager Delta-Cache. `subject` is a `Tiny` or a toy denoiser.
+
+    `order` is a predictor or its old number.
+    """
     model = getattr(subject, "model", subject)
     blocks = subject.blocks_in_order() if hasattr(subject, "blocks_in_order") else subject.blocks
     seams = getattr(subject, "seams", ())
-    return DeltaCacheReference(model, blocks, subject.streams, order, seams).run(table, calls)
+    reference = DeltaCacheReference(model, blocks, subject.streams, order, seams, steps=len(table))
+    return reference.run(table, calls)
 
 
 def tensors(outputs: Sequence[Any]) -> list[torch.Tensor]:

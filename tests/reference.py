@@ -2,19 +2,24 @@
 
 Takes any model, its blocks in execution order, and how a block is called (`Streams`); replaces the
 blocks' `forward` while it runs. A span over a seam (deltapass/compiler/seams.py) is one span before
-it and one after it. Source: Delta-DiT, arXiv:2406.01125, Eq. 3; order 1 is ours.
+it and one after it. Source: Delta-DiT, arXiv:2406.01125, Eq. 3; predictions from several deltas,
+sums of weight times delta in float32, are ours. What is weighed is found here anew; the weights are
+those of the predictor (tests/schedule/test_predictors.py holds them to their definitions).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from types import MappingProxyType
 from typing import Any, Protocol
 from unittest.mock import patch
 
 import torch
 from models.streams import SINGLE_STREAM, Call, Streams, Values
 from torch import Tensor, nn
+
+from deltapass.schedule.predictors import PREDICTORS, chebyshev_basis, chebyshev_gains
 
 
 class SpanLike(Protocol):
@@ -34,11 +39,20 @@ class DeltaCacheReference:
         model: nn.Module,
         blocks: Sequence[nn.Module],
         streams: Streams | Sequence[Streams] = SINGLE_STREAM,
-        order: int = 0,
+        order: int | str = 0,
         seams: Sequence[int] = (),
+        steps: int = 0,
+        given: Mapping[int, Sequence[Sequence[float]]] = MappingProxyType({}),
     ) -> None:
-        """`streams` are those of all blocks, or of each; `seams` the blocks that begin anew."""
-        self.model, self.blocks, self.order, self.seams = model, tuple(blocks), order, seams
+        """How deltas are predicted.
+
+        `streams` are those of all blocks, or of each; `seams` the blocks that begin anew. `order`
+        names the predictor, or is its old number. `given` are a step's own weights, one vector a
+        stream, newest delta first; `steps` is the length that a fit is laid out for.
+        """
+        self.model, self.blocks, self.seams = model, tuple(blocks), seams
+        self.predictor = PREDICTORS[("reuse", "linear")[order] if isinstance(order, int) else order]
+        self.steps, self.given = steps, given
         every = [streams] * len(self.blocks) if isinstance(streams, Streams) else streams
         self.streams: Sequence[Streams] = every
         self.blocks_run: list[int] = []  # one count a step
@@ -69,7 +83,8 @@ class DeltaCacheReference:
                 self._left: list[Values] = []
                 outputs.append(self.model(*args, **kwargs))
                 if span is None:
-                    self._history = [*self._history[-1:], (place, self._entered, self._left)]
+                    kept = self._history if self.predictor.accumulates else self._history[-3:]
+                    self._history = [*kept, (place, self._entered, self._left)]
         return outputs
 
     def _replace(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,24 +108,44 @@ class DeltaCacheReference:
         if index == start:
             self._live_in = entering
         # What a block inside hands on is read behind the span only, as by a long skip.
-        deltas = [self._predict(start, index, stream) for stream in range(len(entering))]
-        pairs = zip(deltas, self._live_in, strict=True)
-        return tuple(None if d is None else _sum(d, live_in) for d, live_in in pairs)
+        return tuple(self._predict(start, index, stream) for stream in range(len(entering)))
 
     def _predict(self, start: int, index: int, stream: int) -> Tensor | None:
-        """The delta of what block `index` gives, onto what enters the span at block `start`."""
-        deltas = []
+        """What block `index` gives: what enters the span at block `start`, and the delta."""
+        deltas: list[Tensor] = []
         for _, entered, left in self._history:
             live_in, live_out = entered[start][stream], left[index][stream]
             if live_out is None:
                 return None
             deltas.append(_wide(live_out) - _wide(live_in))
-        if self.order == 0:
-            return deltas[-1]
-        first, last = self._history[0][0], self._history[-1][0]
-        share = 0.0 if len(deltas) == 1 else (self._place - last) / (last - first)
-        weight = torch.tensor(share, dtype=torch.float32, device=deltas[-1].device)
-        return deltas[-1] + weight * (deltas[-1] - deltas[0])
+        own, live_in = self.given.get(int(self._place)), self._live_in[stream]
+        if self.predictor.depth == 1 and own is None:
+            return _sum(deltas[-1], live_in)
+        places = [place for place, _, _ in self._history]
+        if self.predictor.accumulates:
+            deltas = self._coefficients(deltas, places)
+        weights = self.predictor.weights(self._place, places[::-1], self.steps)
+        if own is not None:
+            weights = tuple(own[stream % len(own)])
+        return _weighted_sum(deltas[::-1], weights, live_in)
+
+    def _coefficients(self, deltas: Sequence[Tensor], places: Sequence[Any]) -> list[Tensor]:
+        """Those of the fit to all deltas, oldest first as deltas are, by its own recursion."""
+        held: list[Tensor] = []
+        for at, delta in enumerate(deltas):
+            gains = chebyshev_gains(tuple(reversed(places[: at + 1])), self.steps)
+            basis = chebyshev_basis(places[at], self.steps)
+            wide = torch.promote_types(delta.dtype, torch.float32)
+            miss = delta.to(wide)
+            for value, coefficient in zip(basis, held, strict=False):
+                miss = miss - value * coefficient.to(wide)
+            if not held:
+                held = [delta]
+                continue
+            old = [*held, *[torch.zeros_like(delta)] * (len(gains) - len(held))]
+            pairs = zip(old, gains, strict=True)
+            held = [(c.to(wide) + gain * miss).to(delta.dtype) for c, gain in pairs]
+        return held[::-1]
 
 
 def _wide(value: Tensor) -> Tensor:
@@ -119,6 +154,20 @@ def _wide(value: Tensor) -> Tensor:
         return value
     most = torch.finfo(torch.float16).max
     return value.float().clamp(-most, most)
+
+
+def _weighted_sum(deltas: Sequence[Tensor], weights: Sequence[float], live_in: Tensor) -> Tensor:
+    """live_in + the sum of weight times delta, newest first, in float32 at least; rounded once."""
+    wide = torch.promote_types(live_in.dtype, torch.float32)
+    total = torch.zeros((), dtype=wide)
+    for at, (weight, delta) in enumerate(zip(weights, deltas, strict=False)):
+        term = torch.tensor(weight, dtype=torch.float32).to(wide) * delta.to(wide)
+        total = total + term if at else term
+    total = total + live_in.to(wide)
+    if live_in.dtype == torch.float16:
+        most = torch.finfo(torch.float16).max
+        total = total.clamp(-most, most)
+    return total.to(live_in.dtype)
 
 
 def _sum(delta: Tensor, live_in: Tensor) -> Tensor:

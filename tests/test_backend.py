@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import torch
@@ -34,7 +34,9 @@ from deltapass.errors import (
     UnsupportedModeError,
 )
 from deltapass.options import parse_options
+from deltapass.schedule.predictors import PREDICTORS
 from deltapass.schedule.rules import Span
+from deltapass.schedule.weights import Weights
 from deltapass.selector.recent import LEAST
 
 STEPS = 8
@@ -61,6 +63,52 @@ def test_trajectory_equals_the_oracle_bit_for_bit(name: str, order: int) -> None
         tensors(outputs), tensors(oracle(toy, TABLE, calls, order)), strict=True
     ):
         assert torch.equal(ours, theirs)
+
+
+UNEVEN = (None, None, DEEP, DEEP, None, SHALLOW, DEEP, None, None, DEEP, None, SHALLOW, DEEP)
+
+
+@pytest.mark.parametrize("predictor", [*PREDICTORS])
+@pytest.mark.parametrize("name", ["adaln", "two_stream"])
+def test_every_predictor_equals_the_oracle_where_refreshes_lie_unevenly(
+    name: str, predictor: str
+) -> None:
+    toy, steps = make(name), len(UNEVEN)
+    calls = calls_of(toy, steps)
+    with deltapass.session(steps=steps) as session:
+        model = compiled(toy, schedule=deltapass.ExplicitSchedule(UNEVEN, predictor))
+        outputs = follow(model, calls, session)
+        entries = session.report().entries
+        assert tuple(entry.realised for entry in entries) == UNEVEN
+    blocks = toy.blocks_in_order()
+    reference = DeltaCacheReference(toy, blocks, toy.streams, predictor, steps=steps)
+    expected = reference.run(UNEVEN, calls)
+    assert all(map(torch.equal, tensors(outputs), tensors(expected)))
+
+
+OWN: Final = {
+    2: ((1.3, -0.3),),
+    3: ((0.9,),),
+    5: ((1.7, -0.9, 0.15), (0.8, 0.1, 0.05)),  # two streams: the deep blocks drop the text
+    9: ((2.0, -1.5, 0.7, -0.2),),
+    11: ((1.1, -0.1),),
+}
+
+
+@pytest.mark.parametrize("predictor", ["reuse", "linear"])
+def test_weights_of_rows_equal_the_oracle(predictor: str) -> None:
+    toy, steps = make("two_stream"), len(UNEVEN)
+    calls = calls_of(toy, steps)
+    weights = tuple(Weights(OWN[step]) if step in OWN else None for step in range(steps))
+    schedule = deltapass.ExplicitSchedule(UNEVEN, predictor, weights)
+    with deltapass.session(steps=steps) as session:
+        outputs = follow(compiled(toy, schedule=schedule), calls, session)
+        assert tuple(entry.realised for entry in session.report().entries) == UNEVEN
+    reference = DeltaCacheReference(
+        toy, toy.blocks_in_order(), toy.streams, predictor, steps=steps, given=OWN
+    )
+    for step, (ours, theirs) in enumerate(zip(outputs, reference.run(UNEVEN, calls), strict=True)):
+        assert torch.equal(*tensors([ours]), *tensors([theirs])), step
 
 
 def test_timestep_input_alone_gives_the_same_trajectory_once_it_is_sure() -> None:

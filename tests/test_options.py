@@ -31,6 +31,7 @@ from deltapass.schedule.explicit import ExplicitSchedule
 from deltapass.schedule.files import save_schedule
 from deltapass.schedule.presets import delta_cache, never, reversed_phases
 from deltapass.schedule.rules import Schedule, Span
+from deltapass.schedule.weights import Weights
 
 
 def test_the_list_of_options_is_frozen() -> None:
@@ -41,6 +42,7 @@ def test_the_list_of_options_is_frozen() -> None:
         "boundary",
         "budget",
         "order",
+        "predictor",
         "steps",
         "schedule",
         "fuse",
@@ -53,7 +55,6 @@ def test_the_list_of_options_is_frozen() -> None:
 def test_nothing_given_is_the_papers_schedule_on_inductor() -> None:
     expected = Options(
         lowering="inductor",
-        order=0,
         steps=None,
         schedule=Schedule(),
         fuse="blocks",
@@ -71,7 +72,8 @@ def test_every_option_is_taken() -> None:
         "cached_blocks": 5,
         "boundary": 4,
         "budget": None,  # it would choose the interval and the blocks
-        "order": 1,
+        "order": None,  # it would say what the predictor says
+        "predictor": "quadratic",
         "steps": 10,
         "schedule": "reversed",
         "fuse": "whole",
@@ -83,9 +85,8 @@ def test_every_option_is_taken() -> None:
     assert tuple(raw) == OPTION_NAMES
     assert parse_options(raw) == Options(
         lowering="eager",
-        order=1,
         steps=10,
-        schedule=reversed_phases(interval=3, cached_blocks=5, boundary=4),
+        schedule=reversed_phases(interval=3, cached_blocks=5, boundary=4, predictor="quadratic"),
         fuse="whole",
         inputs=StatedInputs(sample=("video", "audio"), timestep="s", per_step=("residual", "pose")),
         strict=True,
@@ -99,6 +100,8 @@ def test_none_stands_for_not_given() -> None:
         "cached_blocks",
         "boundary",
         "budget",
+        "order",
+        "predictor",
         "schedule",
         "steps",
         "inputs",
@@ -122,7 +125,6 @@ def test_an_unknown_option_gets_the_near_match() -> None:
         ("order", 2, r"0 \(the last delta\)"),
         ("order", True, r"0 \(the last delta\)"),
         ("order", 1.0, r"0 \(the last delta\)"),
-        ("order", None, r"0 \(the last delta\)"),
         ("steps", 0, "a whole number from 1 on"),
         ("steps", True, "a whole number from 1 on"),
         ("steps", "20", "a whole number from 1 on"),
@@ -270,3 +272,47 @@ def test_other_modes_are_refused(mode: str) -> None:
     match = f"mode '{mode}' of torch.compile is not supported.*'default', 'max-autotune-no-cuda"
     with pytest.raises(UnsupportedModeError, match=match):
         parse_options(None, mode)
+
+
+# ---- predictors --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("order", "predictor"), [(0, "reuse"), (1, "linear")])
+def test_an_order_is_a_predictor_by_its_old_number(order: int, predictor: str) -> None:
+    assert parse_options({"order": order}) == parse_options({"predictor": predictor})
+    assert parse_options({"order": order}).schedule == Schedule(predictor=predictor)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("reversed", reversed_phases(predictor="quadratic")),
+        (Schedule(interval=3), Schedule(interval=3, predictor="quadratic")),
+        (Schedule(predictor="linear"), Schedule(predictor="quadratic")),
+        (
+            ExplicitSchedule((None, Span(0, 1))),
+            ExplicitSchedule((None, Span(0, 1)), predictor="quadratic"),
+        ),
+    ],
+)
+def test_a_predictor_replaces_that_of_any_schedule(schedule: object, expected: object) -> None:
+    assert parse_options({"schedule": schedule, "predictor": "quadratic"}).schedule == expected
+
+
+def test_a_budget_takes_a_predictor() -> None:
+    parsed = parse_options({"budget": 0.6, "predictor": "linear"})
+    assert parsed.schedule == Budget(share=0.6, predictor="linear")
+
+
+def test_two_words_on_how_to_predict_are_refused() -> None:
+    with pytest.raises(ContradictoryOptionsError, match="both say how a delta is predicted"):
+        parse_options({"order": 1, "predictor": "linear"})
+    fitted = ExplicitSchedule((None, Span(0, 1)), weights=(None, Weights(((0.9,),))))
+    with pytest.raises(ContradictoryOptionsError, match="rows have weights of their own"):
+        parse_options({"schedule": fitted, "predictor": "linear"})
+    assert parse_options({"schedule": fitted}).schedule is fitted
+
+
+def test_an_unknown_predictor_is_named() -> None:
+    with pytest.raises(ScheduleError, match="unknown predictor 'liner'"):
+        parse_options({"predictor": "liner"})

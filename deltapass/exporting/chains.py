@@ -17,7 +17,6 @@ from deltapass.bundles.manifest import SegmentCall, VariantSpec
 from deltapass.compiler.plan import Plan, SpanPlan
 from deltapass.compiler.rewrite import (
     BEFORE,
-    WEIGHT_OF_TREND,
     cached_program,
     delta_name,
     refresh_program,
@@ -30,6 +29,7 @@ from deltapass.graph.sizes import Dimensions
 from deltapass.schedule.rules import Span
 
 TREND_EXAMPLE: Final = 0.5
+WEIGHT_OF_TREND: Final = "trend"
 RESULT: Final = "result"  # what glue gives, under its own name
 
 

@@ -34,7 +34,7 @@ from deltapass.exporting.trace import Exported
 from deltapass.graph.program import Macs, Role
 from deltapass.graph.sizes import Dimension
 from deltapass.options import Options
-from deltapass.schedule.emissions import emissions, weight_of_trend
+from deltapass.schedule.emissions import emissions
 from deltapass.schedule.files import schedule_content
 from deltapass.schedule.rules import Span, Table
 

@@ -50,10 +50,17 @@ class ExplicitSchedule:
         if self.weights and len(self.weights) != len(self.rows):
             fact = f"there are weights for {len(self.weights)} steps, and {len(self.rows)} rows"
             raise ScheduleError(fact, "Give one entry a row, None where it refreshes")
-        for step, weights in enumerate(self.weights):
-            if weights is not None and self.rows[step] is None:
+        made = 0
+        for step, (row, weights) in enumerate(zip(self.rows, self.weights, strict=False)):
+            made += row is None
+            if weights is None:
+                continue
+            if row is None:
                 fact = f"row {step} refreshes and has weights"
                 raise ScheduleError(fact, "Leave out the weights of refreshes")
+            if weights.depth > made:
+                fact = f"row {step} weighs {weights.depth} deltas, and {made} refreshes come before"
+                raise ScheduleError(fact, "Give no more weights than there are refreshes")
 
     @property
     def needs_steps(self) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 import deltapass
 from deltapass.compiler.added_bodies import delta_body, delta_dtype, predict_body
 from deltapass.graph.program import TensorSpec
+from deltapass.schedule.predictors import PREDICTORS
 from deltapass.schedule.presets import delta_dit
 
 MOST = torch.finfo(torch.float16).max
@@ -37,16 +38,26 @@ def test_difference_beyond_the_range_is_kept() -> None:
     assert delta.outputs == (TensorSpec.of(given),)
 
 
-@pytest.mark.parametrize("order", [0, 1])
-def test_prediction_stays_within_the_range(order: int) -> None:
+@pytest.mark.parametrize("taken", [0, 2])
+def test_prediction_stays_within_the_range(taken: int) -> None:
     delta = delta_body(SPEC, SPEC).outputs[0]
-    body = predict_body(delta, SPEC, SPEC, order)
+    body = predict_body(delta, SPEC, SPEC, taken)
     newest = torch.tensor([2 * MOST, -2 * MOST, 1.0]).expand(2, 3).contiguous()
-    before = () if order == 0 else (-newest, torch.tensor(0.5))
+    before = (-newest, torch.tensor([1.5, -0.5])) if taken else ()
     live_in = half(0.0, 100.0, 1.0)
     (given,) = body.module(newest, *before, live_in)
-    assert torch.equal(given[0], half(MOST, -MOST, 2.0 + order)[0])
+    assert torch.equal(given[0], half(MOST, -MOST, 3.0 if taken else 2.0)[0])
     assert body.outputs == (SPEC,)
+
+
+def test_a_weighted_sum_is_rounded_once() -> None:
+    # 1 + 2^-8 in bfloat16 is 1; summed in float32 and rounded at the end, the parts count.
+    spec = TensorSpec(shape=(1,), stride=(1,), dtype=torch.bfloat16, device=torch.device("cpu"))
+    body = predict_body(spec, spec, spec, 4)
+    small = torch.tensor([2.0**-8]).bfloat16()
+    (given,) = body.module(small, small, small, small, torch.ones(4), torch.ones(1).bfloat16())
+    assert given.dtype == torch.bfloat16
+    assert given.item() == 1 + 4 * 2.0**-8
 
 
 def test_sum_that_leaves_the_range_half_way_comes_back() -> None:
@@ -96,11 +107,11 @@ def test_the_model_swings_further_than_float16_reaches() -> None:
     assert all(torch.isfinite(value).all() for value in (*streams, *outputs))
 
 
-@pytest.mark.parametrize("order", [0, 1])
-def test_cached_steps_equal_the_oracle_and_are_finite(order: int) -> None:
+@pytest.mark.parametrize("predictor", [*PREDICTORS])
+def test_cached_steps_equal_the_oracle_and_are_finite(predictor: str) -> None:
     table = delta_dit(cached_blocks=4, boundary=0.5).table(STEPS, 6)
-    expected = oracle(clipped(), table, calls(), order)
-    model = compiled(clipped(), order=order, **OPTIONS)
+    expected = oracle(clipped(), table, calls(), predictor)
+    model = compiled(clipped(), predictor=predictor, **OPTIONS)
     with deltapass.session(steps=STEPS) as session:
         ours = follow(model, calls(), session)
     assert session.report().cached == STEPS // 2

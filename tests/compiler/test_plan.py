@@ -38,7 +38,7 @@ ONLY_DEEP, ONLY_SHALLOW, NOTHING = frozenset({DEEP}), frozenset({SHALLOW}), froz
 tables = st.lists(st.sampled_from([None, None, DEEP, SHALLOW, Span(1, 3)]), max_size=24).map(
     lambda rows: (None, *rows)
 )
-orders = st.integers(0, 2)
+depths = st.integers(1, 4)
 
 
 @functools.cache
@@ -57,114 +57,92 @@ def table_of(marks: str) -> Table:
 
 
 @pytest.mark.parametrize(
-    ("marks", "order", "emitted"),
+    ("marks", "depth", "emitted"),
     [
-        ("RdRd", 0, [ONLY_DEEP, NOTHING, ONLY_DEEP, NOTHING]),
-        ("RdRs", 0, [ONLY_DEEP, NOTHING, ONLY_SHALLOW, NOTHING]),
-        ("Rds", 0, [BOTH, NOTHING, NOTHING]),  # the boundary lies within an interval
-        ("RRRd", 0, [NOTHING, NOTHING, ONLY_DEEP, NOTHING]),
-        ("RdR", 0, [ONLY_DEEP, NOTHING, NOTHING]),
-        ("RRd", 1, [ONLY_DEEP, ONLY_DEEP, NOTHING]),
-        ("RdRs", 1, [BOTH, NOTHING, ONLY_SHALLOW, NOTHING]),
-        ("RRRRd", 1, [NOTHING, NOTHING, ONLY_DEEP, ONLY_DEEP, NOTHING]),
-        ("RRR", 1, [NOTHING] * 3),
+        ("RdRd", 1, [ONLY_DEEP, NOTHING, ONLY_DEEP, NOTHING]),
+        ("RdRs", 1, [ONLY_DEEP, NOTHING, ONLY_SHALLOW, NOTHING]),
+        ("Rds", 1, [BOTH, NOTHING, NOTHING]),  # the boundary lies within an interval
+        ("RRRd", 1, [NOTHING, NOTHING, ONLY_DEEP, NOTHING]),
+        ("RdR", 1, [ONLY_DEEP, NOTHING, NOTHING]),
+        ("RRd", 2, [ONLY_DEEP, ONLY_DEEP, NOTHING]),
+        ("RdRs", 2, [BOTH, NOTHING, ONLY_SHALLOW, NOTHING]),
+        ("RRRRd", 2, [NOTHING, NOTHING, ONLY_DEEP, ONLY_DEEP, NOTHING]),
+        ("RRR", 2, [NOTHING] * 3),
     ],
 )
 def test_refresh_emits_what_later_steps_read(
-    marks: str, order: int, emitted: list[frozenset[Span]]
+    marks: str, depth: int, emitted: list[frozenset[Span]]
 ) -> None:
-    assert list(emissions(table_of(marks), order)) == emitted
-
-
-def last_refreshes(table: Table, step: int, order: int) -> list[int]:
-    return [at for at in range(step) if table[at] is None][-(order + 1) :]
-
-
-@given(table=tables, order=orders)
-def test_every_cached_step_finds_the_deltas_it_reads(table: Table, order: int) -> None:
-    emitted = emissions(table, order)
-    for step, span in enumerate(table):
-        if span is not None:
-            assert all(span in emitted[at] for at in last_refreshes(table, step, order))
-
-
-@given(table=tables, order=orders)
-def test_nothing_is_emitted_that_nobody_reads(table: Table, order: int) -> None:
-    for at, spans in enumerate(emissions(table, order)):
-        for span in spans:
-            readers = [step for step, row in enumerate(table) if row == span]
-            assert any(at in last_refreshes(table, step, order) for step in readers)
-
-
-@given(table=tables, order=orders)
-def test_cached_steps_emit_nothing(table: Table, order: int) -> None:
-    emitted = emissions(table, order)
-    assert len(emitted) == len(table)
-    assert not any(emitted[step] for step, span in enumerate(table) if span is not None)
-
-
-@given(table=tables, order=orders)
-def test_longer_memory_never_emits_less(table: Table, order: int) -> None:
-    less, more = emissions(table, order), emissions(table, order + 1)
-    assert all(one <= two for one, two in zip(less, more, strict=True))
+    assert list(emissions(table_of(marks), [depth] * len(marks))) == emitted
 
 
 def test_look_ahead_reaches_over_the_boundary_of_delta_dit() -> None:
-    table = delta_dit(interval=3, boundary=5, cached_blocks=4).table(9, 6)
+    schedule = delta_dit(interval=3, boundary=5, cached_blocks=4)
+    table = schedule.table(9, 6)
     assert table == table_of("RddRdsRss")
-    assert emissions(table, 0)[3] == BOTH
-    assert emissions(table, 0)[6] == ONLY_SHALLOW
+    assert emissions(table, schedule.depths(table))[3] == BOTH
+    assert emissions(table, schedule.depths(table))[6] == ONLY_SHALLOW
+
+
+@given(table=tables, depth=depths)
+def test_longer_memory_never_emits_less(table: Table, depth: int) -> None:
+    less, more = (emissions(table, [d] * len(table)) for d in (depth, depth + 1))
+    assert all(one <= two for one, two in zip(less, more, strict=True))
 
 
 # ---- held deltas and their bytes ---------------------------------------------------------------
 
 
 def test_delta_is_held_until_it_is_last_read() -> None:
-    held = held_deltas(table_of("RdRdsRsR"), 0)
+    held = held_deltas(table_of("RdRdsRsR"), [1] * 8)
     assert [len(spans) for spans in held] == [1, 0, 2, 1, 0, 1, 0, 0]
 
 
-def test_order_one_holds_two_deltas_from_the_second_refresh_on() -> None:
-    assert held_deltas(table_of("RdRdRd"), 1)[:5] == tuple({DEEP: n} for n in (1, 1, 2, 2, 2))
+def test_two_deltas_are_held_from_the_second_refresh_on_if_the_last_two_are_read() -> None:
+    held = held_deltas(table_of("RdRdRd"), [2] * 6)
+    assert held[:5] == ({DEEP: 1}, {DEEP: 1}, {DEEP: 2}, {DEEP: 1}, {DEEP: 2})
 
 
-@given(table=tables, order=orders)
-def test_every_cached_step_holds_its_delta_before_it_runs(table: Table, order: int) -> None:
-    held = held_deltas(table, order)
-    for step, span in enumerate(table):
-        if span is not None:
-            assert held[step - 1].get(span, 0) >= 1
+@given(table=tables, depth=depths)
+def test_never_more_is_held_than_is_read(table: Table, depth: int) -> None:
+    each = [depth] * len(table)
+    for spans, reads in zip(held_deltas(table, each), reads_after(table, each), strict=True):
+        assert all(1 <= count <= reads[span] <= depth for span, count in spans.items())
 
 
-@given(table=tables, order=orders)
-def test_never_more_is_held_than_is_read(table: Table, order: int) -> None:
-    for step, spans in enumerate(held_deltas(table, order)):
-        assert all(1 <= count <= order + 1 for count in spans.values())
-        assert set(spans) <= reads_after(table, order)[step]
+@given(table=tables, depth=depths)
+def test_nothing_is_held_in_the_end(table: Table, depth: int) -> None:
+    assert held_deltas(table, [depth] * len(table))[-1] == {}
 
 
-@given(table=tables, order=orders)
-def test_nothing_is_held_in_the_end(table: Table, order: int) -> None:
-    assert held_deltas(table, order)[-1] == {}
-
-
-def plan(name: str, schedule: Schedule | ExplicitSchedule, order: int = 0) -> Plan:
-    return make_plan(outlined(name), schedule, order=order)
+def plan(name: str, schedule: Schedule | ExplicitSchedule) -> Plan:
+    return make_plan(outlined(name), schedule)
 
 
 @pytest.mark.parametrize(
-    ("marks", "order", "deltas"),
-    [("RdRd", 0, 1), ("Rds", 0, 2), ("RdRs", 0, 1), ("RdRd", 1, 2), ("RdRds", 1, 4), ("RR", 0, 0)],
+    ("marks", "predictor", "deltas"),
+    [
+        ("RdRd", "reuse", 1),
+        ("Rds", "reuse", 2),
+        ("RdRs", "reuse", 1),
+        ("RdRd", "linear", 2),
+        ("RdRds", "linear", 4),
+        ("RRR", "linear", 0),
+        ("RRRRRd", "quadratic", 3),
+        ("RdRdRd", "chebyshev", 4),  # the coefficients, however many refreshes there were
+        ("RdRd", "chebyshev", 2),
+        ("RR", "reuse", 0),
+    ],
 )
-def test_peak_bytes_on_a_table(marks: str, order: int, deltas: int) -> None:
-    made = plan("adaln", delta_dit(cached_blocks=4), order)
+def test_peak_bytes_on_a_table(marks: str, predictor: str, deltas: int) -> None:
+    made = plan("adaln", delta_dit(cached_blocks=4, predictor=predictor))
     assert made.buffer_bytes(table_of(marks)) == deltas * STREAM
 
 
-@pytest.mark.parametrize("order", [0, 1])
-def test_bytes_without_a_table_are_those_of_all_spans(order: int) -> None:
-    made = plan("adaln", delta_dit(cached_blocks=4), order)
-    assert made.buffer_bytes() == 2 * STREAM * (order + 1)
+@pytest.mark.parametrize(("predictor", "deltas"), [("reuse", 1), ("linear", 2), ("chebyshev", 4)])
+def test_bytes_without_a_table_are_those_of_all_spans(predictor: str, deltas: int) -> None:
+    made = plan("adaln", delta_dit(cached_blocks=4, predictor=predictor))
+    assert made.buffer_bytes() == 2 * STREAM * deltas
 
 
 def test_two_streams_take_the_bytes_of_both() -> None:

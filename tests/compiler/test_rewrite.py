@@ -56,8 +56,8 @@ def refresh(name: str, *spans: Span) -> Program:
     return refresh_program(outlined(name).program, [span(name, wanted) for wanted in spans])
 
 
-def cached(name: str, wanted: Span, order: int = 0) -> Program:
-    return cached_program(outlined(name).program, span(name, wanted), order)
+def cached(name: str, wanted: Span, taken: int = 0) -> Program:
+    return cached_program(outlined(name).program, span(name, wanted), taken)
 
 
 def run(program: Program, *arguments: Any) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
@@ -92,10 +92,10 @@ def test_refresh_reads_as_its_golden_text(name: str, golden: Golden) -> None:
     golden(f"refresh_{name}", text(refresh(name, DEEP, SHALLOW)))
 
 
-@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("taken", [0, 2])
 @pytest.mark.parametrize("name", ["adaln", "two_stream"])
-def test_cached_program_reads_as_its_golden_text(name: str, order: int, golden: Golden) -> None:
-    golden(f"cached_{name}_order_{order}", text(cached(name, SHALLOW, order)))
+def test_cached_program_reads_as_its_golden_text(name: str, taken: int, golden: Golden) -> None:
+    golden(f"cached_{name}_taken_{taken}", text(cached(name, SHALLOW, taken)))
 
 
 # ---- refresh -----------------------------------------------------------------------------------
@@ -147,12 +147,12 @@ def test_refresh_leaves_the_given_program_as_it_was() -> None:
 # ---- cached ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("taken", [0, 1, 4])
 @pytest.mark.parametrize("wanted", [Span(0, 4), DEEP, SHALLOW, Span(1, 3), Span(2, 3)])
-def test_cached_program_lacks_exactly_the_blocks_of_its_span(wanted: Span, order: int) -> None:
-    full, program = outlined("adaln").program, cached("adaln", wanted, order)
+def test_cached_program_lacks_exactly_the_blocks_of_its_span(wanted: Span, taken: int) -> None:
+    full, program = outlined("adaln").program, cached("adaln", wanted, taken)
     expected = labels(full)
-    expected[1 + wanted.start : 1 + wanted.stop] = [f"predict_{order}"]
+    expected[1 + wanted.start : 1 + wanted.stop] = [f"predict_{taken}"]
     assert labels(program) == expected
 
 
@@ -178,17 +178,19 @@ def test_cached_program_costs_less_by_the_skipped_blocks() -> None:
     assert cached("adaln", DEEP).macs.full == full.full - sum(macs.full for macs in skipped)
 
 
-def test_order_zero_takes_one_buffer_a_stream() -> None:
+def test_reuse_takes_one_buffer_a_stream() -> None:
     added = cached("two_stream", SHALLOW).inputs[len(outlined("two_stream").program.inputs) :]
     assert added == ("delta_0_3_0", "delta_0_3_1")
 
 
-def test_order_one_takes_the_last_two_deltas_and_a_weight() -> None:
-    program = cached("two_stream", SHALLOW, order=1)
+def test_weighted_deltas_come_newest_first_and_their_weights_last() -> None:
+    program = cached("two_stream", SHALLOW, 3)
     added = program.inputs[len(outlined("two_stream").program.inputs) :]
-    newest, before = ("delta_0_3_0", "delta_0_3_1"), ("delta_0_3_0_before", "delta_0_3_1_before")
-    assert added == (*newest, *before, "trend")
-    assert (program.specs["trend"].shape, program.specs["trend"].dtype) == ((), torch.float32)
+    newest = ("delta_0_3_0", "delta_0_3_1")
+    older = [tuple(f"{name}_before_{age}" for name in newest) for age in (1, 2)]
+    assert added == (*newest, *older[0], *older[1], "weights_0", "weights_1")
+    weights = program.specs["weights_1"]
+    assert (weights.shape, weights.dtype) == ((3,), torch.float32)
 
 
 @pytest.mark.parametrize("name", ["adaln", "two_stream", "cross_attention"])
@@ -209,24 +211,25 @@ def test_cached_program_adds_the_delta_it_is_given() -> None:
     assert torch.equal(live_out, live_in + delta)
 
 
-@pytest.mark.parametrize("trend", [0.0, 0.5, 1.0])
-def test_order_one_extrapolates_linearly(trend: float) -> None:
+@pytest.mark.parametrize("taken", [1, 2, 3, 4])
+def test_deltas_are_summed_by_their_weights(taken: int) -> None:
     inputs = traced("adaln")[1]
     stream = span("adaln", DEEP).streams[0]
-    watched = replace(cached("adaln", DEEP, 1), results=(stream.live_in, stream.live_out))
-    newest, before = torch.randn(stream.spec.shape), torch.randn(stream.spec.shape)
-    (live_in, live_out), _ = run(watched, *inputs, newest, before, torch.tensor(trend))
-    assert torch.equal(live_out, newest + trend * (newest - before) + live_in)
+    watched = replace(cached("adaln", DEEP, taken), results=(stream.live_in, stream.live_out))
+    deltas, weights = torch.randn(taken, *stream.spec.shape), torch.randn(taken)
+    (live_in, live_out), _ = run(watched, *inputs, *deltas, weights)
+    expected = sum(weights[at] * deltas[at] for at in range(taken)) + live_in
+    assert torch.equal(live_out, expected)
 
 
-def test_order_one_keeps_half_precision() -> None:
+def test_weighted_sums_keep_half_precision() -> None:
     model = models.make("adaln", depth=2).bfloat16()
     (sample, timestep), _ = model.inputs(500.0)
     # The sinusoidal features are float32; the toy has no cast, so autocast stands in for it.
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = analyse(*trace(model, (sample.bfloat16(), timestep), {}))
-    program = cached_program(found.program, plan_span(found, Span(1, 2)), 1)
-    (predict,) = [call.body for call in program.calls if call.label == "predict_1"]
+    program = cached_program(found.program, plan_span(found, Span(1, 2)), 2)
+    (predict,) = [call.body for call in program.calls if call.label == "predict_2"]
     assert {spec.dtype for spec in (*predict.inputs[:2], *predict.outputs)} == {torch.bfloat16}
 
 
@@ -334,11 +337,11 @@ def variants() -> dict[str, Program]:
         "full": outlined("two_stream").program,
         "refresh": refresh("two_stream", SHALLOW, DEEP),
         "cached": cached("two_stream", SHALLOW),
-        "order one": cached("two_stream", SHALLOW, 1),
+        "weighted": cached("two_stream", SHALLOW, 2),
     }
 
 
-@pytest.mark.parametrize("name", ["full", "refresh", "cached", "order one"])
+@pytest.mark.parametrize("name", ["full", "refresh", "cached", "weighted"])
 def test_inlined_program_equals_the_calls_bit_for_bit(name: str) -> None:
     program = variants()[name]
     inputs = traced("two_stream")[1]
@@ -350,7 +353,7 @@ def test_inlined_program_equals_the_calls_bit_for_bit(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole, (*results, *deltas), strict=True))
 
 
-@pytest.mark.parametrize("name", ["full", "refresh", "cached", "order one"])
+@pytest.mark.parametrize("name", ["full", "refresh", "cached", "weighted"])
 def test_inlined_program_has_the_operations_and_layouts_of_the_calls(name: str) -> None:
     program = variants()[name]
     body = inline(program)

@@ -26,6 +26,7 @@ from deltapass.graph.program import Body
 from deltapass.options import parse_options
 from deltapass.schedule.explicit import ExplicitSchedule
 from deltapass.schedule.rules import Schedule, Span
+from deltapass.schedule.weights import Weights
 from deltapass.selector.selector import Selector
 
 STEPS = 20
@@ -67,10 +68,10 @@ def outlined(name: str) -> Outline:
     return analyse(*traced(name))
 
 
-def variants(name: str, *, order: int = 0, whole: bool = False) -> tuple[Variants, Recording]:
+def variants(name: str, *, whole: bool = False) -> tuple[Variants, Recording]:
     lowering = Recording()
     bodies = LoweredBodies("recording", lowering)
-    return Variants(outline=outlined(name), order=order, bodies=bodies, whole=whole), lowering
+    return Variants(outline=outlined(name), bodies=bodies, whole=whole), lowering
 
 
 def selector(name: str, **options: Any) -> tuple[Selector, Recording]:
@@ -252,7 +253,7 @@ def test_impossible_span_becomes_a_refresh_and_is_told_once() -> None:
 
 def test_impossible_and_smaller_spans_are_refused_with_strict() -> None:
     lowering = LoweredBodies("recording", Recording())
-    made = Variants(outline=outlined("side_value"), order=0, bodies=lowering, strict=True)
+    made = Variants(outline=outlined("side_value"), bodies=lowering, strict=True)
     for wanted in (Span(2, 3), DEEP):
         with pytest.raises(StreamError, match=f"leaves {wanted} and"):
             made.actual(wanted)
@@ -312,17 +313,35 @@ def test_whole_variants_are_those_of_the_schedule() -> None:
 
 
 @fuses
-@pytest.mark.parametrize("order", [0, 1])
-def test_preparing_a_table_makes_exactly_what_its_steps_run(fuse: str, order: int) -> None:
-    made, lowering = variants("adaln", whole=fuse == "whole", order=order)
+@pytest.mark.parametrize(("predictor", "taken"), [("reuse", 0), ("linear", 2)])
+def test_preparing_a_table_makes_exactly_what_its_steps_run(
+    fuse: str, predictor: str, taken: int
+) -> None:
+    made, lowering = variants("adaln", whole=fuse == "whole")
     table = (None, DEEP, None, SHALLOW, None)
-    made.prepare(table)
+    schedule = ExplicitSchedule(table, predictor)
+    made.prepare(table, schedule)
     before = list(lowering.lowered)
-    for emitted in ((), (SHALLOW,), (SHALLOW, DEEP) if order else (DEEP,)):
+    for emitted in ((), (SHALLOW,), (SHALLOW, DEEP) if taken else (DEEP,)):
         made.refresh(emitted)
-    assert made.cached(DEEP) is not made.cached(SHALLOW)
-    made.prepare(table)
+    assert made.cached(DEEP, taken) is not made.cached(SHALLOW, taken)
+    made.prepare(table, schedule)
     assert lowering.lowered == before
+
+
+@fuses
+def test_a_variant_of_more_deltas_serves_for_fewer_without_a_compile(fuse: str) -> None:
+    made, lowering = variants("adaln", whole=fuse == "whole")
+    table = (None, DEEP, None, DEEP)
+    made.prepare(table, ExplicitSchedule(table, "quadratic"))
+    before = list(lowering.lowered)
+    assert [made.fitting(DEEP, taken) for taken in (0, 1, 2, 3, 4)] == [3, 3, 3, 3, 4]
+    made.prepare(table, ExplicitSchedule(table, "linear"))
+    own = (None, Weights(((0.9,),)), None, Weights(((1.5, -0.5),)))
+    made.prepare(table, ExplicitSchedule(table, weights=own))
+    assert lowering.lowered == before
+    made.prepare(table, ExplicitSchedule(table, "chebyshev"))
+    assert len(lowering.lowered) == len(before) + 1
 
 
 def test_a_sessions_own_whole_variants_are_all_made_at_its_first_step() -> None:
@@ -341,7 +360,7 @@ def test_a_sessions_own_whole_variants_are_all_made_at_its_first_step() -> None:
 
 def test_executable_knows_its_cost() -> None:
     made = variants("adaln")[0]
-    assert made.program(("cached", (DEEP,))).macs == made.cached(DEEP).macs
+    assert made.program(("cached", (DEEP,), 0)).macs == made.cached(DEEP).macs
 
 
 @fuses

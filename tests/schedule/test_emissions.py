@@ -14,8 +14,8 @@ from deltapass.schedule.emissions import (
     emissions,
     fresh_since,
     held_deltas,
+    made_at,
     reads_after,
-    weight_of_trend,
 )
 from deltapass.schedule.explicit import ExplicitSchedule
 from deltapass.schedule.rules import Schedule, Span, Table
@@ -23,52 +23,79 @@ from deltapass.schedule.rules import Schedule, Span, Table
 SPANS = (Span(2, 6), Span(0, 4), Span(1, 3))
 # Not only tables that refresh first: a run that begins half-way is looked at too.
 tables = st.lists(st.sampled_from([None, None, *SPANS]), max_size=24).map(tuple)
-orders = st.integers(0, 3)
 
 
-def by_definition(table: Table, step: int, order: int) -> frozenset[Span]:
-    """Spans of the cached steps after `step`, up to refresh number `order` + 1 after it."""
-    read: set[Span] = set()
-    refreshes = 0
-    for span in table[step + 1 :]:
+@st.composite
+def given_tables(draw: st.DrawFn) -> tuple[Table, tuple[int, ...]]:
+    """A table, and of how many refreshes each of its cached steps reads the deltas."""
+    table = draw(tables)
+    wanted = [draw(st.integers(1, 4)) for _ in table]
+    return table, tuple(0 if row is None else d for row, d in zip(table, wanted, strict=True))
+
+
+def refreshes_read(table: Table, depths: Sequence[int], step: int) -> list[int]:
+    """The refreshes whose deltas a cached step reads, newest first."""
+    before = [at for at in range(step) if table[at] is None]
+    return before[::-1][: depths[step]]
+
+
+def reads_by_definition(table: Table, depths: Sequence[int], step: int) -> dict[Span, int]:
+    """By span, how many of the newest deltas made up to `step` later cached steps read."""
+    reads: dict[Span, int] = {}
+    for later in range(step + 1, len(table)):
+        span = table[later]
+        count = sum(at <= step for at in refreshes_read(table, depths, later))
+        # Where there are fewer refreshes than are asked for, so many would be read.
+        missing = depths[later] - len(refreshes_read(table, depths, later))
+        if span is not None and count + missing > 0:
+            reads[span] = max(reads.get(span, 0), count + missing)
+    return reads
+
+
+def held_by_definition(table: Table, depths: Sequence[int], step: int) -> dict[Span, int]:
+    """By span, the deltas that were made up to `step` and are read later."""
+    read: dict[Span, set[int]] = {}
+    for later in range(step + 1, len(table)):
+        span = table[later]
         if span is not None:
-            read.add(span)
-            continue
-        refreshes += 1
-        if refreshes > order:
-            break
-    return frozenset(read)
+            made = {at for at in refreshes_read(table, depths, later) if at <= step}
+            read.setdefault(span, set()).update(made)
+    return {span: len(made) for span, made in read.items() if made}
 
 
-def held_by_definition(table: Table, order: int) -> list[dict[Span, int]]:
-    held: dict[Span, int] = {}
-    after = []
-    for step, row in enumerate(table):
-        for span in by_definition(table, step, order) if row is None else ():
-            held[span] = min(order + 1, held.get(span, 0) + 1)
-        read = by_definition(table, step, order)
-        held = {span: count for span, count in held.items() if span in read}
-        after.append(dict(held))
-    return after
+@given(given_tables())
+def test_every_step_has_the_reads_of_the_definition(given: tuple[Table, tuple[int, ...]]) -> None:
+    table, depths = given
+    read = [reads_by_definition(table, depths, step) for step in range(len(table))]
+    assert list(reads_after(table, depths)) == read
 
 
-@given(table=tables, order=orders)
-def test_every_step_has_the_reads_of_the_definition(table: Table, order: int) -> None:
-    read = [by_definition(table, step, order) for step in range(len(table))]
-    assert list(reads_after(table, order)) == read
+@given(given_tables())
+def test_refreshes_emit_what_is_read_after_them(given: tuple[Table, tuple[int, ...]]) -> None:
+    table, depths = given
+    for step, emitted in enumerate(emissions(table, depths)):
+        readers = (
+            table[later]
+            for later in range(len(table))
+            if table[later] is not None and step in refreshes_read(table, depths, later)
+        )
+        assert emitted == (set(readers) if table[step] is None else set())
 
 
-@given(table=tables, order=orders)
-def test_refreshes_emit_what_is_read_after_them(table: Table, order: int) -> None:
-    assert list(emissions(table, order)) == [
-        by_definition(table, step, order) if row is None else frozenset()
-        for step, row in enumerate(table)
+@given(given_tables())
+def test_deltas_are_held_as_by_definition(given: tuple[Table, tuple[int, ...]]) -> None:
+    table, depths = given
+    held = [held_by_definition(table, depths, step) for step in range(len(table))]
+    assert list(held_deltas(table, depths)) == held
+
+
+@given(given_tables())
+def test_cached_steps_read_the_newest_refreshes(given: tuple[Table, tuple[int, ...]]) -> None:
+    table, depths = given
+    wanted = [tuple(refreshes_read(table, depths, step)) for step in range(len(table))]
+    assert list(made_at(table, depths)) == [
+        () if row is None else at for row, at in zip(table, wanted, strict=True)
     ]
-
-
-@given(table=tables, order=orders)
-def test_deltas_are_held_as_by_definition(table: Table, order: int) -> None:
-    assert list(held_deltas(table, order)) == held_by_definition(table, order)
 
 
 @given(table=tables)
@@ -109,9 +136,9 @@ def rows_seen(steps: int, work: Callable[[Any], object]) -> int:
 @pytest.mark.parametrize(
     "work",
     [
-        lambda table: reads_after(table, 1),
-        lambda table: emissions(table, 1),
-        lambda table: held_deltas(table, 1),
+        lambda table: reads_after(table, [2] * len(table)),
+        lambda table: emissions(table, [2] * len(table)),
+        lambda table: held_deltas(table, [2] * len(table)),
         fresh_since,
     ],
     ids=["reads_after", "emissions", "held_deltas", "fresh_since"],
@@ -122,7 +149,7 @@ def test_every_row_is_looked_at_a_few_times_only(work: Callable[[Any], object]) 
 
 def test_rows_of_the_definition_are_counted_as_quadratic() -> None:
     def quadratic(table: Any) -> object:
-        return [by_definition(table, step, 1) for step in range(len(table))]
+        return [refreshes_read(table, [2] * len(table), step) for step in range(len(table))]
 
     assert rows_seen(400, quadratic) > 12 * rows_seen(100, quadratic)
 
@@ -139,14 +166,3 @@ def test_tables_of_many_steps_are_made_in_linear_time(
 
     least = [min(seconds(steps) for _ in range(9)) for steps in (1000, 4000)]
     assert least[1] < 9 * least[0], f"{least[1] / least[0]:.1f} times as long for 4 times the steps"
-
-
-@pytest.mark.parametrize(
-    ("step", "newest", "before", "weight"),
-    [(3, 2, 0, 0.5), (8, 6, 2, 0.5), (5, 4, 1, 1 / 3), (11, 8, 5, 1.0), (12, 8, 5, 4 / 3)],
-)
-def test_the_trend_goes_by_the_steps_between_the_refreshes(
-    step: int, newest: int, before: int, weight: float
-) -> None:
-    assert weight_of_trend(step, newest, before) == weight
-    assert weight_of_trend(step, newest, newest) == 0.0  # one delta only: order 0

@@ -34,7 +34,7 @@ class Finder:
         outlined = analyse(graph, inputs)
         plan = make_plan(outlined, schedule, **known)
         bodies = LoweredBodies("eager", load_lowering("eager"))
-        variants = Variants(outline=outlined, order=plan.order, bodies=bodies)
+        variants = Variants(outline=outlined, bodies=bodies)
         self.calls = CallFinder(model_info(plan, variants.key), variants)
         self.arguments = list(inputs)
         assert self.calls.reader is not None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from deltapass.schedule.explicit import AnySchedule
 from deltapass.schedule.rules import Schedule, Span, Table
 from deltapass.selector import rows as module
 from deltapass.selector.rows import Rows
@@ -27,12 +29,18 @@ class Repertoire:
     def actual(self, span: Span | None) -> Span | None:
         return span
 
-    def prepare(self, table: Table) -> None:
+    def prepare(self, table: Table, schedule: AnySchedule) -> None:
         self.prepared.append(table)
 
+    def fitting(self, span: Span, taken: int) -> int:
+        return taken
 
-def made(schedule: Schedule = HALF, order: int = 0) -> tuple[Rows, Repertoire]:
-    model: Any = SimpleNamespace(schedule=schedule, blocks=8, order=order, caches=True)
+    def streams(self, span: Span) -> int:
+        return 1
+
+
+def made(schedule: AnySchedule = HALF) -> tuple[Rows, Repertoire]:
+    model: Any = SimpleNamespace(schedule=schedule, blocks=8, caches=True)
     repertoire: Any = Repertoire()
     return Rows(model, repertoire), repertoire
 
@@ -96,16 +104,18 @@ def test_no_more_levels_are_held_than_the_cap(monkeypatch: pytest.MonkeyPatch) -
         assert 1 <= len(rows._levels) <= 4
 
 
-@pytest.mark.parametrize(("order", "interval"), [(0, 2), (0, 3), (1, 2), (1, 3)])
+@pytest.mark.parametrize(
+    ("predictor", "interval"), [*itertools.product(["reuse", "linear"], [2, 3])]
+)
 def test_a_row_by_level_emits_what_the_steps_within_reach_could_read(
-    order: int, interval: int
+    predictor: str, interval: int
 ) -> None:
-    rows, _ = made(Schedule(cached_blocks=4, interval=interval), order)
+    rows, _ = made(Schedule(cached_blocks=4, interval=interval, predictor=predictor))
     early = by_level(rows, 0, 0.9)
     assert (early.planned, early.fresh_since) == (None, 0)
     assert early.emits == (Span(0, 4), Span(4, 8))  # either phase may have come by then
     cached = by_level(rows, interval + 1, 0.9)
     assert (cached.planned, cached.fresh_since) == (Span(4, 8), interval)
     assert by_level(rows, interval + 1, 0.1).planned == Span(0, 4)
-    never, _ = made(Schedule(interval=1), order)
+    never, _ = made(Schedule(interval=1))
     assert by_level(never, 0, 0.9).emits == ()

@@ -476,7 +476,7 @@ def test_a_call_without_a_session_runs_in_full_where_its_variant_is_not_to_be_ha
         plain = [toy(*args, **kwargs) for args, kwargs in calls]
     follow(model, calls[:1])
 
-    def fail(self: Variants, span: Span) -> Any:
+    def fail(self: Variants, span: Span, taken: int) -> Any:
         raise LoweringError("eager", "whole", "out of registers")
 
     monkeypatch.setattr(Variants, "cached", fail)
