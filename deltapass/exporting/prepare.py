@@ -168,9 +168,8 @@ class Prepared:
             if span is None:
                 name, trend = self.chains.name("refresh", sorted(emitted[step])), None
             else:
-                made = [at for at in range(step) if span in emitted[at]][-2:]
                 linear = self.planned.order == 1
-                trend = weight_of_trend(step, made[-1], made[0]) if linear else None
+                trend = 0.0 if linear else None
                 name = self.chains.name("cached", [span])
             rows.append(Row(variant=name, trend=trend))
         return tuple(rows)

@@ -1,4 +1,4 @@
-"""schedule/weights.py and the weights of explicit schedules: what they hold, refuse, and in files."""
+"""schedule/weights.py, and weights in explicit schedules: what they hold, refuse, in files too."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_depths_are_those_of_the_rows() -> None:
     assert ExplicitSchedule(rows, weights=(None, Weights(((1.0,),)), None, None)).taken == 1
 
 
-# ---- files -----------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------
 
 
 FITTED = ExplicitSchedule(

@@ -40,8 +40,8 @@ def holding(**spans: int) -> Lane:
 # ---- histories ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("keep", "at"), [(1, [4]), (2, [4, 2])])
-def test_history_keeps_the_newest_deltas_first(keep: int, at: list[int]) -> None:
+@pytest.mark.parametrize(("keep", "at"), [(1, (4,)), (2, (4, 2))])
+def test_history_keeps_the_newest_deltas_first(keep: int, at: tuple[int, ...]) -> None:
     newest = History()
     for step in (0, 2, 4):
         newest.push((torch.full((1,), float(step)),), step, keep)
@@ -49,20 +49,24 @@ def test_history_keeps_the_newest_deltas_first(keep: int, at: list[int]) -> None
     assert [deltas[0].item() for deltas in newest.deltas] == list(map(float, at))
 
 
-@pytest.mark.parametrize(("keep", "at"), [(0, []), (1, [2]), (2, [2, 0])])
-def test_making_room_lets_go_of_the_oldest(keep: int, at: list[int]) -> None:
+@pytest.mark.parametrize(("keep", "at"), [(0, ()), (1, (2,)), (2, (2, 0))])
+def test_trimming_lets_go_of_the_oldest(keep: int, at: tuple[int, ...]) -> None:
     some = History()
     some.push((torch.zeros(1),), 0, keep=2)
     some.push((torch.zeros(1),), 2, keep=2)
-    some.make_room(keep)
+    some.trim(keep)
     assert some.at == at
     assert len(some.deltas) == len(at)
 
 
-def test_making_room_frees_at_once() -> None:
+def test_trimming_frees_at_once() -> None:
     some = history(4)
-    delta = weakref.ref(some.deltas[0][0])
-    some.make_room(0)
+    delta = weakref.ref(
+        some.deltas[0](
+            0,
+        )
+    )
+    some.trim(0)
     assert delta() is None
 
 
@@ -72,8 +76,8 @@ def test_making_room_frees_at_once() -> None:
 def test_bytes_are_those_of_all_deltas() -> None:
     state = Lane(None)
     assert state.nbytes == 0
-    state.histories[DEEP] = History([(torch.zeros(3), torch.zeros(2, dtype=torch.float16))], [0])
-    state.histories[SHALLOW] = History([(torch.zeros(1),), (torch.zeros(1),)], [2, 0])
+    state.histories[DEEP] = History([(torch.zeros(3), torch.zeros(2, dtype=torch.float16))], (0,))
+    state.histories[SHALLOW] = History([(torch.zeros(1),), (torch.zeros(1),)], (2, 0))
     assert state.nbytes == 3 * 4 + 2 * 2 + 4 + 4
 
 
@@ -93,15 +97,38 @@ def test_the_first_reason_to_doubt_is_the_one_told() -> None:
 
 def test_deltas_of_other_spans_are_let_go() -> None:
     state = holding(deep=3, shallow=1)
-    state.keep_only(frozenset({SHALLOW}))
+    state.keep_only({SHALLOW: 1})
     assert set(state.histories) == {SHALLOW}
-    state.keep_only(frozenset())
+    state.keep_only({})
     assert not state.histories
+
+
+def test_deltas_too_old_to_be_read_are_let_go() -> None:
+    state = holding(deep=3)
+    for step in (2, 4):
+        state.histories[DEEP].push((torch.zeros(3),), step, keep=3)
+    state.keep_only({DEEP: 2})
+    assert state.histories[DEEP].at == (4, 2)
+
+
+def test_a_fit_stays_whole_however_few_deltas_are_read() -> None:
+    state = holding(deep=3)
+    state.histories[DEEP] = History([(torch.zeros(3),)] * 4, (6, 4, 2, 1, 0), keep=0)
+    state.keep_only({DEEP: 1})
+    state.histories[DEEP].trim(1)
+    assert len(state.histories[DEEP].deltas) == 4
+    newer = History()
+    newer.put_back(state.histories[DEEP])
+    assert (len(newer.deltas), newer.at, newer.keep) == (4, (6, 4, 2, 1, 0), 0)
 
 
 def test_deltas_end_with_their_state_and_not_with_the_next_collection() -> None:
     state = holding(deep=3)
-    delta = weakref.ref(state.histories[DEEP].deltas[0][0])
+    delta = weakref.ref(
+        state.histories[DEEP].deltas[0](
+            0,
+        )
+    )
     gc.disable()
     try:
         del state
@@ -192,7 +219,12 @@ def test_session_that_is_forgotten_frees_its_deltas_at_once(
 ) -> None:
     session = deltapass.session(steps=STEPS)
     with session.at(0):
-        run(model, calls_of(toy)[0])
+        run(
+            model,
+            calls_of(toy)(
+                0,
+            ),
+        )
     assert session.nbytes > 0
     del session
     assert alive(made) == 0
@@ -203,7 +235,12 @@ def test_session_that_is_forgotten_is_not_kept_by_a_task_begun_in_it(
 ) -> None:
     session = deltapass.session(steps=STEPS)
     with session.at(0):
-        run(model, calls_of(toy)[0])
+        run(
+            model,
+            calls_of(toy)(
+                0,
+            ),
+        )
         context = contextvars.copy_context()  # as that of a task for logging
     del session
     assert alive(made) == 0
