@@ -61,11 +61,7 @@ def test_trimming_lets_go_of_the_oldest(keep: int, at: tuple[int, ...]) -> None:
 
 def test_trimming_frees_at_once() -> None:
     some = history(4)
-    delta = weakref.ref(
-        some.deltas[0](
-            0,
-        )
-    )
+    delta = weakref.ref(some.deltas[0][0])
     some.trim(0)
     assert delta() is None
 
@@ -124,11 +120,7 @@ def test_a_fit_stays_whole_however_few_deltas_are_read() -> None:
 
 def test_deltas_end_with_their_state_and_not_with_the_next_collection() -> None:
     state = holding(deep=3)
-    delta = weakref.ref(
-        state.histories[DEEP].deltas[0](
-            0,
-        )
-    )
+    delta = weakref.ref(state.histories[DEEP].deltas[0][0])
     gc.disable()
     try:
         del state
@@ -219,12 +211,7 @@ def test_session_that_is_forgotten_frees_its_deltas_at_once(
 ) -> None:
     session = deltapass.session(steps=STEPS)
     with session.at(0):
-        run(
-            model,
-            calls_of(toy)(
-                0,
-            ),
-        )
+        run(model, calls_of(toy)[0])
     assert session.nbytes > 0
     del session
     assert alive(made) == 0
@@ -235,12 +222,7 @@ def test_session_that_is_forgotten_is_not_kept_by_a_task_begun_in_it(
 ) -> None:
     session = deltapass.session(steps=STEPS)
     with session.at(0):
-        run(
-            model,
-            calls_of(toy)(
-                0,
-            ),
-        )
+        run(model, calls_of(toy)[0])
         context = contextvars.copy_context()  # as that of a task for logging
     del session
     assert alive(made) == 0
