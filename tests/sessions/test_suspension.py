@@ -87,7 +87,7 @@ def test_what_a_call_made_meanwhile_stays_before_what_comes_back(
     bring_back(suspended)
     # The newest first: a cached step of order 1 reads the first two.
     history = lane.histories[DEEP]
-    assert history.at[:2] == [6, 4]
+    assert history.at[:2] == (6, 4)
     for ours, wanted in zip(history.deltas, (new, old.deltas[0]), strict=False):
         assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
     assert lane.histories[SHALLOW].at == [4]
