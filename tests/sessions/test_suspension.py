@@ -62,7 +62,7 @@ def test_deltas_come_back_with_the_same_bits_layouts_and_steps(
     assert all(map(torch.equal, deltas_of(states), before))
     assert [d.dtype for d in deltas_of(states)] == [d.dtype for d in before]
     assert strides_of(states) == strides
-    assert states[0].histories[DEEP].at == [4, 2]
+    assert states[0].histories[DEEP].at == (4, 2)
     assert not list(tmp_path.iterdir())
 
 
@@ -90,7 +90,7 @@ def test_what_a_call_made_meanwhile_stays_before_what_comes_back(
     assert history.at[:2] == (6, 4)
     for ours, wanted in zip(history.deltas, (new, old.deltas[0]), strict=False):
         assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
-    assert lane.histories[SHALLOW].at == [4]
+    assert lane.histories[SHALLOW].at == (4,)
 
 
 def test_what_was_thrown_away_leaves_no_file(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_two_announcements_of_one_step_that_are_both_called_are_in_doubt() -> No
         assert not shared or cause_of(second.lane) is Cause.REPEATED
         leave_delta(second.lane, step)
         if step:
-            assert not shared or first.lane.histories[SPAN].at == [step]
+            assert not shared or first.lane.histories[SPAN].at == (step,)
     last = trajectory.place(trajectory.announce(3, None), model)
     assert last.lane is not first.lane or cause_of(last.lane) is Cause.REPEATED
 
