@@ -53,7 +53,7 @@ def called_at_step_0() -> Lane:
     """The state of a branch that was called at step 0 and left a delta."""
     state = Lane(Doubt(Cause.NEW_TRAJECTORY, "a new trajectory"))
     examine(call(state, 0), graph(), (SAMPLE, TEXT), WEIGHED)
-    state.histories[DEEP] = History([(torch.zeros(4),)], [0])
+    state.histories[DEEP] = History([(torch.zeros(4),)], (0,))
     return state
 
 
@@ -207,21 +207,21 @@ def test_changes_of_conditioning_in_a_row_are_counted(changes: tuple[bool, ...])
 @pytest.mark.parametrize(
     ("planned", "at", "since", "cause"),
     [
-        (None, [], 0, None),
-        (DEEP, [2], 2, None),
-        (DEEP, [2, 0], 2, None),
-        (DEEP, [], 2, Cause.NO_DELTA),
-        (SHALLOW, [2], 2, Cause.NO_DELTA),
-        (DEEP, [0], 2, Cause.SKIPPED),
-        (DEEP, [3], 2, Cause.SKIPPED),  # made at this very step, by another call
+        (None, (), 0, None),
+        (DEEP, (2,), 2, None),
+        (DEEP, (2, 0), 2, None),
+        (DEEP, (), 2, Cause.NO_DELTA),
+        (SHALLOW, (2,), 2, Cause.NO_DELTA),
+        (DEEP, (0,), 2, Cause.SKIPPED),
+        (DEEP, (3,), 2, Cause.SKIPPED),  # made at this very step, by another call
     ],
 )
 def test_delta_must_be_of_the_planned_span_and_from_the_planned_refresh(
-    planned: Span | None, at: list[int], since: int, cause: Cause | None
+    planned: Span | None, at: tuple[int, ...], since: int, cause: Cause | None
 ) -> None:
     histories = {DEEP: History([(torch.zeros(1),) for _ in at], at)}
     history = histories.get(planned) if planned else None
-    doubt = missing(Row(planned, (), since, frozenset()), 3, history)
+    doubt = missing(Row(planned, (), since, {}), 3, history)
     assert (doubt.cause if doubt else None) is cause
 
 

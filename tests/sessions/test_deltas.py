@@ -26,7 +26,7 @@ FAILED = Doubt(Cause.FAILED, "a call failed")
 
 
 def history(numbers: int, step: int = 0) -> History:
-    return History([(torch.zeros(numbers),)], [step])
+    return History([(torch.zeros(numbers),)], (step,))
 
 
 def holding(**spans: int) -> Lane:

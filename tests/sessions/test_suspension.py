@@ -31,9 +31,9 @@ def held() -> list[Lane]:
     """Two branches with deltas of several streams, orders, layouts and types."""
     dense, other = torch.randn(3, 4), torch.randn(4, 3).T
     cond, uncond, empty = Lane(None), Lane(None), Lane(None)
-    cond.histories[DEEP] = History([(dense, other), (dense + 1, other + 1)], [4, 2])
-    cond.histories[SHALLOW] = History([(torch.randn(2).to(torch.bfloat16),)], [4])
-    uncond.histories[DEEP] = History([(torch.randn(1, 5).expand(1, 5),)], [4])
+    cond.histories[DEEP] = History([(dense, other), (dense + 1, other + 1)], (4, 2))
+    cond.histories[SHALLOW] = History([(torch.randn(2).to(torch.bfloat16),)], (4,))
+    uncond.histories[DEEP] = History([(torch.randn(1, 5).expand(1, 5),)], (4,))
     return [cond, uncond, empty]
 
 
@@ -83,7 +83,7 @@ def test_what_a_call_made_meanwhile_stays_before_what_comes_back(
     old = lane.histories[DEEP]
     suspended = set_aside([lane], tmp_path / "deltas" if to_file else None)
     new = tuple(torch.full_like(delta, 7.0) for delta in old.deltas[0])
-    lane.histories[DEEP] = History([new], [6])
+    lane.histories[DEEP] = History([new], (6,))
     bring_back(suspended)
     # The newest first: a cached step of order 1 reads the first two.
     history = lane.histories[DEEP]

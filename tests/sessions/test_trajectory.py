@@ -31,7 +31,7 @@ def call(trajectory: Trajectory, model: object, step: int, branch: Hashable = No
 
 def leave_delta(state: Lane, step: int) -> None:
     state.doubt = None
-    state.histories[SPAN] = History([(torch.zeros(4),)], [step])
+    state.histories[SPAN] = History([(torch.zeros(4),)], (step,))
 
 
 def cause_of(state: Lane) -> Cause | None:
