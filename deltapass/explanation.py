@@ -6,7 +6,7 @@ speed-up and buffer bytes, or why the model is left alone. Works on meta tensors
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -16,13 +16,14 @@ from rich.table import Table as RichTable
 
 from deltapass.backend import analyse, failures_refused
 from deltapass.compiler.conditioning import roles_shown
+from deltapass.compiler.outline import Outline
 from deltapass.compiler.plan import Plan
 from deltapass.compiler.rewrite import cached_program, refresh_program
 from deltapass.compiler.settle import plan_for
 from deltapass.compiler.tracing import trace
 from deltapass.errors import UnsupportedGraphError, counted
 from deltapass.graph.program import Macs, Program
-from deltapass.options import parse_options
+from deltapass.options import Options, parse_options
 from deltapass.schedule.budget import Budget
 from deltapass.schedule.emissions import emissions
 from deltapass.schedule.files import row_text, table_text
@@ -139,17 +140,44 @@ def explain(
             be met.
         UnsupportedGraphError: With strict=True, instead of a report with a refusal.
     """
-    chosen = parse_options(options)
-    steps = chosen.planned_steps
+    return explain_each(model, args, kwargs, (options,))[0]
+
+
+def explain_each(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    options: Sequence[Mapping[str, object] | None],
+) -> tuple[Report, ...]:
+    """`explain` for several options that state the same `inputs`, with one trace for all.
+
+    Raises:
+        As `explain`.
+    """
+    chosen = [parse_options(each) for each in options]
     try:
         with failures_refused():
-            plan = plan_for(analyse(*trace(model, args, kwargs), chosen.inputs), chosen)
+            outline = analyse(*trace(model, args, dict(kwargs)), chosen[0].inputs)
     except UnsupportedGraphError as error:
-        if chosen.strict:
-            raise
-        return Report(steps=steps, refusal=str(error))
+        return tuple(_refused(error, each) for each in chosen)
+    return tuple(_explained(outline, each) for each in chosen)
+
+
+def _explained(outline: Outline, chosen: Options) -> Report:
+    try:
+        with failures_refused():
+            plan = plan_for(outline, chosen)
+    except UnsupportedGraphError as error:
+        return _refused(error, chosen)
     budget = chosen.schedule.share if isinstance(chosen.schedule, Budget) else None
-    return report_of(plan, steps, budget)
+    return report_of(plan, chosen.planned_steps, budget)
+
+
+def _refused(error: UnsupportedGraphError, chosen: Options) -> Report:
+    """Raise the refusal where the user wants that, else report it."""
+    if chosen.strict:
+        raise error
+    return Report(steps=chosen.planned_steps, refusal=str(error))
 
 
 def report_of(plan: Plan, steps: int, budget: float | None = None) -> Report:

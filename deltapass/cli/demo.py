@@ -52,15 +52,14 @@ def demo_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how typ
 ) -> None:
     """Sample the embedded model plainly and with deltapass, side by side."""
     options = backend_options(option, schedule, budget, OWN_FLAGS)
-    if "order" in options:
-        raise typer.BadParameter("the demo shows both orders", param_hint="--option order=")
     with checking():
         parse_options({**options, "steps": steps, "lowering": lowering})
         for name in (PICTURE, NUMBERS):
             check_file(output / name, overwrite=overwrite)
     with clean_errors():
         from deltapass.demo.compare import DemoSettings, progress_bars, run_demo
-        from deltapass.demo.picture import outcome_table, write_json, write_picture
+        from deltapass.demo.numbers import outcome_table, write_json
+        from deltapass.demo.picture import write_picture
 
         settings = DemoSettings(
             count=count or (4 if quick else 20),

@@ -1,4 +1,4 @@
-"""Images (B, C, H, W) in 0..1: how near they are to others, and all of them as one picture."""
+"""Images (B, C, H, W) in 0..1: how near they are to others, in numbers, words, maps and pictures."""
 
 from __future__ import annotations
 
@@ -15,6 +15,24 @@ def mean_psnr(images: torch.Tensor, wanted: torch.Tensor) -> float:
     """Mean over images of the peak signal-to-noise ratio in dB; infinite for equal images."""
     squared_error = (images - wanted).square().mean(dim=(1, 2, 3))
     return float(-10 * squared_error.log10().mean())
+
+
+def error_maps(images: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """How far each pixel is off, (B, H, W) in 0..1: the mean over its colours."""
+    return (images - wanted).abs().mean(1)
+
+
+def error_in_words(images: torch.Tensor, wanted: torch.Tensor) -> str:
+    """How far off the pixels are, all of them and those of the worst image."""
+    errors = error_maps(images, wanted).mean(dim=(1, 2)) * 100
+    if not errors.any():
+        return "equal, bit for bit"
+    return f"pixels {errors.mean():.1f} % off on average, {errors.max():.1f} % in the worst image"
+
+
+def pixels(image: torch.Tensor) -> torch.Tensor:
+    """One image (C, H, W) as it is drawn: (H, W), or (H, W, C) in colour."""
+    return image.permute(1, 2, 0).squeeze(-1)
 
 
 def grid(images: torch.Tensor, columns: int = COLUMNS) -> torch.Tensor:

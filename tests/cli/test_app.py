@@ -150,7 +150,6 @@ def test_an_option_of_several_commands_has_one_name_everywhere() -> None:
         (["export", "--engine", "opset=18", "--engine", "opset=20"], "--engine opset="),
         (["demo", "--option", "lowering=eager"], "use --lowering"),
         (["demo", "--option", "steps=10"], "use --steps"),
-        (["demo", "--option", "order=1"], "shows both orders"),
         (["explain", "--call", "{}"], "embedded is no pipeline's folder"),
         (["explain", "test_app:toy", "--count", "2"], "the factory says it"),
         (["export", "test_app:toy", "--call", "{}"], "test_app:toy is no pipeline's folder"),

@@ -20,8 +20,10 @@ from rich.console import Console
 from deltapass.demo import compare as demo
 from deltapass.demo.compare import DemoResult, DemoSettings, progress_bars, run_demo
 from deltapass.demo.embedded import ClassConditionalPipeline
-from deltapass.demo.images import grid, mean_psnr
-from deltapass.demo.picture import outcome_table, write_json, write_picture
+from deltapass.demo.methods import ASKED, SHOWN
+from deltapass.demo.numbers import outcome_table, write_json
+from deltapass.demo.picture import write_picture
+from deltapass.demo.sampling import Turns
 
 # diffusers' schedulers make arrays of tensors in a way that newer numpy warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -51,60 +53,64 @@ def result() -> DemoResult:
     return run(options={"cached_blocks": 6})
 
 
-def test_four_methods_are_compared_the_last_at_equal_cost(result: DemoResult) -> None:
+def test_plain_comes_first_what_was_asked_for_is_the_last_of_ours(result: DemoResult) -> None:
     names = [row.name for row in result.outcomes]
-    assert names == [
-        "plain, 6 steps", "deltadit, order 0", "deltadit, order 1", "plain, 4 steps",
-    ]  # fmt: skip
+    assert names[: len(SHOWN) + 2] == ["plain, 6 steps", *SHOWN, ASKED]
     assert result.outcomes[0].speedup == 1.0
     assert all(row.seconds_per_image > 0 for row in result.outcomes)
 
 
+def test_fewer_plain_steps_take_as_long_as_the_last_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Turns, "share", lambda *_: 0.6)
+    rival = run().outcomes[-1]
+    assert (rival.name, rival.steps) == ("plain, 4 steps", 4)
+    assert rival.remark == f"as long as: {[*SHOWN][-1]}"
+    assert rival.expected_speedup == pytest.approx(6 / 4)
+    monkeypatch.setattr(Turns, "share", lambda *_: 1.0)
+    assert run().outcomes[-1].name == [*SHOWN][-1]  # the rival would be the plain run again
+
+
 def test_our_images_are_near_the_plain_ones_and_not_equal(result: DemoResult) -> None:
-    for row in result.outcomes[1:3]:
+    for row in result.outcomes[1 : len(SHOWN) + 2]:
         assert row.psnr is not None
         assert 10 < row.psnr < 100
 
 
-def test_costs_come_from_the_report(result: DemoResult) -> None:
-    plain, ours, _, fewer = result.outcomes
-    assert ours.gmacs_full == pytest.approx(plain.gmacs_full / result.report.expected_speedup)
-    assert fewer.gmacs_full == pytest.approx(plain.gmacs_full * 4 / 6)
+def test_costs_and_tables_come_from_the_report(result: DemoResult) -> None:
+    plain, asked = result.outcomes[0], result.outcomes[len(SHOWN) + 1]
+    assert asked.gmacs_full == pytest.approx(plain.gmacs_full / result.report.expected_speedup)
+    assert asked.table == result.report.schedule_table
+    assert plain.table == (None,) * 6
+    assert result.blocks == 8
 
 
 def test_table_picture_and_numbers_are_written(result: DemoResult, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=100)
     console.print(outcome_table(result))
-    assert "deltadit, order 1" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert ASKED in console.file.getvalue()  # type: ignore[attr-defined]
     write_picture(result, tmp_path / "demo.png")
     write_json(result, tmp_path / "demo.json")
     assert min(_size(tmp_path / "demo.png")) > 100
     numbers = json.loads((tmp_path / "demo.json").read_text())
-    assert len(numbers["methods"]) == 4
-    assert {"date", "torch", "hardware", "schedule", "buffer_bytes"} <= set(numbers)
+    assert len(numbers["methods"]) == len(result.outcomes)
+    assert {"date", "torch", "hardware", "buffer_bytes"} <= set(numbers)
+    assert {"error", "schedule", "psnr", "remark"} <= set(numbers["methods"][1])
     assert numbers["seeds"] == [0, 1]
     assert all(len(row["round_seconds"]) == 1 for row in numbers["methods"])
 
 
-def test_nothing_cached_gives_the_plain_images_and_needs_no_rival(tmp_path: Path) -> None:
+def test_nothing_cached_gives_the_plain_images(tmp_path: Path) -> None:
     result = run(steps=2, options={"schedule": "none"})
-    assert [row.psnr for row in result.outcomes] == [None, float("inf"), float("inf")]
+    asked = next(row for row in result.outcomes if row.name == ASKED)
+    assert asked.psnr == float("inf")
+    assert asked.table == (None, None)
     write_json(result, tmp_path / "demo.json")  # and infinity is no JSON
     rows = json.loads((tmp_path / "demo.json").read_text())["methods"]
-    assert [(row["psnr"], row["equal"]) for row in rows] == [(None, False), *[(None, True)] * 2]
-
-
-def test_psnr_of_a_known_error() -> None:
-    wanted = torch.zeros(2, 1, 4, 4)
-    assert mean_psnr(wanted + 0.1, wanted) == pytest.approx(20.0)
-    assert mean_psnr(wanted, wanted) == float("inf")
-
-
-def test_grid_places_images_row_by_row() -> None:
-    images = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 1, 2, 2)
-    picture = grid(images, columns=2)
-    assert picture.shape == (4, 4)
-    assert [picture[0, 0], picture[0, 2], picture[2, 0], picture[2, 2]] == [0, 1, 2, 0]
+    row = next(row for row in rows if row["name"] == ASKED)
+    assert (row["psnr"], row["equal"]) == (None, True)
+    assert (rows[0]["psnr"], rows[0]["equal"]) == (None, False)
 
 
 def _size(path: Path) -> tuple[int, int]:

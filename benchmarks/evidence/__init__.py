@@ -1,0 +1,1 @@
+"""Quality at equal measured time: what `equal_time.py` is made of."""

@@ -1,0 +1,96 @@
+"""Means of per-image values with bootstrap intervals, and verdicts on pairs of methods.
+
+Both methods of a pair drew the same seeds, so their difference is taken image by image, which is
+far tighter than comparing two means.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+Verdict = Literal["better", "same", "worse"]
+
+RESAMPLES: Final = 10_000
+LEVEL: Final = 0.95
+SEED: Final = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean, and where it would lie for other images of the same kind (95 % of resamples)."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Ours less theirs, the same images; the verdict is of ours."""
+
+    difference: Interval
+    verdict: Verdict
+
+
+def interval(values: Values) -> Interval:
+    """Mean and percentile bootstrap interval of one value an image, (N,)."""
+    means = _draws(len(values)) @ values / len(values)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def paired(ours: Values, theirs: Values, *, higher: bool) -> Difference:
+    """The difference over the same images, and whether it is beyond doubt.
+
+    Args:
+        ours: One value an image, (N,).
+        theirs: The other method's, of the same seeds.
+        higher: Whether more is better.
+
+    Raises:
+        ValueError: If the two are not of the same images.
+    """
+    if ours.shape != theirs.shape:
+        raise ValueError(f"{len(ours)} images cannot be paired with {len(theirs)}")
+    found = interval(ours - theirs)
+    gain, loss = (found.low, found.high) if higher else (-found.high, -found.low)
+    verdict: Verdict = "better" if gain > 0 else "worse" if loss < 0 else "same"
+    return Difference(found, verdict)
+
+
+def as_good_as(verdicts: Mapping[int, Verdict]) -> int | None:
+    """The most plain steps that a method is at least as good as, and as all fewer ones.
+
+    Args:
+        verdicts: Plain steps -> the method's verdict against them.
+    """
+    reached = None
+    for steps in sorted(verdicts):
+        if verdicts[steps] == "worse":
+            break
+        reached = steps
+    return reached
+
+
+def equal_time_rival(share: float, plain: Mapping[int, float]) -> int | None:
+    """The fewest plain steps that take no less time than `share`; None if all are quicker.
+
+    Args:
+        share: Time of a method over that of the full plain run.
+        plain: Plain steps -> the same of theirs.
+    """
+    return min((steps for steps, taken in plain.items() if taken >= share), default=None)
+
+
+@functools.cache
+def _draws(count: int) -> NDArray[np.float64]:
+    """How often each image is in each resample, (RESAMPLES, count): the same for all methods."""
+    random = np.random.default_rng(SEED)
+    return random.multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(np.float64)
