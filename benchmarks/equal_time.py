@@ -26,7 +26,7 @@ from evidence.times import Times, measure
 from measure import arguments, circumstances
 
 PLAIN_STEPS: Final = (16, 13, 11, 10, 9, 8, 7)
-NAMES: Final = ("paper", "linear", "quality", "balanced", "fast", "tuned")
+NAMES: Final = ("paper", "linear", "tuned")
 WORK: Final = Path(__file__).parents[1] / "build" / "equal-time"
 
 

@@ -19,21 +19,19 @@ SCHEDULES: Final = "schedules"  # folder of a model's tuned schedules, beside it
 NAMED: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "paper": {"schedule": "delta-dit"},
-        "linear": {"schedule": "delta-dit", "predictor": "linear"},
-        "quality": {"preset": "quality"},
-        "balanced": {"preset": "balanced"},
-        "fast": {"preset": "fast"},
+        "linear": {"schedule": "delta-dit", "order": 1},
     }
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One way to sample: `steps` steps, under `schedule` or plainly (None)."""
+    """One way to sample: `steps` steps, under a schedule and an order, or plainly (None)."""
 
     name: str
     steps: int
     schedule: Any = None
+    order: int = 0
 
     @property
     def plain(self) -> bool:
@@ -45,7 +43,7 @@ class Method:
         if self.plain:
             return f"plain-{self.steps}"
         # Written out whole: a preset or a file may change, and so may the code that follows it.
-        says = f"{self.schedule!r} {self.steps} {code_digest()}"
+        says = f"{self.schedule!r} {self.order} {self.steps} {code_digest()}"
         return f"{self.name}-{hashlib.sha256(says.encode()).hexdigest()[:12]}"
 
 
@@ -69,8 +67,9 @@ def cached(name: str, steps: int, folder: Path) -> tuple[Method, ...]:
         files = sorted((folder / SCHEDULES).glob("*.json"))
         return tuple(method for file in files for method in cached(str(file), steps, folder))
     options = NAMED.get(name, {"schedule": name})
-    schedule = parse_options({**options, "steps": steps}).schedule
-    return (Method(name if name in NAMED else Path(name).stem, steps, schedule),)
+    parsed = parse_options({**options, "steps": steps})
+    shown = name if name in NAMED else Path(name).stem
+    return (Method(shown, steps, parsed.schedule, parsed.order),)
 
 
 def methods(

@@ -30,17 +30,15 @@ class Sampler:
         self.pipeline = self.subject.load()
         self.pipeline.set_progress_bar_config(disable=True)
         model = self.pipeline.transformer
-        options = {"lowering": self.lowering, "strict": True}
         eager = self.lowering == "eager"
         self._plain = model if eager else torch.compile(model, dynamic=False)
-        # One for all schedules: another schedule is another session, not another compile.
-        self._cached = torch.compile(model, backend="deltadit", dynamic=False, options=options)
+        self._model, self._cached = model, {}
 
     @contextmanager
     def using(self, method: Method) -> Iterator[Any]:
         """The pipeline, set up for a method."""
         before = self.pipeline.transformer
-        self.pipeline.transformer = self._plain if method.plain else self._cached
+        self.pipeline.transformer = self._denoiser(method)
         try:
             if method.plain:
                 yield self.pipeline
@@ -62,6 +60,17 @@ class Sampler:
             if not method.plain:
                 _check_cached(deltapass.last_report(pipeline), method)
         return images
+
+    def _denoiser(self, method: Method) -> Any:
+        """One an order for all schedules: another schedule is another session, not a compile."""
+        if method.plain:
+            return self._plain
+        if method.order not in self._cached:
+            options = {"lowering": self.lowering, "strict": True, "order": method.order}
+            self._cached[method.order] = torch.compile(
+                self._model, backend="deltadit", dynamic=False, options=options
+            )
+        return self._cached[method.order]
 
 
 def _check_cached(report: Any, method: Method) -> None:

@@ -1,4 +1,4 @@
-"""Images (B, C, H, W) in 0..1: how near they are to others, in numbers, words, maps and pictures."""
+"""Images (B, C, H, W) in 0..1: how near they are to others, in numbers, words and maps."""
 
 from __future__ import annotations
 
