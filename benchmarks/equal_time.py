@@ -25,7 +25,7 @@ from evidence.tables import markdown, numbers
 from evidence.times import Times, measure
 from measure import arguments, circumstances
 
-PLAIN_STEPS: Final = (16, 13, 11, 10, 9, 8, 7)
+PLAIN_STEPS: Final = (16, 14, 13, 12, 11, 10, 9, 8, 7)
 NAMES: Final = ("paper", "linear", "tuned")
 WORK: Final = Path(__file__).parents[1] / "build" / "equal-time"
 
@@ -57,7 +57,7 @@ def parsed() -> argparse.Namespace:
         plain={"nargs": "*", "type": int, "default": PLAIN_STEPS, "help": "fewer plain steps"},
         fine={
             "type": int,
-            "default": 100,
+            "default": 60,
             "help": "steps of the trajectory that is near the limit",
         },
         images={"type": int, "default": 200, "help": "images of each method that are judged"},
@@ -124,7 +124,7 @@ def conclude(
         **circumstances(args),
         "images": asked.images,
         "first_seed": FIRST_SEED,
-        "judge": subject.judge,
+        "judge": subject.judge(),
         "features": FEATURES,
         "timed": held.get("circumstances"),
         "plain_over_itself": None if noise is None else dataclasses.asdict(noise),

@@ -25,10 +25,17 @@ def attribute_accuracy(
         told: Attribute -> part numbers (B,).
     """
     return {
-        attribute: float(
-            (_nearest(parts, images, told, attribute) == told[attribute]).float().mean()
-        )
-        for attribute in told
+        attribute: float(right.float().mean())
+        for attribute, right in shown(parts, images, told).items()
+    }
+
+
+def shown(
+    parts: Parts, images: torch.Tensor, told: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Whether each image shows what was told, (B,) of bool by attribute; by the same rule."""
+    return {
+        attribute: _nearest(parts, images, told, attribute) == told[attribute] for attribute in told
     }
 
 

@@ -133,7 +133,7 @@ def _values(
 ) -> dict[str, dict[str, Values]]:
     """Values by the method's name, and of REAL what can be had of them."""
     subject, seeds = sampler.subject, range(FIRST_SEED, FIRST_SEED + asked.images)
-    network = measures.load_features()
+    prompts, network = sampler.pipeline.examples(seeds), measures.load_features()
     wanted = kept(sampler, methods[0], asked.images, asked.work)
     fine = kept(sampler, plain(asked.fine), asked.images, asked.work)
     real = _features_of_real(network, subject, asked)
@@ -144,7 +144,7 @@ def _values(
         found[method.name] = {
             "plain_psnr": measures.psnr(images, wanted),
             "fine_psnr": measures.psnr(images, fine),
-            "right": subject.right(images, seeds),
+            **subject.exact(images, prompts),
             "kid": measures.kid_parts(_features(network, images, path), real),
         }
     others = subject.real(asked.real, asked.images)

@@ -24,6 +24,11 @@ def psnr(images: torch.Tensor, wanted: torch.Tensor) -> Values:
     return (-10 * error.clamp_min(10 ** (-CEILING / 10)).log10()).numpy()
 
 
+def mean_error(images: torch.Tensor, wanted: torch.Tensor) -> Values:
+    """Mean absolute error of each image in 0..1: (N, C, H, W) twice -> (N,)."""
+    return (images.double() - wanted.double()).abs().mean(dim=(1, 2, 3)).numpy()
+
+
 def kid_parts(features: torch.Tensor, real: torch.Tensor) -> Values:
     """Each image's part in the kernel inception distance; their mean is the (unbiased) distance.
 

@@ -12,10 +12,12 @@ from typing import Any, Final
 import torch
 
 import deltapass
+from deltapass.demo.embedded import load_embedded
 from evidence.methods import Method
 from evidence.subjects import Subject
 
 PART: Final = 25  # images drawn together, and kept together
+GUIDANCE: Final = 2.0
 FIRST_SEED: Final = 100_000  # far from those that anything was calibrated or tuned on
 
 
@@ -27,7 +29,7 @@ class Sampler:
     lowering: str = "eager"
 
     def __post_init__(self) -> None:
-        self.pipeline = self.subject.load()
+        self.pipeline: Any = load_embedded(self.subject.folder)
         self.pipeline.set_progress_bar_config(disable=True)
         model = self.pipeline.transformer
         eager = self.lowering == "eager"
@@ -56,7 +58,13 @@ class Sampler:
             RuntimeError: If a method that should cache did not.
         """
         with self.using(method) as pipeline:
-            images = self.subject.draw(pipeline, seeds, method.steps)
+            images = pipeline(
+                pipeline.examples(seeds),
+                guidance_scale=GUIDANCE,
+                num_inference_steps=method.steps,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                output_type="pt",
+            ).images
             if not method.plain:
                 _check_cached(deltapass.last_report(pipeline), method)
         return images

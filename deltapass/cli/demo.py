@@ -1,7 +1,8 @@
-"""The command `deltapass demo`: the embedded model plainly and with deltapass, side by side."""
+"""The command `deltapass demo`: an embedded model plainly and with deltapass, side by side."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Final
@@ -31,8 +32,21 @@ OWN_FLAGS: Final = MappingProxyType({"lowering": "--lowering", "steps": "--steps
 PICTURE, NUMBERS = "demo.png", "demo.json"
 
 
+class Embedded(StrEnum):
+    """The trained models of the package."""
+
+    GARMENTS = "garments"
+    NOUNS = "nouns"
+
+
 def demo_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how typer is told of them
     output: Annotated[Path, output_option("Folder for picture and numbers.")] = Path("demo-output"),
+    model: Annotated[
+        Embedded,
+        typer.Option(
+            help="Grey, 28 blocks, ten classes; or in colour, 16 blocks, four attributes."
+        ),
+    ] = Embedded.GARMENTS,
     count: Annotated[
         int | None, typer.Option(min=1, help="Images to sample: 20, or 4 with --quick.")
     ] = None,
@@ -50,7 +64,7 @@ def demo_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how typ
     quick: Annotated[bool, typer.Option("--quick", help="Smallest form.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Sample the embedded model plainly and with deltapass, side by side."""
+    """Sample an embedded model plainly and with deltapass, side by side."""
     options = backend_options(option, schedule, budget, OWN_FLAGS)
     with checking():
         parse_options({**options, "steps": steps, "lowering": lowering})
@@ -62,6 +76,7 @@ def demo_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how typ
         from deltapass.demo.picture import write_picture
 
         settings = DemoSettings(
+            model=model.value,
             count=count or (4 if quick else 20),
             seed=seed,
             steps=steps,

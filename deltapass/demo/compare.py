@@ -16,12 +16,7 @@ from typing import Any, final
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from deltapass.demo.embedded import (
-    ClassConditionalPipeline,
-    class_numbers,
-    generators,
-    load_embedded,
-)
+from deltapass.demo.embedded import generators, load_embedded
 from deltapass.demo.images import mean_psnr
 from deltapass.demo.machine import compile_cache, faster_threads, start_compiler
 from deltapass.demo.methods import (
@@ -31,6 +26,7 @@ from deltapass.demo.methods import (
     steps_at_equal_time,
     wanted,
 )
+from deltapass.demo.pixels import PixelPipeline
 from deltapass.demo.sampling import Turns, compile_all
 from deltapass.explanation import Report, explain_each
 from deltapass.schedule.rules import Table
@@ -39,8 +35,13 @@ from deltapass.schedule.rules import Table
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoSettings:
-    """What to run. `options` go to the backend; `rounds` is how often every method is timed."""
+    """What to run.
 
+    `model` is what `load_embedded` takes. `options` go to the backend; `rounds` is how often every
+    method is timed.
+    """
+
+    model: str = "garments"
     count: int = 20
     seed: int = 0
     steps: int = 20
@@ -103,7 +104,7 @@ def run_demo(settings: DemoSettings, progress: Progress) -> DemoResult:
     Raises:
         OptionError, UnknownOptionError, ScheduleError: For options that cannot be used.
     """
-    pipeline = load_embedded()
+    pipeline = load_embedded(settings.model)
     pipeline.set_progress_bar_config(disable=True)
     model = pipeline.transformer
     args, kwargs = example_call(pipeline, settings)
@@ -138,15 +139,20 @@ def number_of_blocks(model: torch.nn.Module) -> int:
 
 
 def example_call(
-    pipeline: ClassConditionalPipeline, settings: DemoSettings
+    pipeline: PixelPipeline, settings: DemoSettings
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inputs as the pipeline gives them to the denoiser."""
     config = pipeline.transformer.config
-    batch = settings.count * (2 if settings.guidance > 1 else 1)
+    guided = settings.guidance > 1
+    batch = settings.count * (2 if guided else 1)
     sample = torch.zeros(batch, config.in_channels, config.sample_size, config.sample_size)
-    labels = torch.zeros(batch, dtype=torch.int64)
-    kwargs = {"timestep": torch.full((batch,), 999.0), "class_labels": labels, "return_dict": False}
-    return (sample,), kwargs
+    told = pipeline.conditions(pipeline.examples(seeds(settings)), guided)
+    return (sample,), {"timestep": torch.full((batch,), 999.0), **told, "return_dict": False}
+
+
+def seeds(settings: DemoSettings) -> range:
+    """Those of the images."""
+    return range(settings.seed, settings.seed + settings.count)
 
 
 def sample(
@@ -166,13 +172,14 @@ def sample(
 
 
 def _draw(
-    pipeline: ClassConditionalPipeline,
+    pipeline: PixelPipeline,
     settings: DemoSettings,
     steps: int,
     after_step: Callable[..., dict[str, Any]],
 ) -> torch.Tensor:
-    images: torch.Tensor = pipeline(
-        class_numbers(pipeline, settings.count),
+    sample: Any = pipeline  # its call is that of the model it samples
+    images: torch.Tensor = sample(
+        pipeline.examples(seeds(settings)),
         guidance_scale=settings.guidance,
         num_inference_steps=steps,
         generator=generators(settings.seed, settings.count),

@@ -52,7 +52,12 @@ class ClassConditionalPipeline(PixelPipeline):
         """
         return self._sample(class_labels, **options)
 
-    def _conditions(self, prompts: Sequence[int | str], guided: bool) -> dict[str, torch.Tensor]:
+    def examples(self, seeds: Sequence[int]) -> list[int]:
+        """Class numbers: all classes in turn."""
+        return [seed % self.transformer.config.num_embeds_ada_norm for seed in seeds]
+
+    def conditions(self, prompts: Sequence[int | str], guided: bool) -> dict[str, torch.Tensor]:
+        """The class of every image, and the class "none" if guided."""
         count = self.transformer.config.num_embeds_ada_norm
         numbers = [self._number(label, count) for label in prompts]
         both = numbers + [count] * len(numbers) if guided else numbers
@@ -101,7 +106,12 @@ class AttributeConditionalPipeline(PixelPipeline):
         """
         return self._sample(prompt, **options)
 
-    def _conditions(self, prompts: Sequence[Prompt], guided: bool) -> dict[str, torch.Tensor]:
+    def examples(self, seeds: Sequence[int]) -> list[str]:
+        """Words that tell every attribute, at random."""
+        return [self.vocabulary.random_prompts(1, seed)[0] for seed in seeds]
+
+    def conditions(self, prompts: Sequence[Prompt], guided: bool) -> dict[str, torch.Tensor]:
+        """The tokens of every image's attributes, and those of no attribute if guided."""
         nothing = [""] * len(prompts) if guided else []
         tokens = self.vocabulary.tokens(self.vocabulary.numbers([*prompts, *nothing]))
         tokens = tokens.to(self._execution_device, self.transformer.dtype)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from rich.box import SIMPLE_HEAVY
 from rich.table import Table as RichTable
 
-from deltapass.demo.compare import DemoResult, Outcome
+from deltapass.demo.compare import DemoResult, Outcome, seeds
 from deltapass.demo.images import error_in_words
 from deltapass.demo.machine import processor
 from deltapass.errors import counted
@@ -64,8 +64,9 @@ def numbers(result: DemoResult) -> dict[str, Any]:
         "python": platform.python_version(),
         "hardware": f"{processor()}, {counted(result.threads, 'thread')}",
         "device": "cpu",
+        "model": settings.model,
         "count": settings.count,
-        "seeds": list(range(settings.seed, settings.seed + settings.count)),
+        "seeds": list(seeds(settings)),
         "steps": settings.steps,
         "guidance": settings.guidance,
         "rounds": settings.rounds,

@@ -49,7 +49,7 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     Args:
         transformer: Denoiser called as (sample, timestep=, return_dict=False) and what
-            `_conditions` gives.
+            `conditions` gives.
         scheduler: Any scheduler of diffusers whose prediction type the denoiser was trained for.
     """
 
@@ -68,7 +68,11 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
         return self._interrupt
 
     @abstractmethod
-    def _conditions(self, prompts: Sequence[Any], guided: bool) -> dict[str, torch.Tensor]:
+    def examples(self, seeds: Sequence[int]) -> list[Any]:
+        """A prompt an image, by its seed alone: with all kinds of images among a few seeds."""
+
+    @abstractmethod
+    def conditions(self, prompts: Sequence[Any], guided: bool) -> dict[str, torch.Tensor]:
         """What the denoiser is told, by argument; with "nothing" for as many images if guided."""
 
     @torch.no_grad()
@@ -94,7 +98,7 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
             ValueError: For an unknown prompt, or another tensor for callbacks.
         """
         self._check_callback_inputs(callback_on_step_end_tensor_inputs)
-        conditions = self._conditions(prompts, guidance_scale > 1.0)
+        conditions = self.conditions(prompts, guidance_scale > 1.0)
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         sample = self._initial_noise(len(prompts), generator)
         extra = self._step_arguments(generator)

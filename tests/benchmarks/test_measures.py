@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from evidence.intervals import interval
-from evidence.measures import CEILING, kid_parts, psnr, shares_right
+from evidence.measures import CEILING, kid_parts, mean_error, psnr, shares_right
 
 
 def drawn(count: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -17,6 +17,14 @@ def test_psnr_of_known_errors_image_by_image() -> None:
     wanted = torch.zeros(3, 1, 4, 4)
     images = wanted + torch.tensor([0.1, 0.01, 0.0]).view(3, 1, 1, 1)
     assert psnr(images, wanted) == pytest.approx([20.0, 40.0, CEILING], abs=1e-4)
+
+
+def test_mean_error_is_absolute_and_image_by_image() -> None:
+    wanted = torch.zeros(2, 3, 4, 4)
+    images = wanted.clone()
+    images[0, 0] += 0.3
+    images[1] -= 0.2
+    assert mean_error(images, wanted) == pytest.approx([0.1, 0.2], abs=1e-6)
 
 
 def test_mean_of_the_parts_is_the_distance_of_another_library() -> None:

@@ -13,31 +13,52 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 
-from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
+from diffusers import (
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
+    PixArtTransformer2DModel,
+)
 from PIL import Image
 from rich.console import Console
 
 from deltapass.demo import compare as demo
-from deltapass.demo.compare import DemoResult, DemoSettings, progress_bars, run_demo
-from deltapass.demo.embedded import ClassConditionalPipeline
+from deltapass.demo.compare import DemoResult, DemoSettings, progress_bars, run_demo, seeds
+from deltapass.demo.embedded import AttributeConditionalPipeline, ClassConditionalPipeline
 from deltapass.demo.methods import ASKED, SHOWN
 from deltapass.demo.numbers import outcome_table, write_json
 from deltapass.demo.picture import write_picture
+from deltapass.demo.pixels import PixelPipeline
 from deltapass.demo.sampling import Turns
 
 # diffusers' schedulers make arrays of tensors in a way that newer numpy warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-def small() -> ClassConditionalPipeline:
+def small(name: str) -> PixelPipeline:
     """What `load_embedded` gives, but of 8 narrow blocks and with random weights."""
     torch.manual_seed(0)
+    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    return {"garments": small_garments, "nouns": small_nouns}[name](scheduler)
+
+
+def small_garments(scheduler: Any) -> PixelPipeline:
+    """Grey, of ten classes."""
     model = DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=1, out_channels=1, num_layers=8,
         sample_size=8, patch_size=4, num_embeds_ada_norm=10,
     )  # fmt: skip
-    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     return ClassConditionalPipeline(model.eval().requires_grad_(False), scheduler)
+
+
+def small_nouns(scheduler: Any) -> PixelPipeline:
+    """In colour, of two attributes."""
+    parts = {"head": ("owl", "frog"), "body": ("green", "cold", "yellow")}
+    model = PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=3, out_channels=3, num_layers=8,
+        cross_attention_dim=32, caption_channels=7, sample_size=8, patch_size=4,
+        use_additional_conditions=False,
+    )  # fmt: skip
+    return AttributeConditionalPipeline(model.eval().requires_grad_(False), scheduler, parts)
 
 
 def run(**changes: Any) -> DemoResult:
@@ -76,6 +97,22 @@ def test_our_images_are_near_the_plain_ones_and_not_equal(result: DemoResult) ->
     for row in result.outcomes[1 : len(SHOWN) + 2]:
         assert row.psnr is not None
         assert 10 < row.psnr < 100
+
+
+def test_the_model_in_colour_goes_the_same_way(tmp_path: Path) -> None:
+    result = run(model="nouns")
+    assert all(row.images.shape == (2, 3, 8, 8) for row in result.outcomes)
+    assert result.outcomes[1].table != result.outcomes[0].table
+    write_json(result, tmp_path / "demo.json")
+    assert json.loads((tmp_path / "demo.json").read_text())["model"] == "nouns"
+
+
+@pytest.mark.parametrize("name", ["garments", "nouns"])
+def test_what_is_asked_of_an_image_and_its_noise_follow_its_seed_alone(name: str) -> None:
+    pipeline = small(name)
+    many = DemoSettings(count=8, seed=3, options={})
+    assert pipeline.examples(seeds(many))[4:6] == pipeline.examples(range(7, 9))
+    assert len(set(pipeline.examples(range(8)))) > 4
 
 
 def test_costs_and_tables_come_from_the_report(result: DemoResult) -> None:

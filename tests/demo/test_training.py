@@ -77,6 +77,8 @@ def test_accuracy_counts_the_pictures_that_show_what_was_told(module: SimpleName
     other[:10] = (other[:10] + 1) % heads
     expected = dict.fromkeys(told, 1.0) | {"head": 0.75}
     assert accuracy(parts, images, {**told, "head": other}) == expected
+    right = module.accuracy.shown(parts, images, {**told, "head": other})
+    assert right["head"].tolist() == [False] * 10 + [True] * 30
 
 
 def test_a_run_ends_by_images_or_by_the_clock(
