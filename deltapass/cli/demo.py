@@ -39,24 +39,27 @@ class Embedded(StrEnum):
     NOUNS = "nouns"
 
 
+ShownModel = Annotated[
+    Embedded,
+    typer.Option(
+        "--model", help="Grey, 28 blocks, ten classes; or in colour, 16 blocks, four attributes."
+    ),
+]
+Rounds = Annotated[
+    int | None, typer.Option(min=1, help="How often each method is timed: 3, or once with --quick.")
+]
+
+
 def demo_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how typer is told of them
     output: Annotated[Path, output_option("Folder for picture and numbers.")] = Path("demo-output"),
-    model: Annotated[
-        Embedded,
-        typer.Option(
-            help="Grey, 28 blocks, ten classes; or in colour, 16 blocks, four attributes."
-        ),
-    ] = Embedded.GARMENTS,
+    model: ShownModel = Embedded.GARMENTS,
     count: Annotated[
         int | None, typer.Option(min=1, help="Images to sample: 20, or 4 with --quick.")
     ] = None,
     seed: Seed = 0,
     steps: Steps = 20,
     guidance: Guidance = 2.0,
-    rounds: Annotated[
-        int | None,
-        typer.Option(min=1, help="How often each method is timed: 3, or once with --quick."),
-    ] = None,
+    rounds: Rounds = None,
     lowering: Annotated[str, typer.Option(help="inductor or eager.")] = "inductor",
     schedule: ScheduleName = None,
     budget: BudgetShare = None,
