@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,25 +14,25 @@ import deltapass
 from deltapass.options import parse_options
 
 SOURCES: Final = Path(deltapass.__file__).parent
+ROOMS: Final = ("../backends", "compiler", "graph", "schedule", "selector", "sessions", "pipelines")
 SCHEDULES: Final = "schedules"  # folder of a model's tuned schedules, beside its weights
 
 # Options of the backend by the names that the tables use.
 NAMED: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "paper": {"schedule": "delta-dit"},
-        "linear": {"schedule": "delta-dit", "order": 1},
+        "linear": {"schedule": "delta-dit", "predictor": "linear"},
     }
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One way to sample: `steps` steps, under a schedule and an order, or plainly (None)."""
+    """One way to sample: `steps` steps, under a schedule, or plainly (None)."""
 
     name: str
     steps: int
     schedule: Any = None
-    order: int = 0
 
     @property
     def plain(self) -> bool:
@@ -43,7 +44,7 @@ class Method:
         if self.plain:
             return f"plain-{self.steps}"
         # Written out whole: a preset or a file may change, and so may the code that follows it.
-        says = f"{self.schedule!r} {self.order} {self.steps} {code_digest()}"
+        says = f"{self.schedule!r} {self.steps} {code_digest()}"
         return f"{self.name}-{hashlib.sha256(says.encode()).hexdigest()[:12]}"
 
 
@@ -67,9 +68,8 @@ def cached(name: str, steps: int, folder: Path) -> tuple[Method, ...]:
         files = sorted((folder / SCHEDULES).glob("*.json"))
         return tuple(method for file in files for method in cached(str(file), steps, folder))
     options = NAMED.get(name, {"schedule": name})
-    parsed = parse_options({**options, "steps": steps})
-    shown = name if name in NAMED else Path(name).stem
-    return (Method(shown, steps, parsed.schedule, parsed.order),)
+    schedule = parse_options({**options, "steps": steps}).schedule
+    return (Method(name if name in NAMED else Path(name).stem, steps, schedule),)
 
 
 def methods(
@@ -81,9 +81,11 @@ def methods(
     return (plain(steps), *fewer, *ours)
 
 
+@functools.cache
 def code_digest() -> str:
     """Of all code that a cached image depends on."""
     found = hashlib.sha256()
-    for path in sorted((*SOURCES.rglob("*.py"), *(SOURCES.parent / "backends").rglob("*.py"))):
-        found.update(path.read_bytes())
+    for room in ROOMS:
+        for path in sorted((SOURCES / room).rglob("*.py")):
+            found.update(path.read_bytes())
     return found.hexdigest()

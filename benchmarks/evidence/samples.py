@@ -34,13 +34,15 @@ class Sampler:
         model = self.pipeline.transformer
         eager = self.lowering == "eager"
         self._plain = model if eager else torch.compile(model, dynamic=False)
-        self._model, self._cached = model, {}
+        # One for all schedules: another schedule is another session, not another compile.
+        options = {"lowering": self.lowering, "strict": True}
+        self._cached = torch.compile(model, backend="deltadit", dynamic=False, options=options)
 
     @contextmanager
     def using(self, method: Method) -> Iterator[Any]:
         """The pipeline, set up for a method."""
         before = self.pipeline.transformer
-        self.pipeline.transformer = self._denoiser(method)
+        self.pipeline.transformer = self._plain if method.plain else self._cached
         try:
             if method.plain:
                 yield self.pipeline
@@ -68,17 +70,6 @@ class Sampler:
             if not method.plain:
                 _check_cached(deltapass.last_report(pipeline), method)
         return images
-
-    def _denoiser(self, method: Method) -> Any:
-        """One an order for all schedules: another schedule is another session, not a compile."""
-        if method.plain:
-            return self._plain
-        if method.order not in self._cached:
-            options = {"lowering": self.lowering, "strict": True, "order": method.order}
-            self._cached[method.order] = torch.compile(
-                self._model, backend="deltadit", dynamic=False, options=options
-            )
-        return self._cached[method.order]
 
 
 def _check_cached(report: Any, method: Method) -> None:

@@ -19,11 +19,11 @@ from deltapass.schedule.rules import Table
 SHOWN: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
     {
         "Δ-DiT, as in the paper": {"schedule": "delta-dit"},
-        "Δ-DiT, linear": {"schedule": "delta-dit", "order": 1},
+        "Δ-DiT, linear": {"schedule": "delta-dit", "predictor": "linear"},
     }
 )
 SCHEDULING: Final = frozenset(
-    {"schedule", "interval", "cached_blocks", "boundary", "budget", "order"}
+    {"schedule", "interval", "cached_blocks", "boundary", "budget", "order", "predictor"}
 )
 ASKED: Final = "as you asked"
 
