@@ -17,8 +17,9 @@ from evidence.samples import PART, kept
 from evidence.times import AGAIN, Times, measure, share
 
 from deltapass.errors import OptionError, ScheduleError
+from deltapass.schedule.explicit import ExplicitSchedule
 from deltapass.schedule.files import save_schedule
-from deltapass.schedule.rules import ExplicitSchedule, Schedule, Span
+from deltapass.schedule.rules import Schedule, Span
 
 
 class Draws:
