@@ -16,11 +16,11 @@ from deltapass.exporting.trajectory_file import LinearSampler, linear_sampler
 STEPS = 8
 
 
-def bundle(folder: Path, name: str, order: int, **options: Any) -> tuple[Path, dict[str, Any]]:
+def bundle(folder: Path, name: str, schedule: Any, **options: Any) -> tuple[Path, dict[str, Any]]:
     """A toy's bundle, and its inputs besides sample and timestep."""
     model = make(name)
     args, kwargs = model.inputs(999.0, 0)
-    options = {"order": order, "steps": STEPS, "batch": (1, 4)} | options
+    options = {"schedule": schedule, "steps": STEPS, "batch": (1, 4)} | options
     deltapass.export(model, args, kwargs, folder / "bundle", **options)
     text = {"encoder_hidden_states": noise(1, B, S, D)} if name == "two_stream" else {}
     return folder / "bundle", text

@@ -11,6 +11,7 @@ import torch
 from deltapass.bundles.manifest import (
     BundlePlan,
     InputSpec,
+    Row,
     SegmentSpec,
     ValueSpec,
     VariantSpec,
@@ -20,6 +21,7 @@ from deltapass.bundles.results import places_of
 from deltapass.errors import BundleError, DeltapassError
 from deltapass.graph.sizes import check_formula, symbols_of
 from deltapass.schedule.files import schedule_from
+from deltapass.schedule.rules import Span
 
 # What Python says of numbers, names and formulas that make no sense.
 BROKEN: Final = (
@@ -57,7 +59,7 @@ def _problems(plan: BundlePlan) -> Iterator[str]:
     named = sorted(plan.signature.names)
     if named != sorted(entry.name for entry in plan.inputs):
         yield f"a signature with the tensors {', '.join(named) or '(none)'}"
-    schedule_from(plan.schedule)
+    yield from _of_predictor(plan)
     for spanned in plan.spans:
         if not 0 <= spanned.span.start < spanned.span.stop <= plan.blocks:
             yield f"span {spanned.span} of {plan.blocks} blocks"
@@ -135,9 +137,40 @@ def _of_calls(
         yield f"variant {variant.name!r} does not make its results"
 
 
+def _of_predictor(plan: BundlePlan) -> Iterator[str]:
+    schedule = schedule_from(plan.schedule)
+    theirs = schedule.forecast.name
+    if theirs != plan.predictor:
+        yield f"predictor {plan.predictor!r}, a schedule that predicts by {theirs!r}"
+    if schedule.taken > plan.taken:
+        yield f"a schedule that weighs {schedule.taken} deltas, variants that take {plan.taken}"
+
+
 def _of_table(plan: BundlePlan) -> Iterator[str]:
-    names = {variant.name for variant in plan.variants}
     if len(plan.table) != plan.steps:
         yield f"a table of {len(plan.table)} rows for {plan.steps} steps"
-    if not names.issuperset(row.variant for row in plan.table):
-        yield "the table names a variant that does not exist"
+    variants = {variant.name: variant for variant in plan.variants}
+    streams = {spanned.span: spanned.streams for spanned in plan.spans}
+    given: set[tuple[int, Span]] = set()
+    for step, row in enumerate(plan.table):
+        variant = variants.get(row.variant)
+        if variant is None:
+            yield "the table names a variant that does not exist"
+        elif variant.kind == "refresh":
+            given.update((step, span) for span in variant.spans)
+            if row.reads or row.weights or row.branches:
+                yield f"row {step} refreshes and reads deltas"
+        else:
+            count = streams.get(variant.spans[0], 0) if plan.taken else 0
+            yield from _of_row(step, row, (count, plan.taken))
+            if not given.issuperset((at, variant.spans[0]) for at in row.reads):
+                yield f"row {step} reads deltas that no refresh gave"
+
+
+def _of_row(step: int, row: Row, form: tuple[int, int]) -> Iterator[str]:
+    """Whether a cached row has weights of the right form: streams, deltas each."""
+    if not row.reads:
+        yield f"row {step} is cached and reads no delta"
+    for vectors in (row.weights, *row.branches.values()):
+        if len(vectors) != form[0] or any(len(vector) != form[1] for vector in vectors):
+            yield f"row {step} has weights of another form than {form[0]} streams, {form[1]} deltas"

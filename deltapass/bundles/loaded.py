@@ -177,14 +177,15 @@ class LoadedModel(torch.nn.Module):
             Input(name=entry.name, role=Role(entry.role), spec=TensorSpec.of(tensor))
             for entry, tensor in zip(plan.inputs, arguments, strict=True)
         )
+        schedule = schedule_from(plan.schedule)
+        fits = schedule.forecast.accumulates  # what is held then is no deltas
         facts = ModelInfo(
             inputs=inputs,
             conditioning={at: i.name for at, i in enumerate(inputs) if i.name in plan.conditioning},
-            structure=hash((plan.weights["fingerprint"], tuple(i.spec for i in inputs))),
+            structure=hash((plan.weights["fingerprint"], fits, tuple(i.spec for i in inputs))),
             macs=Macs(plan.macs["paper"], plan.macs["full"]),
             blocks=plan.blocks,
-            schedule=schedule_from(plan.schedule),
-            order=plan.order,
+            schedule=schedule,
             steps=plan.steps if plan.fixed_steps else None,
             caches=bool(plan.spans),
             owner=weakref.ref(self),  # who holds this selector

@@ -16,12 +16,15 @@ from typing import Literal as Exactly
 import msgspec
 from msgspec import Meta, Struct
 
+from deltapass.bundles.older import OLDER, upgraded
 from deltapass.bundles.signature import Signature
 from deltapass.errors import BundleError, DeltapassError
 from deltapass.graph.program import Literal, Macs
+from deltapass.schedule.predictors import MOST_BUFFERS
 from deltapass.schedule.rules import Span
+from deltapass.schedule.weights import Vectors
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 PLAN_FILE: Final = "plan.json"
 SCHEMA_FILE: Final = Path(__file__).parents[1] / "assets" / "plan.schema.json"
 
@@ -132,11 +135,32 @@ class SpanSpec(Spec, frozen=True):
 
 
 @final
+class FitSpec(Spec, frozen=True):
+    """What a refresh does to the coefficients c of a fit: c += gains * (delta - basis . c).
+
+    `basis` has a number for every coefficient so far (none at the first refresh), `gains` one for
+    every coefficient from then on; those that are new were 0.
+    """
+
+    basis: tuple[float, ...]
+    gains: tuple[float, ...]
+
+
+@final
 class Row(Spec, frozen=True):
-    """One step of the planned trajectory. `trend` is the w of the linear extrapolation."""
+    """One step of the planned trajectory, and how it predicts where it is cached.
+
+    `reads` are the refreshes whose deltas it reads, newest first. `weights` has a vector of `taken`
+    numbers for every stream of the span, newest delta first, zeros for deltas that there are none
+    of yet; `branches` has other ones for branches by name. `fit` stands at refreshes where the
+    predictor accumulates: what is weighed then are coefficients, and not the deltas themselves.
+    """
 
     variant: str
-    trend: float | None
+    reads: tuple[Natural, ...]
+    weights: Vectors
+    branches: Mapping[str, Vectors]
+    fit: FitSpec | None
 
 
 @final
@@ -156,7 +180,8 @@ class BundlePlan(Spec, frozen=True):
     blocks: Positive
     spans: tuple[SpanSpec, ...]
     conditioning: tuple[str, ...]
-    order: Annotated[int, Meta(ge=0, le=1)]
+    predictor: str
+    taken: Annotated[int, Meta(ge=0, le=MOST_BUFFERS)]
     steps: Positive
     fixed_steps: bool
     schedule: Mapping[str, Any]
@@ -165,7 +190,7 @@ class BundlePlan(Spec, frozen=True):
     attributes: Mapping[str, Any]
     build: Mapping[str, Any]
     verified: Mapping[str, Any] | None
-    schema: Exactly[1]
+    schema: Exactly[2]
 
     def segment(self, name: str) -> SegmentSpec:
         """The segment of that name."""
@@ -197,6 +222,8 @@ def read_plan(folder: Path) -> BundlePlan:
     path = folder / PLAN_FILE
     content = _content(path)
     try:
+        if content["schema"] == OLDER:
+            content = upgraded(content)
         plan = msgspec.convert(content, BundlePlan)
         _check_whole(plan, content)
     except (msgspec.ValidationError, DeltapassError) as error:
@@ -207,7 +234,7 @@ def read_plan(folder: Path) -> BundlePlan:
 
 
 def _content(path: Path) -> Any:
-    """The JSON of a plan.json of our version."""
+    """The JSON of a plan.json of a version that is read."""
     folder = path.parent
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -217,9 +244,10 @@ def _content(path: Path) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read: {error}", "Export the model again") from error
     version = content.get("schema") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version not in (OLDER, SCHEMA_VERSION):
+        known = f"{OLDER} and {SCHEMA_VERSION}"
         raise BundleError(
-            f"{path} has schema version {version!r}, this deltapass reads {SCHEMA_VERSION}",
+            f"{path} has schema version {version!r}, this deltapass reads {known}",
             "Export the model again, or install the deltapass that wrote it "
             f"({_producer(content)})",
         )

@@ -10,9 +10,11 @@ from typing import Any, final
 import torch
 
 from deltapass.bundles.manifest import BundlePlan, VariantSpec
-from deltapass.errors import ScheduleError
+from deltapass.bundles.older import TREND
+from deltapass.errors import InternalError, ScheduleError
 from deltapass.graph.executable import Executable, Lowered
 from deltapass.graph.program import Macs
+from deltapass.schedule.explicit import AnySchedule, ExplicitSchedule
 from deltapass.schedule.rules import Span, Table
 from deltapass.selector.model import Variant
 
@@ -48,8 +50,38 @@ class LoadedVariants:
         """A table with every span replaced by the one that is really skipped."""
         return tuple(self.actual(span) for span in table)
 
-    def prepare(self, table: Table) -> None:
-        """Nothing to do: all variants are there."""
+    def prepare(self, table: Table, schedule: AnySchedule) -> None:
+        """Make sure that the variants which are there can follow a schedule.
+
+        Raises:
+            ScheduleError: If it weighs more deltas than the bundle was exported with, or otherwise
+                than a bundle of schema version 1 can.
+        """
+        spans = {span for span in table if span is not None}
+        for span in spans:
+            self.fitting(span, schedule.taken)
+        weights = schedule.weights if isinstance(schedule, ExplicitSchedule) else ()
+        if any(weights) and any(_has_trend(v) for v in self.plan.variants if spans & {*v.spans}):
+            raise ScheduleError(
+                "the rows have weights, and the bundle, of an older version, predicts by the line "
+                "through the last two deltas only",
+                "Export the model with this schedule",
+            )
+
+    def fitting(self, _span: Span, taken: int) -> int:
+        """The weighted deltas a stream that the cached variants take, if they serve for `taken`.
+
+        Raises:
+            ScheduleError: If they take fewer.
+        """
+        ours = self.plan.taken
+        if taken <= ours:
+            return ours
+        can = f"{ours} a stream" if ours else "the newest one as it is, no weighted ones"
+        raise ScheduleError(
+            f"the schedule weighs {taken} deltas a stream, the bundle's cached variants take {can}",
+            "Export the model with this schedule, or use one that reads fewer deltas",
+        )
 
     def streams(self, span: Span) -> int:
         """Number of residual streams over a span: its deltas."""
@@ -59,8 +91,11 @@ class LoadedVariants:
         """The full model that also gives the deltas of `spans`."""
         return self._variant("refresh", tuple(spans))
 
-    def cached(self, span: Span) -> Variant:
-        """The model without the blocks of `span`."""
+    def cached(self, span: Span, taken: int = 0) -> Variant:
+        """The model without the blocks of `span`; `taken` is what `fitting` gave."""
+        if taken != self.plan.taken:
+            ours = self.plan.taken
+            raise InternalError(f"a call weighs {taken} deltas, the bundle's variants {ours}")
         return self._variant("cached", (span,))
 
     def full(self) -> Variant:
@@ -78,6 +113,8 @@ class LoadedVariants:
         alike = [v for v in self.plan.variants if v.kind == kind and set(spans) <= set(v.spans)]
         chosen = min(alike, key=lambda variant: len(variant.spans))
         run = Executable(chosen, self.segments.__getitem__)
+        if _has_trend(chosen):
+            return _Trend(run, self.streams(spans[0]), run.macs)
         if kind == "cached" or chosen.spans == spans:
             return run
         return _Fewer(run, self._kept(chosen, spans), run.macs)
@@ -86,6 +123,29 @@ class LoadedVariants:
         """Positions of the deltas of `spans` among those of a variant that gives more."""
         given = [span for span in chosen.spans for _ in range(self.streams(span))]
         return tuple(at for span in spans for at, owner in enumerate(given) if owner == span)
+
+
+def _has_trend(variant: VariantSpec) -> bool:
+    """Whether it is a cached one of version 1, order 1: others end with deltas or weights."""
+    return variant.kind == "cached" and variant.inputs[-1:] == (TREND,)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Trend:
+    """A variant that takes w of d + w * (d - d_before), given weights of d and d_before.
+
+    The weights of all streams are those of one line, so any of them tells w.
+    """
+
+    run: Variant
+    streams: int
+    macs: Macs
+
+    def __call__(
+        self, arguments: Sequence[Any]
+    ) -> tuple[tuple[Any, ...], tuple[torch.Tensor, ...]]:
+        return self.run([*arguments[: -self.streams], -arguments[-1][1]])
 
 
 @final

@@ -16,10 +16,10 @@ from deltapass.bundles.formats import SegmentProgram
 from deltapass.bundles.manifest import SegmentCall, VariantSpec
 from deltapass.compiler.plan import Plan, SpanPlan
 from deltapass.compiler.rewrite import (
-    BEFORE,
+    buffer_name,
     cached_program,
-    delta_name,
     refresh_program,
+    weights_name,
 )
 from deltapass.exporting.segment_program import Values, segment_program
 from deltapass.exporting.segments import dense, segmented
@@ -28,8 +28,7 @@ from deltapass.graph.program import Call, Program
 from deltapass.graph.sizes import Dimensions
 from deltapass.schedule.rules import Span
 
-TREND_EXAMPLE: Final = 0.5
-WEIGHT_OF_TREND: Final = "trend"
+EXAMPLE_WEIGHTS: Final = (1.6, -0.9, 0.4, -0.1)  # of one stream, newest first
 RESULT: Final = "result"  # what glue gives, under its own name
 
 
@@ -56,6 +55,12 @@ class Chains:
         """The variant of a kind that skips, or emits the deltas of, just these spans."""
         return next(v.name for v in self.variants if v.kind == kind and v.spans == tuple(spans))
 
+    def streams(self, span: Span) -> int:
+        """Number of residual streams over a span: its deltas."""
+        return next(
+            len(v.deltas) for v in self.variants if (v.kind, v.spans) == ("refresh", (span,))
+        )
+
 
 def chains_of(plan: Plan, exported: Exported, emitted: Sequence[tuple[Span, ...]]) -> Chains:
     """The chains of a planned model.
@@ -69,21 +74,21 @@ def chains_of(plan: Plan, exported: Exported, emitted: Sequence[tuple[Span, ...]
         DynamicShapeError: If a dimension that may vary in the model is fixed in a segment.
     """
     spans = {spanned.span: _dense(spanned) for spanned in plan.spans.values()}
+    taken = plan.schedule.taken
     full = segmented(plan.outline, list(spans), exported.shapes)
     programs = {
         ("refresh", some): refresh_program(full, [spans[span] for span in some]) for some in emitted
     }
     fullest = max(programs.values(), key=lambda program: len(program.deltas))
     programs |= {
-        ("cached", (span,)): cached_program(full, spanned, plan.order)
-        for span, spanned in spans.items()
+        ("cached", (span,)): cached_program(full, spanned, taken) for span, spanned in spans.items()
     }
     constants = exported.captured.constants
     values = Values(
         weights={**exported.weights, **{name: name for name in constants}},
         tensors={**exported.tensors, **constants},
-        example=_example(exported, fullest, plan.order),
-        shapes=_shapes(exported, spans.values()),
+        example=_example(exported, fullest, spans.values(), taken),
+        shapes=_shapes(exported, spans.values(), taken),
     )
     builder = _Builder(values)
     variants = tuple(
@@ -104,21 +109,24 @@ def _dense(spanned: SpanPlan) -> SpanPlan:
     return replace(spanned, streams=tuple(streams))
 
 
-def _shapes(exported: Exported, spans: Iterable[SpanPlan]) -> dict[str, Dimensions]:
+def _shapes(exported: Exported, spans: Iterable[SpanPlan], taken: int) -> dict[str, Dimensions]:
     """Dimensions of all values: those of deltas are those of their live-outs."""
     shapes = dict(exported.shapes)
     for spanned in spans:
         for at, stream in enumerate(spanned.streams):
             if stream.live_out in shapes:
-                name = delta_name(spanned, at)
-                shapes[name] = shapes[name + BEFORE] = shapes[stream.live_out]
+                for age in range(max(1, taken)):
+                    shapes[buffer_name(spanned, at, age)] = shapes[stream.live_out]
     return shapes
 
 
-def _example(exported: Exported, fullest: Program, order: int) -> dict[str, torch.Tensor]:
+def _example(
+    exported: Exported, fullest: Program, spans: Iterable[SpanPlan], taken: int
+) -> dict[str, torch.Tensor]:
     """Values of the example call, by a run of the refresh that gives all deltas.
 
-    What a cached variant makes is a prediction, and no value of the example.
+    What a cached variant makes is a prediction, and no value of the example. Older deltas are
+    parts of the newest, and all weights differ, so that none can be taken for another.
     """
     weights = {name: exported.tensors[path] for name, path in exported.weights.items()}
     values = {**exported.example, **weights, **exported.captured.constants}
@@ -126,10 +134,14 @@ def _example(exported: Exported, fullest: Program, order: int) -> dict[str, torc
         for call in fullest.calls:
             results = call.body.module.forward(*(values[name] for name in call.inputs))
             values.update(zip(call.outputs, results, strict=True))
-        if order and fullest.deltas:
-            device = values[fullest.deltas[0]].device
-            values[WEIGHT_OF_TREND] = torch.tensor(TREND_EXAMPLE, device=device)
-            values.update({name + BEFORE: 0.9 * values[name] for name in fullest.deltas})
+    for spanned in spans if taken else ():
+        for at in range(len(spanned.streams)):
+            newest = values[buffer_name(spanned, at, 0)]
+            older = range(1, taken)
+            values |= {buffer_name(spanned, at, age): newest * (1 - 0.1 * age) for age in older}
+            vector = [weight / (at + 1) for weight in EXAMPLE_WEIGHTS[:taken]]
+            device = newest.device
+            values[weights_name(at)] = torch.tensor(vector, dtype=torch.float32, device=device)
     return values
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
+from torch.utils import _pytree as pytree
 
 # Largest error over largest value that an engine's own rounding may cause, by type of the weights.
 TOLERANCES: Final[Mapping[str, float]] = {"float32": 2e-5, "float16": 2e-2, "bfloat16": 1e-1}
@@ -40,3 +41,20 @@ def resized(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         at = torch.arange(size, device=tensor.device) % tensor.shape[axis]
         tensor = tensor.index_select(axis, at)
     return tensor.contiguous()
+
+
+def called_with(
+    call: Mapping[str, Any], example: Mapping[str, torch.Tensor], inputs: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
+    """An example call with other tensors.
+
+    Args:
+        call: Parameter name -> argument of the example call.
+        example: Input name -> its tensor in that call.
+        inputs: Input name -> the tensor that takes its place.
+    """
+    names = {id(tensor): name for name, tensor in example.items()}
+    changed: dict[str, Any] = pytree.tree_map_only(
+        torch.Tensor, lambda tensor: inputs.get(names[id(tensor)], tensor), dict(call)
+    )
+    return changed

@@ -30,6 +30,7 @@ from deltapass.compiler.roles import state
 from deltapass.compiler.settle import plan_for
 from deltapass.errors import ExportError
 from deltapass.exporting.chains import Chains, chains_of
+from deltapass.exporting.rows import rows_of
 from deltapass.exporting.trace import Exported
 from deltapass.graph.program import Macs, Role
 from deltapass.graph.sizes import Dimension
@@ -75,7 +76,7 @@ def _subsets(plan: Plan, table: Table) -> list[tuple[Span, ...]]:
     """The sets of spans whose deltas some refresh may have to emit."""
     spans = sorted({spanned.span for spanned in plan.spans.values()})
     some = {frozenset(few) for n in range(3) for few in itertools.combinations(spans, n)}
-    wanted = some | set(emissions(table, plan.order)) | {frozenset(spans)}
+    wanted = some | set(emissions(table, plan.schedule.depths(table))) | {frozenset(spans)}
     return sorted((tuple(sorted(few)) for few in wanted), key=lambda few: (len(few), few))
 
 
@@ -123,7 +124,8 @@ class Prepared:
             blocks=self.planned.blocks,
             spans=self._spans(),
             conditioning=self.conditioning,
-            order=self.planned.order,
+            predictor=self.planned.schedule.forecast.name,
+            taken=self.planned.schedule.taken,
             steps=len(self.table),
             fixed_steps=self.options.steps is not None,
             schedule=schedule_content(self.planned.schedule),
@@ -162,17 +164,7 @@ class Prepared:
     @property
     def rows(self) -> tuple[Row, ...]:
         """The planned trajectory, step by step."""
-        emitted = emissions(self.table, self.planned.order)
-        rows = []
-        for step, span in enumerate(self.table):
-            if span is None:
-                name, trend = self.chains.name("refresh", sorted(emitted[step])), None
-            else:
-                linear = self.planned.order == 1
-                trend = 0.0 if linear else None
-                name = self.chains.name("cached", [span])
-            rows.append(Row(variant=name, trend=trend))
-        return tuple(rows)
+        return rows_of(self.planned.schedule, self.table, self.chains)
 
     def _macs(self) -> dict[str, float]:
         full = self.planned.outline.program.macs

@@ -1,7 +1,8 @@
 """Is what was written what was meant? Every segment and variant is run and compared with eager.
 
-On the example call: each segment on its own inputs, each variant as a whole. Where dimensions may
-vary: the loaded model against the model itself, at the ends of their ranges.
+On the example call: each segment on its own inputs, each variant as a whole, and the planned
+trajectory row by row, on deltas and weights of its own. Where dimensions may vary: the loaded model
+against the model itself, at the ends of their ranges.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from deltapass.bundles.manifest import BundlePlan, SpanSpec
 from deltapass.bundles.variants import LoadedVariants
 from deltapass.errors import VerificationError
 from deltapass.exporting.chains import Chains
-from deltapass.exporting.compare import TOLERANCES, relative_error, resized
+from deltapass.exporting.compare import TOLERANCES, called_with, relative_error, resized
 from deltapass.exporting.conditions import run_model
 from deltapass.exporting.trace import Exported
+from deltapass.exporting.verify_rows import row_errors
 from deltapass.graph.executable import Executable, Lowered
 from deltapass.graph.sizes import evaluate, read_sizes
 
@@ -51,7 +53,8 @@ def verify_bundle(folder: Path, plan: BundlePlan, reference: Reference) -> dict[
         reference: What it was made of.
 
     Returns:
-        The largest error of every segment and variant, over the largest value; as plain data.
+        The largest error of every segment, variant, size and row, over the largest value; as plain
+        data.
 
     Raises:
         VerificationError: If one lies above the tolerance.
@@ -66,7 +69,9 @@ def verify_bundle(folder: Path, plan: BundlePlan, reference: Reference) -> dict[
         "variants": dict(_variant_errors(LoadedVariants(plan, segments), reference)),
     }
     found["sizes"] = dict(_size_errors(LoadedVariants(plan, segments), plan, reference))
-    for kind in ("segments", "variants", "sizes"):
+    eager = {s.name: s.program.module() for s in reference.chains.segments}
+    found["rows"] = dict(row_errors(plan, (segments, eager), reference.exported))
+    for kind in ("segments", "variants", "sizes", "rows"):
         for name, error in found.get(kind, {}).items():
             if not error <= tolerance:  # NaN too
                 what = f"{kind.removesuffix('s')} {name!r}"
@@ -116,19 +121,20 @@ def _size_errors(
         given, _ = variants.refresh(())(list(inputs.values()))
         yield name, relative_error(given, results)
         for span in plan.spans:
-            cached = _cached_with_own_deltas(variants, span, plan.order, list(inputs.values()))
+            cached = _cached_with_own_deltas(variants, span, plan.taken, list(inputs.values()))
             yield f"{name}, without {span.span}", relative_error(cached, results)
 
 
 def _cached_with_own_deltas(
-    variants: LoadedVariants, spanned: SpanSpec, order: int, inputs: list[torch.Tensor]
+    variants: LoadedVariants, spanned: SpanSpec, taken: int, inputs: list[torch.Tensor]
 ) -> Sequence[Any]:
     """A cached variant on the deltas of the same call, which make it the full model."""
     _, deltas = variants.refresh([spanned.span])(inputs)
     given = [*inputs, *deltas]
-    if order:
-        given += [*deltas, torch.zeros((), dtype=torch.float32, device=deltas[0].device)]
-    results, _ = variants.cached(spanned.span)(given)
+    if taken:  # the same delta, weighed by numbers that add up to 1
+        weights = torch.full((taken,), 1 / taken, device=deltas[0].device)
+        given += [*deltas * (taken - 1), *[weights] * spanned.streams]
+    results, _ = variants.cached(spanned.span, taken)(given)
     return results
 
 
@@ -159,10 +165,7 @@ def _results(
         ExportError: If it fails: the bundle would give something.
     """
     exported = reference.exported
-    names = {id(tensor): name for name, tensor in exported.example.items()}
-    call = pytree.tree_map_only(
-        torch.Tensor, lambda tensor: inputs.get(names[id(tensor)], tensor), dict(exported.call)
-    )
+    call = called_with(exported.call, exported.example, inputs)
     with torch.no_grad():
         wanted = run_model(reference.model, call, sizes)
     return list(pytree.tree_leaves(wanted))

@@ -10,7 +10,9 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr int kSchema = 1;
+constexpr int kSchema = 2, kOlder = 1;
+constexpr std::size_t kMost = 4;  // deltas of a stream that are weighed
+const std::string kBefore = "_before";  // after the name of a delta: of an earlier refresh
 
 Refusal inconsistent(const std::string& fact) { return Refusal(fact, "Export the bundle again"); }
 
@@ -31,7 +33,7 @@ SegmentPlan read_segment(const json& from) {
 }
 
 Variant read_variant(const json& from) {
-    Variant variant{from.at("name"), from.at("kind"), {}, {}, from.at("deltas"), {}};
+    Variant variant{from.at("name"), from.at("kind"), {}, {}, from.at("deltas"), {}, {}};
     for (const json& result : from.at("results"))  // else a literal the model returns
         if (result.is_string()) variant.results.push_back(result);
     for (const json& call : from.at("calls"))
@@ -47,14 +49,71 @@ Range read_range(const json& from) {
     return range;
 }
 
-Row read_row(const json& from) {
-    Row row{from.at("variant"), std::nullopt};
-    if (from.contains("trend") && !from["trend"].is_null()) row.trend = from["trend"].get<float>();
+Row read_row(const json& from, int schema) {
+    Row row{from.at("variant")};
+    if (schema == kOlder) {
+        const bool told = from.contains("trend") && !from["trend"].is_null();
+        if (told) row.trend = from["trend"].get<float>();
+        return row;
+    }
+    row.reads = from.at("reads").get<std::vector<std::size_t>>();
+    row.weights = from.at("weights").get<std::vector<std::vector<float>>>();
+    if (!from.at("fit").is_null())
+        row.fit = Fit{from["fit"].at("basis"), from["fit"].at("gains")};
     return row;
 }
 
+// Which deltas every variant reads: those that some refresh gives.
+void find_reads(Bundle& bundle) {
+    std::set<std::string> given;
+    for (const auto& [name, variant] : bundle.variants)
+        given.insert(variant.deltas.begin(), variant.deltas.end());
+    for (auto& [name, variant] : bundle.variants) {
+        std::set<std::string> found;
+        for (const Call& call : variant.calls)
+            for (const std::string& input : call.inputs)
+                if (given.count(input.substr(0, input.find(kBefore))))
+                    found.insert(input.substr(0, input.find(kBefore)));
+        if (variant.kind == "cached") variant.reads.assign(found.begin(), found.end());
+    }
+}
+
+// Schema 1 does not say which refreshes a cached row reads: the newest that gave its deltas.
+void find_refreshes(Bundle& bundle) {
+    std::map<std::string, std::vector<std::size_t>> made;  // by delta, newest first
+    for (std::size_t step = 0; step < bundle.table.size(); ++step) {
+        const auto variant = bundle.variants.find(bundle.table[step].variant);
+        if (variant == bundle.variants.end()) continue;  // which a check will tell
+        for (const std::string& delta : variant->second.deltas)
+            made[delta].insert(made[delta].begin(), step);
+        for (const std::string& delta : variant->second.reads) {
+            std::vector<std::size_t>& reads = bundle.table[step].reads = made[delta];
+            reads.resize(std::min(reads.size(), bundle.buffers()));
+        }
+    }
+}
+
+// Of a fit every row reads the coefficients, whichever refreshes they come from.
+void read_coefficients(Bundle& bundle) {
+    const auto fits = [](const Row& row) { return row.fit.has_value(); };
+    if (!std::any_of(bundle.table.begin(), bundle.table.end(), fits)) return;
+    for (Row& row : bundle.table)
+        if (!row.reads.empty()) {
+            row.reads.resize(bundle.taken);
+            for (std::size_t which = 0; which < bundle.taken; ++which) row.reads[which] = which;
+        }
+}
+
 Bundle read_plan(const json& plan, const fs::path& folder) {
-    Bundle bundle{folder, plan.at("format"), plan.at("order"), {}, {}, {}, {}, {}, {}};
+    Bundle bundle;
+    bundle.folder = folder;
+    bundle.format = plan.at("format");
+    bundle.schema = plan.at("schema");
+    const bool older = bundle.schema == kOlder;
+    bundle.taken = plan.at(older ? "order" : "taken");
+    if (bundle.taken > (older ? 1 : kMost))
+        throw inconsistent("The plan weighs " + std::to_string(bundle.taken) + " deltas");
+    if (older) bundle.taken *= 2;
     for (const auto& [name, ends] : plan.at("dimensions").items())
         bundle.dimensions[name] = read_range(ends);
     for (const json& input : plan.at("inputs")) bundle.inputs.push_back(read_input(input));
@@ -64,7 +123,10 @@ Bundle read_plan(const json& plan, const fs::path& folder) {
         bundle.segments[segment.at("name")] = read_segment(segment);
     for (const json& variant : plan.at("variants"))
         bundle.variants[variant.at("name")] = read_variant(variant);
-    for (const json& row : plan.at("table")) bundle.table.push_back(read_row(row));
+    for (const json& row : plan.at("table"))
+        bundle.table.push_back(read_row(row, bundle.schema));
+    find_reads(bundle);
+    if (older) find_refreshes(bundle);
     return bundle;
 }
 
@@ -73,9 +135,9 @@ json parse_plan(const fs::path& path) {
     if (!file) throw Refusal(path.string() + " cannot be read", "Give the folder of a plan bundle");
     const json plan = json::parse(file);
     const json& schema = plan.at("schema");
-    if (schema != kSchema)
+    if (schema != kSchema && schema != kOlder)
         throw Refusal(path.string() + " has schema " + schema.dump() + ", this runner reads " +
-                          std::to_string(kSchema),
+                          std::to_string(kOlder) + " and " + std::to_string(kSchema),
                       "Build the runner of the version that exported it");
     return plan;
 }
@@ -127,22 +189,59 @@ void check_values(const Variant& variant, const std::set<std::string>& known) {
     if (variant.results.empty()) throw inconsistent("Variant " + variant.name + " gives no result");
 }
 
+// Whether every delta that a cached row reads was given by the refresh that it names.
+void check_reads(const Bundle& bundle, std::size_t step,
+                 const std::map<std::string, std::set<std::size_t>>& made) {
+    const Row& row = bundle.table[step];
+    for (const std::string& delta : bundle.variants.at(row.variant).reads)
+        for (std::size_t refresh : row.reads)
+            if (!made.count(delta) || !made.at(delta).count(refresh))
+                throw inconsistent("Row " + std::to_string(step) + " reads " + delta + " of step " +
+                                   std::to_string(refresh) + ", which is not there");
+    for (const std::vector<float>& weights : row.weights)
+        if (weights.size() != bundle.taken)
+            throw inconsistent("Row " + std::to_string(step) + " has " +
+                               std::to_string(weights.size()) + " weights of a stream, not " +
+                               std::to_string(bundle.taken));
+}
+
+void check_fit(const Bundle& bundle, const Row& row, std::size_t& coefficients) {
+    const std::size_t basis = row.fit->basis.size(), gains = row.fit->gains.size();
+    if (basis != coefficients || gains < std::max<std::size_t>(1, basis) || gains > bundle.taken)
+        throw inconsistent("A refresh makes " + std::to_string(gains) + " coefficients of " +
+                           std::to_string(basis) + ", where there are " +
+                           std::to_string(coefficients));
+    coefficients = gains;
+}
+
+// What a cached row knows by name besides the model's inputs.
+void add_given(const Bundle& bundle, const Row& row, std::set<std::string>& known) {
+    for (const std::string& delta : bundle.variants.at(row.variant).reads)
+        for (std::size_t age = 0; age < bundle.buffers() && !row.reads.empty(); ++age)
+            known.insert(bundle.buffer(delta, age));
+    for (std::size_t stream = 0; stream < row.weights.size(); ++stream)
+        known.insert("weights_" + std::to_string(stream));
+    if (row.trend) known.insert("trend");
+}
+
 // Runs the table on names alone, so that a trajectory does not fail at its tenth step.
 void check_table(const Bundle& bundle) {
-    std::set<std::string> held;
-    for (const Input& input : bundle.inputs) held.insert(input.name);
-    for (const Row& row : bundle.table) {
+    std::map<std::string, std::set<std::size_t>> made;
+    std::size_t coefficients = 0;
+    std::set<std::string> inputs;
+    for (const Input& input : bundle.inputs) inputs.insert(input.name);
+    for (std::size_t step = 0; step < bundle.table.size(); ++step) {
+        const Row& row = bundle.table[step];
         const auto found = bundle.variants.find(row.variant);
         if (found == bundle.variants.end())
             throw inconsistent("The table names variant " + row.variant + ", which the plan lacks");
-        std::set<std::string> known = held;
-        if (row.trend) known.insert("trend");
+        check_reads(bundle, step, made);
+        if (row.fit) check_fit(bundle, row, coefficients);
+        std::set<std::string> known = inputs;
+        add_given(bundle, row, known);
         for (const Call& call : found->second.calls) check_call(bundle, call, known);
         check_values(found->second, known);
-        for (const std::string& delta : found->second.deltas) {
-            held.insert(delta);
-            if (bundle.order > 0) held.insert(delta + "_before");
-        }
+        for (const std::string& delta : found->second.deltas) made[delta].insert(step);
     }
 }
 
@@ -157,6 +256,13 @@ const Variant& Bundle::plain() const {
     return *best;
 }
 
+std::size_t Bundle::buffers() const { return std::max<std::size_t>(1, taken); }
+
+std::string Bundle::buffer(const std::string& delta, std::size_t age) const {
+    if (age == 0) return delta;
+    return delta + kBefore + (schema == kOlder ? "" : "_" + std::to_string(age));
+}
+
 Bundle read_bundle(const fs::path& folder) {
     try {
         const json plan = parse_plan(folder / "plan.json");
@@ -167,6 +273,7 @@ Bundle read_bundle(const fs::path& folder) {
                 throw inconsistent("Segment " + name + " is in " + segment.file +
                                    ", which is not among the plan's files");
         check_table(bundle);
+        read_coefficients(bundle);
         return bundle;
     } catch (const json::exception& error) {
         throw inconsistent((folder / "plan.json").string() + " is no plan: " + error.what());

@@ -41,11 +41,21 @@ struct Variant {
     std::vector<std::string> results;
     std::vector<std::string> deltas;
     std::map<std::string, double> macs;
+    std::vector<std::string> reads;  // the deltas it reads, by the name of the newest
+};
+
+// A refresh of a predictor that accumulates: coefficients += gains * (delta - basis . coefficients).
+struct Fit {
+    std::vector<double> basis;
+    std::vector<double> gains;
 };
 
 struct Row {
     std::string variant;
-    std::optional<float> trend;  // of order 1: how far along the line of the last two deltas
+    std::vector<std::size_t> reads = {};           // refreshes, newest first; of a fit: coefficients
+    std::vector<std::vector<float>> weights = {};  // one vector a stream, newest delta first
+    std::optional<Fit> fit = std::nullopt;
+    std::optional<float> trend = std::nullopt;  // of schema 1: along the line of the last two deltas
 };
 
 struct Range {
@@ -56,7 +66,8 @@ struct Range {
 struct Bundle {
     std::filesystem::path folder;
     std::string format;
-    int order = 0;
+    int schema = 0;
+    std::size_t taken = 0;  // weighted deltas of a stream; 0: the newest one as it is
     std::map<std::string, Range> dimensions;
     std::vector<Input> inputs;
     std::map<std::string, Value> values;
@@ -65,6 +76,9 @@ struct Bundle {
     std::vector<Row> table;
 
     const Variant& plain() const;  // the full model: the refresh that gives the fewest deltas
+    std::size_t buffers() const;   // deltas of a stream that a cached variant takes
+    // The name under which a variant takes a delta of so many refreshes before the newest.
+    std::string buffer(const std::string& delta, std::size_t age) const;
 };
 
 Bundle read_bundle(const std::filesystem::path& folder);

@@ -23,7 +23,7 @@ std::vector<std::vector<std::string>> last_reads(const Variant& variant) {
 
 Executor::Executor(const Bundle& bundle, const std::vector<Row>& rows, const Settings& settings,
                    const std::vector<Tensor>& inputs)
-    : bundle_(bundle) {
+    : bundle_(bundle), rows_(rows), deltas_(bundle, rows) {
     bind_sizes(inputs);
     engine_ = make_engine(bundle, settings);
     for (const Row& row : rows)
@@ -66,25 +66,16 @@ void Executor::run_call(const Call& call, std::map<std::string, Tensor>& values)
     }
 }
 
-void Executor::push_deltas(const Variant& variant, const std::map<std::string, Tensor>& values) {
-    for (const std::string& name : variant.deltas) {
-        const Tensor& newest = values.at(name);
-        if (bundle_.order > 0)  // order 0 would only hold another delta's memory
-            deltas_[name + "_before"] = deltas_.count(name) ? deltas_.at(name) : newest;
-        deltas_[name] = newest;
-    }
-}
-
-Tensor Executor::run(const Row& row, const std::vector<Tensor>& inputs) {
-    const Variant& variant = bundle_.variants.at(row.variant);
-    std::map<std::string, Tensor> values = deltas_;
+Tensor Executor::run(std::size_t step, const std::vector<Tensor>& inputs) {
+    const Variant& variant = bundle_.variants.at(rows_[step].variant);
+    std::map<std::string, Tensor> values;
+    deltas_.give(step, values);
     for (std::size_t i = 0; i < inputs.size(); ++i) values[bundle_.inputs[i].name] = inputs[i];
-    if (row.trend) values["trend"] = scalar(*row.trend);
     const auto dead = last_reads(variant);
     for (std::size_t i = 0; i < variant.calls.size(); ++i) {
         run_call(variant.calls[i], values);
         for (const std::string& name : dead[i]) values.erase(name);
     }
-    push_deltas(variant, values);
+    deltas_.take(step, values);
     return values.at(variant.results.front());
 }

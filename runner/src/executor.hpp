@@ -1,6 +1,7 @@
-// Runs the variants of a bundle: one call after the other, and the deltas kept between steps.
+// Runs the rows of a trajectory: the calls of their variants, one after the other.
 #pragma once
 
+#include "deltas.hpp"
 #include "segment.hpp"
 
 class Executor {
@@ -9,8 +10,8 @@ class Executor {
     Executor(const Bundle& bundle, const std::vector<Row>& rows, const Settings& settings,
              const std::vector<Tensor>& inputs);
 
-    // The variant's first result. A refresh leaves its deltas for later rows.
-    Tensor run(const Row& row, const std::vector<Tensor>& inputs);
+    // The variant's first result. Rows are run in order: a refresh leaves deltas for later ones.
+    Tensor run(std::size_t step, const std::vector<Tensor>& inputs);
 
     const Sizes& sizes() const { return sizes_; }
 
@@ -18,11 +19,11 @@ class Executor {
     void bind_sizes(const std::vector<Tensor>& inputs);
     void check(const std::string& name, const Tensor& tensor, const Value& value) const;
     void run_call(const Call& call, std::map<std::string, Tensor>& values);
-    void push_deltas(const Variant& variant, const std::map<std::string, Tensor>& values);
 
     const Bundle& bundle_;
+    const std::vector<Row>& rows_;
     Sizes sizes_;
     std::unique_ptr<Engine> engine_;
     std::map<std::string, std::unique_ptr<Segment>> segments_;
-    std::map<std::string, Tensor> deltas_;
+    Deltas deltas_;
 };

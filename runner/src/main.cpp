@@ -61,7 +61,7 @@ Arguments parse(int count, char** words) {
 
 std::vector<Row> rows_of(const Bundle& bundle, bool plain) {
     if (!plain) return bundle.table;
-    return std::vector<Row>(bundle.table.size(), Row{bundle.plain().name, std::nullopt});
+    return std::vector<Row>(bundle.table.size(), Row{bundle.plain().name});
 }
 
 std::map<std::string, double> sum_macs(const Bundle& bundle, const std::vector<Row>& rows) {
@@ -87,7 +87,7 @@ ordered_json run(const Arguments& arguments) {
     const Stopwatch whole;
     for (std::size_t step = 0; step < rows.size(); ++step) {
         const Stopwatch one;
-        const Tensor output = executor.run(rows[step], trajectory.inputs(bundle, sample, step));
+        const Tensor output = executor.run(step, trajectory.inputs(bundle, sample, step));
         sample = sampler.update(sample, output, step);
         report["steps"].push_back({{"step", step},
                                    {"variant", rows[step].variant},

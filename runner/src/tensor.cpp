@@ -1,5 +1,7 @@
 #include "tensor.hpp"
 
+#include <algorithm>
+
 namespace {
 
 const DtypeInfo kDtypes[] = {
@@ -61,6 +63,13 @@ Tensor scalar(float value) {
     float* data = nullptr;
     Tensor result = empty_floats({}, &data);
     *data = value;
+    return result;
+}
+
+Tensor vector_of(const std::vector<float>& values) {
+    float* data = nullptr;
+    Tensor result = empty_floats({static_cast<std::int64_t>(values.size())}, &data);
+    std::copy(values.begin(), values.end(), data);
     return result;
 }
 

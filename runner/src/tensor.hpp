@@ -41,4 +41,5 @@ struct Tensor {
 
 Tensor empty_floats(const Shape& shape, float** data);
 Tensor scalar(float value);
+Tensor vector_of(const std::vector<float>& values);
 std::string text(const Shape& shape);

@@ -17,6 +17,7 @@ from deltapass.bundles.manifest import (
     SCHEMA_VERSION,
     BundlePlan,
     FileSpec,
+    FitSpec,
     InputSpec,
     Row,
     SegmentCall,
@@ -36,6 +37,8 @@ from deltapass.schedule.rules import Span
 DIGEST = "0123456789abcdef" * 4
 MOVING = ("batch", 4)
 VALUES = {"x": ValueSpec(dtype="float32", shape=MOVING), "out": ValueSpec(dtype="bool", shape=())}
+
+FIT = FitSpec(basis=(1.0,), gains=(0.75, 0.5))
 
 PLAN = BundlePlan(
     format="onnx",
@@ -77,11 +80,21 @@ PLAN = BundlePlan(
     blocks=4,
     spans=(SpanSpec(wanted=Span(0, 3), span=Span(1, 3), streams=2, bytes=64),),
     conditioning=("labels",),
-    order=1,
+    predictor="linear",
+    taken=2,
     steps=3,
     fixed_steps=False,
-    schedule={"interval": 2, "boundary": 0.5},
-    table=(Row(variant="refresh_1_3", trend=None), Row(variant="cached_1_3", trend=0.5)),
+    schedule={"interval": 2, "boundary": 0.5, "predictor": "linear"},
+    table=(
+        Row(variant="refresh_1_3", reads=(), weights=(), branches={}, fit=FIT),
+        Row(
+            variant="cached_1_3",
+            reads=(2, 0),
+            weights=((1.5, -0.5), (1.25, -0.25)),
+            branches={"cond": ((1.0, 0.0), (0.5, 0.5))},
+            fit=None,
+        ),
+    ),
     macs={"paper": 1.0, "full": 2.5},
     attributes={"config": {"in_channels": 4}, "dtype": "float32", "class": "Toy"},
     build={"engine": "none"},
@@ -125,7 +138,8 @@ def test_types_that_json_lacks_come_back(tmp_path: Path) -> None:
     assert plan.variants[0].spans == (Span(1, 3), Span(0, 2))
     assert plan.variants[0].results[1:3] == (Literal(None), Literal(3))
     assert plan.dimensions["tokens"] == (2, None)
-    assert plan.table[0].trend is None
+    assert plan.table[0].fit == FIT and plan.table[1].fit is None
+    assert plan.table[1].weights == ((1.5, -0.5), (1.25, -0.25))
     assert plan.segment("prologue").macs == Macs(1.0, 2.5)
     assert plan.variants[0].calls[0].body == "prologue"
 
@@ -190,6 +204,8 @@ def open_mapping(path: tuple[Any, ...]) -> bool:
     if path[:1] == ("signature",):
         return len(path) > 2
     named = ("files", "dimensions", "values", "weights")
+    if path[:1] == ("table",) and "branches" in path:
+        return len(path) > 3
     return (len(path) == 2 and path[0] in named[:3]) or (
         path[0] == "segments" and len(path) == 4 and path[2] in named
     )
@@ -217,10 +233,11 @@ def test_every_inner_field_must_be_there_and_of_its_type(
     for key in path[:-1]:
         inner = inner[key]
     inner[path[-1]] = {"no": ["such", "thing"]}
-    if path[0] != "signature" and path[-1] not in ("weights", "values", "template", "defaults"):
+    free = ("weights", "values", "template", "defaults", "branches")
+    if path[0] != "signature" and path[-1] not in free:
         refuses(tmp_path, changed, "not as its schema says")
     inner[path[-1]] = None
-    if path[-1] != "trend":
+    if path[-1] != "fit":
         refuses(tmp_path, changed, "not as its schema says")
 
 
@@ -235,7 +252,7 @@ def test_an_unknown_field_is_refused(tmp_path: Path) -> None:
     ("path", "value"),
     [
         (("format",), "openvino"),
-        (("order",), 2),
+        (("taken",), 5),
         (("blocks",), 0),
         (("steps",), 0),
         (("files", "prologue.onnx", "sha256"), DIGEST[:-1]),
@@ -249,7 +266,9 @@ def test_an_unknown_field_is_refused(tmp_path: Path) -> None:
         (("inputs", 0, "shape"), [-1]),
         (("dimensions", "batch"), [1]),
         (("dimensions", "batch"), [None, 1]),
-        (("table", 0, "trend"), "half"),
+        (("table", 1, "weights"), [1.0, 2.0]),
+        (("table", 1, "branches"), {"cond": [["half"]]}),
+        (("table", 1, "reads"), [-1]),
     ],
 )
 def test_values_outside_their_range_are_refused(
@@ -266,9 +285,9 @@ def test_values_outside_their_range_are_refused(
 # ---- what is no plan ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, [1]])
+@pytest.mark.parametrize("version", [0, 3, "1", None, [1], True, 2.0])
 def test_another_version_names_both_and_who_wrote_it(version: object, tmp_path: Path) -> None:
-    text = rf"version {version!r}, this deltapass reads {SCHEMA_VERSION}".replace("[", r"\[")
+    text = rf"version {version!r}, this deltapass reads 1 and {SCHEMA_VERSION}".replace("[", r"\[")
     later = {**CONTENT, "schema": version, "producer": {"deltapass": "9.8.7"}}
     refuses(tmp_path, later, rf"{text}.*install the deltapass that wrote it \(9\.8\.7\)")
     refuses(tmp_path, {"schema": version, "producer": "me"}, r"that wrote it \(unknown\)")

@@ -9,12 +9,15 @@ from typing import Any, cast
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from deltapass.bundles.manifest import BundlePlan, SegmentCall, SpanSpec, VariantSpec
 from deltapass.bundles.variants import LoadedVariants
 from deltapass.errors import ScheduleError
 from deltapass.graph.program import Macs
-from deltapass.schedule.rules import Span
+from deltapass.schedule.explicit import ExplicitSchedule
+from deltapass.schedule.rules import Schedule, Span
+from deltapass.schedule.weights import Weights
 
 A, B, C = Span(0, 2), Span(1, 3), Span(2, 4)
 WANTED = Span(2, 5)  # shrunk to C
@@ -67,6 +70,7 @@ def variants() -> LoadedVariants:
     plan = SimpleNamespace(
         spans=tuple(SpanSpec(wanted=w, span=s, streams=STREAMS[s], bytes=4) for w, s in spans),
         variants=VARIANTS,
+        taken=0,
     )
     return LoadedVariants(cast(BundlePlan, plan), {v.name: run(v) for v in VARIANTS})
 
@@ -143,5 +147,53 @@ def test_a_variant_is_made_once_whoever_asks_first(variants: LoadedVariants) -> 
 
 
 def test_preparing_opens_nothing(variants: LoadedVariants) -> None:
-    variants.prepare((None, A, None, C))
+    variants.prepare((None, A, None, C), Schedule())
     assert not variants._made
+
+
+# ---- weighted deltas ---------------------------------------------------------------------------
+
+
+def weighing(taken: int, inputs: tuple[str, ...] = ()) -> LoadedVariants:
+    """A bundle whose only cached variant gives back the last of what it is handed."""
+    cached = replace(variant("cached", (B,)), inputs=("x", *inputs))
+    plan = SimpleNamespace(
+        spans=(SpanSpec(wanted=B, span=B, streams=2, bytes=4),), variants=(cached,), taken=taken
+    )
+    call = replace(cached.calls[0], inputs=cached.inputs)
+    plan.variants = (replace(cached, calls=(call,)),)
+    segments = {call.segment: lambda *given: [torch.stack([g.sum() for g in given])]}
+    return LoadedVariants(cast(BundlePlan, plan), segments)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2, 3])
+def test_variants_of_more_deltas_serve_for_fewer(taken: int) -> None:
+    assert weighing(3).fitting(B, taken) == 3
+    weighing(3).prepare((None, B), Schedule(predictor="linear"))
+
+
+@pytest.mark.parametrize(("ours", "can"), [(0, "the newest one as it is"), (2, "2 a stream")])
+def test_more_deltas_than_were_exported_are_refused(ours: int, can: str) -> None:
+    text = f"weighs 3 deltas a stream, the bundle's cached variants take {can}"
+    with pytest.raises(ScheduleError, match=text):
+        weighing(ours).prepare((None, B), Schedule(predictor="quadratic"))
+    weighing(ours).prepare((None, None), Schedule(predictor="quadratic"))  # nothing is cached
+
+
+def test_an_older_variant_takes_how_far_the_line_goes_on() -> None:
+    older = weighing(2, ("d0", "d1", "e0", "e1", "trend"))
+    deltas = [torch.tensor([at]) for at in (2.0, 3.0, 4.0, 5.0)]
+    weights = [torch.tensor([1.75, -0.75])] * 2
+    results, _ = older.cached(B, 2)([torch.ones(1), *deltas, *weights])
+    assert results[0].tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 0.75]
+
+
+def test_an_older_bundle_knows_no_weights_of_rows() -> None:
+    older = weighing(2, ("d0", "d1", "e0", "e1", "trend"))
+    own = Weights(shared=((0.9, 0.3),))
+    schedule = ExplicitSchedule((None, None, B), weights=(None, None, own))
+    with pytest.raises(ScheduleError, match="of an older version, predicts by the line"):
+        older.prepare((None, B), schedule)
+    older.prepare((None, B), Schedule(predictor="linear"))
+    older.prepare((None, B), Schedule())
+    weighing(2, ("d0", "d1", "e0", "e1", "weights_0", "weights_1")).prepare((None, B), schedule)

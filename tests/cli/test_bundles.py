@@ -51,9 +51,9 @@ def test_export_of_a_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     code, text = call(*words, "--option", "cached_blocks=4", "--option", "order=1")
     assert code == 0, text
     assert "verified with ONNX Runtime, CPU" in text
-    assert "predict_1" in text
+    assert "predict_2" in text
     plan = deltapass.load(tmp_path / "b").plan
-    assert (plan.order, plan.dimensions) == (1, {"batch": (1, 4)})
+    assert (plan.predictor, plan.dimensions) == ("linear", {"batch": (1, 4)})
     code, text = call(*words)
     assert (code, "exists. Choose another place" in text) == (2, True)
     code, text = call("run", str(tmp_path / "b"), "-o", str(tmp_path / "grid.png"))

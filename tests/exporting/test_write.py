@@ -242,13 +242,14 @@ def test_weights_are_stored_once(bundle: Made) -> None:
 def test_the_plan_says_what_runs(bundle: Made) -> None:
     plan = bundle.plan
     assert bundle.loaded.plan == deltapass.load(bundle.path).plan
-    assert json.loads((bundle.path / "plan.json").read_text())["schema"] == 1
+    assert json.loads((bundle.path / "plan.json").read_text())["schema"] == 2
     variants = {variant.name: variant for variant in plan.variants}
     kinds = [variants[row.variant].kind == "cached" for row in plan.table]
     table = SCHEDULE.table(plan.steps, plan.blocks)
     assert kinds == [span is not None for span in table]
-    trends = [row.trend is not None for row in plan.table]
-    assert trends == [cached and bundle.order == 1 for cached in kinds]
+    assert plan.predictor == ("reuse", "linear")[bundle.order]
+    weighted = [bool(row.weights) for row in plan.table]
+    assert weighted == [cached and bundle.order == 1 for cached in kinds]
     assert {span.span for span in plan.spans} == {span for span in table if span is not None}
     assert plan.verified is not None and plan.verified["tolerance"] <= TOLERANCE
     assert set(plan.verified["variants"]) == set(variants)

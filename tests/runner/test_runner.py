@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,15 @@ FILES = {
         [],
         "a = Sub (d, before) b = Mul (a, trend) e = Add (d, b) o = Add (e, i)",
     ),
+    "predict_3": (
+        "float[b,n,16] d, float[b,n,16] b1, float[b,n,16] b2, float[3] w, float[b,n,16] i",
+        "float[b,n,16] o",
+        [],
+        """a0 = Constant <value_ints = [0]> () a1 = Constant <value_ints = [1]> ()
+        a2 = Constant <value_ints = [2]> () w0 = Gather (w, a0) w1 = Gather (w, a1)
+        w2 = Gather (w, a2) t0 = Mul (d, w0) t1 = Mul (b1, w1) t2 = Mul (b2, w2)
+        s1 = Add (t0, t1) s2 = Add (s1, t2) o = Add (s2, i)""",
+    ),
 }
 for block in range(4):
     FILES[f"block_{block}"] = (
@@ -62,7 +71,38 @@ for block in range(4):
 SHAPES = {"w_in": (8, 16), "w_t": (16,), "w_y": (10, 16), "w_out": (16, 16)}
 MACS = {"paper": 10.0, "full": 12.0}
 SPANS = [(2, 4), (0, 2)]
-TABLE = ["refresh_2_4_0_2", *["cached_2_4"] * 2, "refresh_2_4_0_2", *["cached_0_2"] * 2]
+FULL = "refresh_2_4_0_2"
+TABLE = [FULL, *["cached_2_4"] * 2, FULL, *["cached_0_2"] * 2]
+LONG = [FULL, FULL, "cached_2_4", FULL, "cached_2_4", "cached_0_2"]
+
+
+def read(*refreshes: int, weights: Sequence[float] = ()) -> dict[str, Any]:
+    """A cached row of today's schema."""
+    row = {"reads": list(refreshes), "weights": [list(weights)] if weights else []}
+    return row | {"branches": {}, "fit": None}
+
+
+def full(basis: Sequence[float] = (), gains: Sequence[float] = ()) -> dict[str, Any]:
+    fit = {"basis": list(basis), "gains": list(gains)} if gains else None
+    return read() | {"fit": fit}
+
+
+WEIGHED = [
+    *(full(), full(), read(1, 0, weights=(1.4, -0.4, 0)), full()),
+    *(read(3, 1, 0, weights=(1.7, -0.9, 0.3)), read(3, 1, weights=(0.8, 0.1, 0))),
+]
+FITTED = [
+    *(full(gains=[1.0]), full([1.0], [1.7, 1.6]), read(1, 0, weights=(1, -0.1, 0))),
+    *(full([1.0, 0.2], [0.8, 1.1, 0.1]), *[read(3, 1, 0, weights=(1, 0.4, -0.7))] * 2),
+]
+# name: schema, deltas that are weighed, the variants that run, what else the rows say.
+FORMS: dict[str, tuple[int, int, list[str], list[dict[str, Any]]]] = {
+    "order 0": (1, 0, TABLE, [{} for _ in TABLE]),
+    "order 1": (1, 1, TABLE, [{"trend": 0.7} if "cached" in name else {} for name in TABLE]),
+    "reuse": (2, 0, TABLE, [full(), read(0), read(0), full(), read(3), read(3)]),
+    "weights": (2, 3, LONG, WEIGHED),
+    "fit": (2, 3, LONG, FITTED),
+}
 
 
 def names_in(signature: str) -> list[str]:
@@ -101,15 +141,16 @@ def call(segment: str, inputs: str, outputs: str) -> dict[str, Any]:
     return {"segment": segment, "inputs": inputs.split(), "outputs": outputs.split()}
 
 
-def variant(kind: str, spans: list[tuple[int, int]], order: int) -> dict[str, Any]:
+def variant(kind: str, spans: list[tuple[int, int]], form: str) -> dict[str, Any]:
     calls = [call("prologue", "x t y", "h0 c")]
     skipped = set(range(*spans[0])) if kind == "cached" else set()
     calls += [call(f"block_{i}", f"h{i} c", f"h{i + 1}") for i in range(4) if i not in skipped]
     for a, b in spans:
         d, glue = f"delta_{a}_{b}_0", call("delta", f"h{b} h{a}", f"delta_{a}_{b}_0")
         if kind == "cached":
-            reads = f"{d} h{a}" if order == 0 else f"{d} {d}_before trend h{a}"
-            glue = call(f"predict_{order}", reads, f"h{b}")
+            schema, taken, _, _ = FORMS[form]
+            older = f"{d}_before trend " if schema == 1 else f"{d}_before_1 {d}_before_2 weights_0 "
+            glue = call(f"predict_{taken}", f"{d} {older if taken else ''}h{a}", f"h{b}")
         calls.insert(1 + (a if kind == "cached" else len(calls) - 1), glue)
     calls.append(call("epilogue", "h4 c", "out"))
     deltas = [f"delta_{a}_{b}_0" for a, b in spans] if kind == "refresh" else []
@@ -119,13 +160,14 @@ def variant(kind: str, spans: list[tuple[int, int]], order: int) -> dict[str, An
     return entry | {"results": ["out", {"literal": 2}], "deltas": deltas, "macs": macs}
 
 
-def write_bundle(folder: Path, order: int) -> dict[str, Any]:
+def write_bundle(folder: Path, form: str = "reuse") -> dict[str, Any]:
     (folder / "segments").mkdir(parents=True)
     places = write_weights(folder / "weights.safetensors")
-    trends = [{"trend": 0.7} if order and "cached" in name else {} for name in TABLE]
     stream = {"dtype": "float32", "shape": ["batch", "2*(height//2)", 16]}
     sample = {"dtype": "float32", "shape": ["batch", 2, "height", 4]}
-    plan: dict[str, Any] = {"schema": 1, "format": "onnx", "order": order, "steps": STEPS}
+    schema, taken, table, rows = FORMS[form]
+    plan: dict[str, Any] = {"schema": schema, "format": "onnx", "steps": STEPS}
+    plan["order" if schema == 1 else "taken"] = taken
     plan["dimensions"] = {"batch": [1, 8], "height": [2, None]}
     plan["inputs"] = [
         {"name": "x", "role": "sample", **sample},
@@ -135,9 +177,9 @@ def write_bundle(folder: Path, order: int) -> dict[str, Any]:
     streams = [f"h{i}" for i in range(5)] + [f"delta_{a}_{b}_0" for a, b in SPANS]
     plan["values"] = dict.fromkeys(streams, stream)
     plan["segments"] = [write_segment(folder, name, places) for name in FILES]
-    plan["variants"] = [variant("refresh", SPANS, order), variant("refresh", [], order)]
-    plan["variants"] += [variant("cached", [span], order) for span in SPANS]
-    plan["table"] = [{"variant": a} | b for a, b in zip(TABLE, trends, strict=True)]
+    plan["variants"] = [variant("refresh", SPANS, form), variant("refresh", [], form)]
+    plan["variants"] += [variant("cached", [span], form) for span in SPANS]
+    plan["table"] = [{"variant": a} | b for a, b in zip(table, rows, strict=True)]
     files = [f"segments/{name}.onnx" for name in FILES] + ["weights.safetensors"]
     plan["files"] = {name: {"bytes": (folder / name).stat().st_size} for name in files}
     (folder / "plan.json").write_text(json.dumps(plan))
@@ -172,24 +214,46 @@ def reference(folder: Path, plan: dict[str, Any], given: Arrays, plain: bool) ->
     """The trajectory as the format states it, by numpy and ONNX Runtime's Python."""
     models = sessions(folder, list(FILES))
     variants = {entry["name"]: entry for entry in plan["variants"]}
-    x, held, outs = given["sample"], {}, []
-    for i, row in enumerate(plan["table"]):
-        chosen = variants["refresh" if plain else row["variant"]]
-        values = held | {"t": given["steps:t"][i], "y": given["input:y"]}
+    x, outs = given["sample"], []
+    held: dict[str, list[Array]] = {}  # newest first; of a fit its coefficients
+    plain_row = {"variant": "refresh"}
+    for i, row in enumerate([plain_row] * STEPS if plain else plan["table"]):
+        chosen = variants[row["variant"]]
+        values = given_deltas(held, row) | {"t": given["steps:t"][i], "y": given["input:y"]}
         values["x"] = np.concatenate([x, x]) if "guidance" in given else x
-        values["trend"] = np.array(row.get("trend", 0), dtype="f4")
         for one in chosen["calls"]:
             taken = names_in(FILES[one["segment"]][0])
             feed = dict(zip(taken, (values[name] for name in one["inputs"]), strict=True))
             values |= zip(one["outputs"], models[one["segment"]].run(None, feed), strict=True)
         for delta in chosen["deltas"]:
-            held[f"{delta}_before"] = held.get(delta, values[delta])
-            held[delta] = values[delta]
+            held[delta] = taken_in(held.get(delta, []), values[delta], row.get("fit"))
         outs.append(first_channels(values["out"], given))
         x = given["sampler.sample"][i] * x
         for factor, out in zip(given["sampler.output"][i], outs[::-1], strict=False):
             x = x + factor * out
     return x
+
+
+def given_deltas(held: dict[str, list[Array]], row: dict[str, Any]) -> Arrays:
+    """What a cached row knows by name: the newest deltas that it reads, and their weights."""
+    values: Arrays = {"trend": np.array(row.get("trend", 0), dtype="f4")}
+    for name, deltas in held.items():
+        for age, suffix in enumerate(["", "_before_1", "_before_2"]):
+            values[name + suffix] = deltas[age] if age < len(deltas) else deltas[0]
+        values[f"{name}_before"] = values[f"{name}_before_1"]
+    for stream, weights in enumerate(row.get("weights", [])):
+        values[f"weights_{stream}"] = np.array(weights, dtype="f4")
+    return values
+
+
+def taken_in(held: list[Array], delta: Array, fit: dict[str, Any] | None) -> list[Array]:
+    if fit is None:
+        return [delta, *held]
+    error = delta
+    for value, coefficient in zip(fit["basis"], held, strict=True):
+        error = error - np.float32(value) * coefficient
+    held = [*held, *[np.zeros_like(delta)] * (len(fit["gains"]) - len(held))]
+    return [c + np.float32(gain) * error for c, gain in zip(held, fit["gains"], strict=True)]
 
 
 def first_channels(out: Array, given: Arrays) -> Array:
@@ -222,11 +286,11 @@ def run(runner: Path, folder: Path, *options: str) -> subprocess.CompletedProces
 
 @pytest.mark.parametrize("plain", [False, True], ids=["table", "plain"])
 @pytest.mark.parametrize(("batch", "guidance"), [(1, None), (3, None), (2, 1.7)])
-@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("form", FORMS)
 def test_the_sample_has_the_bits_of_python(
-    runner: Path, tmp_path: Path, order: int, batch: int, guidance: float | None, plain: bool
+    runner: Path, tmp_path: Path, form: str, batch: int, guidance: float | None, plain: bool
 ) -> None:
-    plan = write_bundle(tmp_path / "bundle", order)
+    plan = write_bundle(tmp_path / "bundle", form)
     given = trajectory(batch, guidance)
     save_file(given, tmp_path / "in.safetensors")
     done = run(runner, tmp_path, *(["--plain"] if plain else []))
@@ -238,7 +302,7 @@ def test_the_sample_has_the_bits_of_python(
 
 
 def test_the_report_names_variants_and_adds_up_macs(runner: Path, tmp_path: Path) -> None:
-    write_bundle(tmp_path / "bundle", 0)
+    write_bundle(tmp_path / "bundle")
     save_file(trajectory(2, 1.5), tmp_path / "in.safetensors")
     done = run(runner, tmp_path, "--threads", "2", "--no-prepack")
     report = json.loads(done.stdout)
@@ -280,9 +344,14 @@ def cut(name: str) -> Callable[[Path], None]:
 FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no plan": (without("bundle/plan.json"), "plan.json cannot be read. Give the folder"),
     "short plan": (cut("bundle/plan.json"), "plan.json is no plan"),
-    "schema": (plan_with(lambda p: p.update(schema=2)), "has schema 2, this runner reads 1"),
+    "schema": (plan_with(lambda p: p.update(schema=3)), "has schema 3, this runner reads 1 and 2"),
     "format": (plan_with(lambda p: p.update(format="tensorrt")), "built without format tensorrt"),
-    "table": (plan_with(lambda p: p["table"].pop(0)), "reads delta_2_4_0, which is not there"),
+    "table": (plan_with(lambda p: p["table"].pop(0)), "reads delta_2_4_0 of step 0, which is not"),
+    "later": (plan_with(lambda p: p["table"][1].update(reads=[3])), "Row 1 reads delta_2_4_0 of"),
+    "none": (plan_with(lambda p: p["table"][1].update(reads=[])), "reads delta_2_4_0, which is"),
+    "weights": (plan_with(lambda p: p["table"][1].update(weights=[[1, 2]])), "Row 1 has 2 weights"),
+    "many": (plan_with(lambda p: p.update(taken=9)), "The plan weighs 9 deltas"),
+    "fit": (plan_with(lambda p: p["table"][0].update(full([1], [1]))), "makes 1 coefficients of 1"),
     "formula": (plan_with(lambda p: p["values"]["h1"].update(shape=["batch//0"])), "by zero"),
     "no segment": (without("bundle/segments/delta.onnx"), "is missing. Copy the whole bundle"),
     "short weights": (cut("bundle/weights.safetensors"), "bytes, the plan says"),
@@ -300,7 +369,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_told_and_ends_the_run(runner: Path, tmp_path: Path, fault: str) -> None:
-    write_bundle(tmp_path / "bundle", 0)
+    write_bundle(tmp_path / "bundle")
     save_file(trajectory(2, None), tmp_path / "in.safetensors")
     damage, message = FAULTS[fault]
     damage(tmp_path)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch._inductor import aot_compile
 from torch._inductor.package import package_aoti
 
+import deltapass
 from deltapass.exporting.trajectory_file import write_trajectory
 
 STEPS = 4
@@ -72,9 +73,10 @@ def write_bundle(folder: Path, blocks: list[Block], options: dict[str, Any]) -> 
     ]
     refresh = {"name": "refresh", "kind": "refresh", "calls": calls, "results": ["out"]}
     stream = {"dtype": "float32", "shape": ["batch", 2, 4]}
-    plan = {"schema": 1, "format": "aoti", "order": 0, "dimensions": {"batch": [1, 8]}}
+    row = {"variant": "refresh", "reads": [], "weights": [], "branches": {}, "fit": None}
+    plan = {"schema": 2, "format": "aoti", "taken": 0, "dimensions": {"batch": [1, 8]}}
     plan |= {"segments": segments, "variants": [refresh | {"deltas": [], "macs": {}}]}
-    plan |= {"values": {"h1": stream, "out": stream}, "table": [{"variant": "refresh"}] * STEPS}
+    plan |= {"values": {"h1": stream, "out": stream}, "table": [row] * STEPS}
     plan["files"] = {path.name: described(path) for path in folder.iterdir()}
     plan["inputs"] = [
         {"name": "x", "role": "sample"} | stream,
@@ -122,14 +124,15 @@ def test_blocks_share_a_file_and_not_their_weights(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize(("name", "order"), [("adaln", 0), ("two_stream", 1)])
+@pytest.mark.parametrize(("name", "predictor"), [("adaln", "reuse"), ("two_stream", "chebyshev")])
 def test_an_exported_bundle_gives_what_python_gives(
-    runner: Path, name: str, order: int, tmp_path: Path
+    runner: Path, name: str, predictor: str, tmp_path: Path
 ) -> None:
     pytest.importorskip("diffusers")
     from runner_case import bundle, in_python, sampler
 
-    folder, inputs = bundle(tmp_path, name, order, format="aoti")
+    schedule = deltapass.Schedule(predictor=predictor)
+    folder, inputs = bundle(tmp_path, name, schedule, format="aoti")
     start, paths = noise(5, B, T, C), [tmp_path / f"{name}.safetensors" for name in ("in", "out")]
     write_trajectory(paths[0], start, sampler(), inputs)
     done = subprocess.run([runner, folder, *paths], capture_output=True, text=True, check=False)

@@ -19,7 +19,9 @@ pytest.importorskip("diffusers")
 from runner_case import STEPS, bundle, in_python, sampler
 from safetensors.torch import load_file, save_file
 
+import deltapass
 from deltapass.exporting.trajectory_file import write_trajectory
+from deltapass.schedule.weights import Weights
 
 RUNNER = Path(__file__).parents[2] / "build" / "runner" / "runner"
 
@@ -29,9 +31,27 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("name", "order"), [("adaln", 0), ("two_stream", 1)])
-def test_runner_gives_the_bits_of_python(name: str, order: int, tmp_path: Path) -> None:
-    folder, inputs = bundle(tmp_path, name, order)
+FRONT, REAR = deltapass.Span(0, 3), deltapass.Span(3, 5)  # both of two streams
+ROWS = (None, None, REAR, None, REAR, REAR, None, FRONT)
+OWN = {
+    4: Weights(shared=((1.6, -0.8, 0.3), (1.2, -0.1, 0.0))),
+    5: Weights(shared=((1.9, -1.1, 0.3),), branches=(("cond", ((1.0, 0.0, 0.0),)),)),
+    7: Weights(shared=((0.7,),)),
+}
+WEIGHED = deltapass.ExplicitSchedule(
+    ROWS, predictor="linear", weights=tuple(OWN.get(step) for step in range(STEPS))
+)
+RULES = ("reuse", "linear", "quadratic", "adams-bashforth", "chebyshev")
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [("adaln", deltapass.Schedule()), ("two_stream", WEIGHED)]
+    + [("two_stream", deltapass.Schedule(predictor=rule)) for rule in RULES[1:]],
+    ids=[RULES[0], "weights", *RULES[1:]],
+)
+def test_runner_gives_the_bits_of_python(name: str, schedule: Any, tmp_path: Path) -> None:
+    folder, inputs = bundle(tmp_path, name, schedule)
     start = noise(5, B, T, C)
     given, result = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
     write_trajectory(given, start, sampler(), inputs)
@@ -65,7 +85,7 @@ def refused(folder: Path, given: Path) -> str:
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A bundle and an input that fits it."""
     folder = tmp_path_factory.mktemp("small")
-    made, inputs = bundle(folder, "adaln", 0)
+    made, inputs = bundle(folder, "adaln", deltapass.Schedule())
     write_trajectory(folder / "in.safetensors", noise(5, B, T, C), sampler(), inputs)
     return made, folder / "in.safetensors"
 
