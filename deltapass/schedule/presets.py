@@ -1,4 +1,4 @@
-"""Schedules by name: the paper's method, its baselines and its ablation."""
+"""Schedules by name: presets by their aim; the paper's method, its baselines and ablation."""
 
 from __future__ import annotations
 
@@ -33,14 +33,56 @@ def never() -> Schedule:
     return Schedule(interval=1, cached_blocks=0)
 
 
+# A preset that is not the paper's skips the whole stack and forecasts linearly. Trajectories begin
+# with refreshes, for what an image will be is decided there, and a forecast needs two. On few-step
+# trajectories, whose steps are far apart, it skips only a seventh of the blocks, as the paper does.
+FORECAST: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "outline": "deep",
+        "detail": "deep",
+        "cached_blocks": 1.0,
+        "few_step_blocks": 1 / 7,
+        "predictor": "linear",
+    }
+)
+
+
+def quality() -> Schedule:
+    """No visible change: every other step from the fourth on."""
+    return Schedule(interval=(1, 1, 1, 2), **FORECAST)
+
+
+def balanced() -> Schedule:
+    """About half of the work: refreshes two steps apart early, three later."""
+    return Schedule(interval=(1, 1, 1, 2, 2, 2, 3), **FORECAST)
+
+
+def fast() -> Schedule:
+    """As fast as still useful: refreshes two steps apart early, four later."""
+    return Schedule(interval=(1, 1, 2, 2, 4), **FORECAST)
+
+
 SCHEDULES: Final[Mapping[str, Callable[..., Schedule]]] = MappingProxyType(
     {
+        "quality": quality,
+        "balanced": balanced,
+        "fast": fast,
         "delta-dit": delta_dit,
+        "paper": delta_dit,
         "delta-cache-deep": functools.partial(delta_cache, "deep"),
         "delta-cache-middle": functools.partial(delta_cache, "middle"),
         "delta-cache-shallow": functools.partial(delta_cache, "shallow"),
         "reversed": reversed_phases,
         "none": never,
+    }
+)
+# Preset -> what it aims at, for people who choose one; it is also the name of a schedule.
+PRESETS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "quality": "no visible change",
+        "balanced": "twice as fast",
+        "fast": "as fast as still useful",
+        "paper": "Delta-DiT, as published",
     }
 )
 FIELD_NAMES: Final = tuple(field.name for field in dataclasses.fields(Schedule))

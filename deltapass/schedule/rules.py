@@ -57,11 +57,13 @@ Table = tuple[Span | None, ...]  # one entry a step: None refreshes, a span is s
 class Schedule:
     """A schedule by rule, for any number of steps and blocks.
 
-    `interval` N is one refresh and N - 1 cached steps, at most `max_consecutive` of them; the
-    first `warm_up` and last `cool_down` steps are full. Steps before `boundary` (a step, or a
-    fraction of the trajectory) skip `cached_blocks` blocks in region `outline`, later ones in
-    `detail`. None stands for the paper's default, which depends on steps and blocks. `predictor`
-    names how a cached step's delta is forecast (PREDICTORS; the paper's is "reuse").
+    `interval` N is one refresh and N - 1 cached steps, at most `max_consecutive` of them; several
+    hold in turn, and the last of them from then on. The first `warm_up` and last `cool_down` steps
+    are full. Steps before `boundary` (a step, or a fraction of the trajectory) skip `cached_blocks`
+    blocks (a number, or a fraction of the stack) in region `outline`, later ones in `detail`.
+    Trajectories of up to FEW_STEPS steps skip `few_step_blocks` instead, if it is given. None
+    stands for the paper's default, which depends on steps and blocks. `predictor` names how a
+    cached step's delta is forecast (PREDICTORS; the paper's is "reuse").
 
     Raises:
         ScheduleError: If a field has a value that no trajectory could follow.
@@ -70,8 +72,9 @@ class Schedule:
         Section 3 (Delta-DiT, interval) and Eq. 7; the few-step defaults are those for LCM.
     """
 
-    interval: int = 2
-    cached_blocks: int | None = None
+    interval: int | tuple[int, ...] = 2
+    cached_blocks: int | float | None = None
+    few_step_blocks: int | float | None = None
     boundary: int | float | None = None
     outline: Region = "deep"
     detail: Region = "shallow"
@@ -81,24 +84,24 @@ class Schedule:
     predictor: str = "reuse"
 
     def __post_init__(self) -> None:
-        for name, least in (("interval", 1), ("warm_up", 0), ("cool_down", 0)):
-            check_count(name, getattr(self, name), least)
-        for name, least in (("cached_blocks", 0), ("max_consecutive", 1)):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name), least)
+        if isinstance(self.interval, list):  # from a file, or an option on the command line
+            object.__setattr__(self, "interval", tuple(self.interval))
+        for interval in self._intervals or ((),):
+            check_count("interval", interval, 1)
+        for name in ("warm_up", "cool_down"):
+            check_count(name, getattr(self, name), 0)
+        if self.max_consecutive is not None:
+            check_count("max_consecutive", self.max_consecutive, 1)
+        for name in ("cached_blocks", "few_step_blocks", "boundary"):
+            _check_part(name, getattr(self, name))
         _check_region("outline", self.outline)
         _check_region("detail", self.detail)
         predictor_named(self.predictor)
-        if isinstance(self.boundary, float):
-            if not 0.0 <= self.boundary <= 1.0:
-                raise ScheduleError(f"boundary is {self.boundary!r}", "A fraction is 0.0 to 1.0")
-        elif self.boundary is not None:
-            check_count("boundary", self.boundary, 0)
 
     @property
     def caches(self) -> bool:
         """Whether any trajectory could have a cached step."""
-        return self.interval > 1 and self.cached_blocks != 0
+        return max(self._intervals) > 1 and self.cached_blocks != 0
 
     @property
     def needs_steps(self) -> bool:
@@ -114,9 +117,10 @@ class Schedule:
 
     @property
     def few_step_defaults(self) -> bool:
-        """Whether something left to defaults depends on the trajectory being a few-step one."""
+        """Whether what it does depends on the trajectory being a few-step one."""
         by_default = self.boundary is None and self.has_boundary
-        return self.caches and (self.cached_blocks is None or by_default)
+        by_number = self.cached_blocks is None or self.few_step_blocks is not None
+        return self.caches and (by_number or by_default)
 
     @property
     def has_boundary(self) -> bool:
@@ -137,6 +141,11 @@ class Schedule:
         """Of how many of the newest refreshes each step of a table reads the deltas."""
         return tuple(0 if row is None else self.forecast.reads for row in table)
 
+    @property
+    def longest(self) -> int:
+        """The most steps from one refresh to the next."""
+        return max(self._strides)
+
     def check_steps(self, steps: int) -> None:
         """Raise BoundaryOutsideError if the boundary lies outside `steps` steps."""
         check_count("steps", steps, 1)
@@ -147,8 +156,9 @@ class Schedule:
         """What each of `steps` steps of a model with `blocks` blocks does.
 
         Cached steps are spread over floor(T / N) intervals after the leftover T mod N full
-        steps, T being the steps that are neither warm-up nor cool-down. Step `start` refreshes;
-        those before it are not run (image-to-image begins half-way) and count as full.
+        steps, T being the steps that are neither warm-up nor cool-down. Several intervals begin
+        with the first step after the warm-up. Step `start` refreshes; those before it are not run
+        (image-to-image begins half-way) and count as full.
 
         Raises:
             TooManyCachedBlocksError: If `cached_blocks` is above `blocks`.
@@ -162,10 +172,11 @@ class Schedule:
         boundary = self._boundary_step(steps)
         stop = steps - self.cool_down
         begin = start + self.warm_up
-        begin += max(0, stop - begin) % self._stride
+        if not isinstance(self.interval, tuple):
+            begin += max(0, stop - begin) % self.longest
 
         def row(step: int) -> Span | None:
-            full = not begin <= step < stop or (step - begin) % self._stride == 0
+            full = not begin <= step < stop or self._refreshes(step - begin)
             return None if full else outline if step < boundary else detail
 
         return tuple(row(step) for step in range(steps))
@@ -185,7 +196,7 @@ class Schedule:
         if self.needs_steps:
             raise unknown_length("its boundary is a step or its last steps are full")
         outline, detail = self._phases(blocks, few=False)
-        if index < max(1, self.warm_up) or (index - self.warm_up) % self._stride == 0:
+        if index < max(1, self.warm_up) or self._refreshes(index - self.warm_up):
             return None
         fraction = BOUNDARY if self.boundary is None else self.boundary
         # Levels come from float32 timesteps: step b itself must not count as just above.
@@ -197,10 +208,23 @@ class Schedule:
         return distinct(rows)
 
     @property
-    def _stride(self) -> int:
-        """Steps from one refresh to the next."""
-        cap = self.interval if self.max_consecutive is None else self.max_consecutive + 1
-        return min(self.interval, cap)
+    def _intervals(self) -> tuple[int, ...]:
+        return self.interval if isinstance(self.interval, tuple) else (self.interval,)
+
+    @property
+    def _strides(self) -> tuple[int, ...]:
+        """Steps from one refresh to the next, in turn."""
+        cap = math.inf if self.max_consecutive is None else self.max_consecutive + 1
+        return tuple(int(min(interval, cap)) for interval in self._intervals)
+
+    def _refreshes(self, index: int) -> bool:
+        """Whether a step refreshes, counted from the end of the warm-up."""
+        *first, last = self._strides
+        for stride in first:
+            if index < stride:
+                return index == 0
+            index -= stride
+        return index % last == 0
 
     def _boundary_step(self, steps: int) -> int:
         if isinstance(self.boundary, int):
@@ -210,14 +234,22 @@ class Schedule:
 
     def _phases(self, blocks: int, *, few: bool) -> tuple[Span, Span] | tuple[None, None]:
         check_count("blocks", blocks, 1)
-        count = self.cached_blocks
-        if count is None:
-            count = max(1, _rounded(blocks / 7)) if few else _rounded(blocks * 0.75)
+        count = self._skipped(blocks, few=few)
         if count > blocks:
             raise TooManyCachedBlocksError(count, blocks)
-        if not self.caches:
+        if not self.caches or not count:
             return None, None
         return region_span(self.outline, count, blocks), region_span(self.detail, count, blocks)
+
+    def _skipped(self, blocks: int, *, few: bool) -> int:
+        """How many blocks a cached step skips."""
+        own = self.few_step_blocks if few else None
+        count = self.cached_blocks if own is None else own
+        if count is None:
+            count = 1 / 7 if few else 0.75
+        if isinstance(count, int):
+            return count
+        return min(blocks, max(1, _rounded(blocks * count))) if count else 0
 
 
 def region_span(region: Region, cached: int, blocks: int) -> Span:
@@ -249,6 +281,15 @@ def distinct(rows: Sequence[Span | None]) -> tuple[Span, ...]:
 def _check_region(name: str, value: object) -> None:
     if value not in REGIONS:
         raise ScheduleError(f"{name} is {value!r}", f"It must be one of {', '.join(REGIONS)}")
+
+
+def _check_part(name: str, value: object) -> None:
+    """Raise ScheduleError unless it is None, a fraction or a whole number."""
+    if isinstance(value, float):
+        if not 0.0 <= value <= 1.0:
+            raise ScheduleError(f"{name} is {value!r}", "A fraction is 0.0 to 1.0")
+    elif value is not None:
+        check_count(name, value, 0)
 
 
 def check_fits(table: Table, blocks: int) -> None:

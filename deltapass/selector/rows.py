@@ -145,8 +145,8 @@ class Rows:
 
     def _reach(self) -> int:
         """How many steps ahead a cached step may read a delta emitted now."""
-        interval = getattr(self._model.schedule, "interval", 1)
-        return int(interval) * self._model.schedule.forecast.reads
+        longest = getattr(self._model.schedule, "longest", 1)
+        return int(longest) * self._model.schedule.forecast.reads
 
 
 def _by_branch(schedule: AnySchedule) -> bool:
