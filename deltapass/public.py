@@ -13,6 +13,10 @@ from deltapass.pipelines.attach import Attachment as Attachment
 from deltapass.pipelines.attach import attach as attach
 from deltapass.pipelines.attach import detach as detach
 from deltapass.pipelines.attach import last_report as last_report
+from deltapass.pipelines.enable import Enabled as Enabled
+from deltapass.pipelines.enable import disable as disable
+from deltapass.pipelines.enable import enable as enable
+from deltapass.pipelines.enable import paused as paused
 from deltapass.schedule.explicit import ExplicitSchedule as ExplicitSchedule
 from deltapass.schedule.files import load_schedule as load_schedule
 from deltapass.schedule.files import save_schedule as save_schedule

@@ -12,7 +12,7 @@ import functools
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, final
+from typing import Any, Protocol, final
 from weakref import WeakSet
 
 from torch import nn
@@ -27,6 +27,7 @@ from deltapass.pipelines.follow import (
     watch_denoiser,
 )
 from deltapass.pipelines.passing_class import passing_class
+from deltapass.pipelines.step_times import Clock
 from deltapass.schedule.explicit import AnySchedule
 from deltapass.schedule.given import GivenSchedule, schedule_or_none
 from deltapass.selector.trackers import known_tracker
@@ -58,6 +59,16 @@ NEVER_STEPPED = (
 )
 
 
+class Watcher(Protocol):
+    """Is told of the calls of an attached pipeline. Who watches also detaches."""
+
+    def clock(self) -> Clock | None:
+        """What times the steps of the call that begins; None if they need not be timed."""
+
+    def ended(self, report: SessionReport, seconds: Mapping[int, float]) -> None:
+        """A timed call ended without an error; `seconds` are those of each of its last steps."""
+
+
 @final
 class Attachment:
     """What ties a pipeline to its sessions. Also a context manager that detaches on leaving.
@@ -65,11 +76,13 @@ class Attachment:
     Attributes:
         schedule: Replaces the compiled models' own schedule in every call.
         last: Report of the last call that ended, also if it failed; None before the first.
+        watcher: Who is told of the calls; `enable` sets it.
     """
 
     def __init__(self, pipe: Any, schedule: AnySchedule | None) -> None:
         self.schedule = schedule
         self.last: SessionReport | None = None
+        self.watcher: Watcher | None = None
         self._pipe, self._kind = pipe, type(pipe)
         self._watched: WeakSet[nn.Module] = WeakSet()  # what was exchanged must be let go
         self._lock = threading.Lock()
@@ -107,15 +120,23 @@ class Attachment:
         self._watch(pipe)
         outer, run = active_session(), current_run()
         mine = outer is None or (run is not None and run.session is outer)
-        session = Session(schedule=self.schedule) if mine or outer is None else outer
-        before = session.entries.count
+        session = Session() if mine or outer is None else outer
+        before, lent = session.entries.count, self.schedule if session.schedule is None else None
+        watcher = self.watcher
+        clock = None if watcher is None else watcher.clock()
+        if lent is not None:
+            session.schedule = lent
         try:
-            with following(session, pipe.scheduler) as run, session:
+            with following(session, pipe.scheduler, clock) as run, session:
                 run.open()
                 yield
         finally:
             self.last = session.entries.report(before)
+            if lent is not None:
+                session.schedule = None
         self._check_that_it_ran(pipe, run.stepped_once)
+        if watcher is not None and clock is not None:
+            watcher.ended(self.last, run.seconds)
 
     def _watch(self, pipe: Any) -> None:
         """Watch the denoisers, which may have been exchanged since the last call."""
@@ -161,13 +182,13 @@ def attach(pipe: Any, *, schedule: GivenSchedule | None = None) -> Attachment:
         ScheduleError: If the schedule's name or file cannot be used.
         OptionError: If it is no schedule.
     """
-    _refuse(pipe)
+    refuse_unattachable(pipe)
     attachment = Attachment(pipe, schedule_or_none(schedule))
     attachment.install()
     return attachment
 
 
-def _refuse(pipe: Any) -> None:
+def refuse_unattachable(pipe: Any) -> None:
     """Raise what there is to say against attaching this."""
     name = type(pipe).__name__
     if attachment_of(pipe) is not None:
@@ -209,11 +230,13 @@ def detach(pipe: Any) -> None:
     """Undo `attach`: the pipeline and its denoisers are as before.
 
     Raises:
-        AttachError: If the pipeline is not attached.
+        AttachError: If the pipeline is not attached, or was enabled.
     """
     attachment = attachment_of(pipe)
     if attachment is None:
         raise AttachError(f"this {type(pipe).__name__} is not attached", "Call attach(pipe) first")
+    if attachment.watcher is not None:
+        raise AttachError(f"this {type(pipe).__name__} is enabled", "Call disable(pipe) instead")
     attachment.remove()
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from deltapass.errors import AttachError
+from deltapass.pipelines.step_times import Clock
 from deltapass.sessions import context
 from deltapass.sessions.session import Session
 
@@ -27,10 +28,16 @@ _RUN: Final[ContextVar[Run | None]] = ContextVar("deltapass_run", default=None)
 
 @final
 class Run:
-    """One call of an attached pipeline: drives a session by what the scheduler does."""
+    """One call of an attached pipeline: drives a session by what the scheduler does.
 
-    def __init__(self, session: Session, scheduler: Any) -> None:
+    Attributes:
+        seconds: How long each step took since the scheduler set its timesteps, if it is timed.
+    """
+
+    def __init__(self, session: Session, scheduler: Any, clock: Clock | None = None) -> None:
         self.session, self.scheduler = session, scheduler
+        self.seconds: dict[int, float] = {}
+        self._clock, self._since = clock, 0.0
         self._index = 0
         self._stepped = False
 
@@ -47,6 +54,8 @@ class Run:
     def _start(self, steps: int | None, start: int) -> None:
         self.session.follow(steps)
         self._index, self._stepped = start, False
+        if self._clock is not None:
+            self.seconds, self._since = {}, self._clock()
         self.session.step(start)
 
     @property
@@ -60,6 +69,9 @@ class Run:
         found = (_entry_of(timesteps, given) for given in arguments)
         done = next((at for at in found if at is not None), self._index)
         self._index, self._stepped = done + 1, True
+        if self._clock is not None:
+            before, self._since = self._since, self._clock()
+            self.seconds[done] = self._since - before
         if self._index < (self.session.steps or 0):
             self.session.step(self._index)
 
@@ -74,13 +86,13 @@ class Run:
 
 
 @contextmanager
-def following(session: Session, scheduler: Any) -> Iterator[Run]:
-    """Let a session follow a scheduler, for the calls inside.
+def following(session: Session, scheduler: Any, clock: Clock | None = None) -> Iterator[Run]:
+    """Let a session follow a scheduler, for the calls inside; with a clock, its steps are timed.
 
     Raises:
         AttachError: If another run follows the same scheduler object.
     """
-    run = Run(session, scheduler)
+    run = Run(session, scheduler, clock)
     token = _RUN.set(run)
     try:
         with watched_scheduler(scheduler):

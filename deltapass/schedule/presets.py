@@ -85,6 +85,7 @@ PRESETS: Final[Mapping[str, str]] = MappingProxyType(
         "paper": "Delta-DiT, as published",
     }
 )
+DEFAULT_PRESET: Final = "balanced"
 FIELD_NAMES: Final = tuple(field.name for field in dataclasses.fields(Schedule))
 
 
