@@ -24,6 +24,7 @@ from deltapass.schedule.budget import Budget
 from deltapass.schedule.explicit import AnySchedule, ExplicitSchedule
 from deltapass.schedule.given import SCHEDULE_FORM, given_schedule
 from deltapass.schedule.predictors import predictor_named
+from deltapass.schedule.presets import preset_named
 
 OPTION_NAMES: Final = (
     "lowering",
@@ -35,6 +36,7 @@ OPTION_NAMES: Final = (
     "predictor",
     "steps",
     "schedule",
+    "preset",
     "fuse",
     "inputs",
     "per_step",
@@ -169,9 +171,10 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
     """Check the options of one torch.compile call.
 
     `interval`, `cached_blocks` and `boundary` are fields of a named schedule ('delta-dit' when
-    none is named); `budget` chooses the first two. `predictor` replaces that of the schedule, and
-    `order` is short for it: 0 is "reuse", 1 is "linear". None stands for "not given" for all of
-    these, and for `schedule` and `steps`. `per_step` is short for `inputs` with that key alone.
+    none is named); `budget` chooses the first two, a `preset` the whole schedule. `predictor`
+    replaces that of the schedule, and `order` is short for it: 0 is "reuse", 1 is "linear". None
+    stands for "not given" for all of these, and for `schedule` and `steps`. `per_step` is short for
+    `inputs` with that key alone.
 
     Args:
         raw: Options by name, as given to torch.compile.
@@ -180,8 +183,8 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
     Raises:
         UnknownOptionError: If an option does not exist.
         ContradictoryOptionsError: If a schedule object, file or 'none' comes with its fields, a
-            budget with what it chooses, `order` or a schedule with fitted weights with a
-            `predictor`, or `per_step` with the same key of `inputs`.
+            budget or a preset with what it chooses, `order` or a schedule with fitted weights with
+            a `predictor`, or `per_step` with the same key of `inputs`.
         ScheduleError: If the schedule's name, file or fields cannot be used.
         OptionError: If another value cannot be used; see `Options` for the rest.
     """
@@ -192,6 +195,10 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
     fields = {name: given.pop(name, None) for name in SCHEDULE_FIELDS}
     fields = {name: value for name, value in fields.items() if value is not None}
     budget, named = given.pop("budget", None), given.pop("schedule", None)
+    preset = given.pop("preset", None)
+    if preset is not None:
+        _refuse_beside_preset({"schedule": named, "budget": budget, **fields})
+        named = preset_named(preset)
     predictor = _predictor(given.pop("order", None), given.pop("predictor", None))
     if budget is not None:
         schedule: AnySchedule | Budget = _budget(budget, named, fields)
@@ -232,6 +239,12 @@ def _budget(share: Any, schedule: object, fields: Mapping[str, Any]) -> Budget:
             why = "the budget chooses the interval and the blocks to cache"
             raise ContradictoryOptionsError("budget", name, why)
     return Budget(share=share, boundary=fields.get("boundary"))
+
+
+def _refuse_beside_preset(given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ContradictoryOptionsError("preset", name, "a preset is a whole schedule")
 
 
 def _predictor(order: Any, predictor: Any) -> str | None:

@@ -212,7 +212,7 @@ def small_pipe() -> Any:
 def surroundings(path: Path) -> dict[str, Any]:
     """What the examples may use without saying where it comes from."""
     return {
-        **({"pipe": small_pipe()} if path.stem == "sessions" else {}),
+        **({"pipe": small_pipe()} if path.stem in ("choose", "sessions") else {}),
         "model": make("two_stream"),
         "latents": noise(0, B, T, C),
         "text": noise(1, B, S, D),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from deltapass.options import (
 from deltapass.schedule.budget import Budget
 from deltapass.schedule.explicit import ExplicitSchedule
 from deltapass.schedule.files import save_schedule
-from deltapass.schedule.presets import delta_cache, never, reversed_phases
+from deltapass.schedule.presets import PRESETS, delta_cache, named_schedule, never, reversed_phases
 from deltapass.schedule.rules import Schedule, Span
 from deltapass.schedule.weights import Weights
 
@@ -45,6 +47,7 @@ def test_the_list_of_options_is_frozen() -> None:
         "predictor",
         "steps",
         "schedule",
+        "preset",
         "fuse",
         "inputs",
         "per_step",
@@ -76,6 +79,7 @@ def test_every_option_is_taken() -> None:
         "predictor": "quadratic",
         "steps": 10,
         "schedule": "reversed",
+        "preset": None,  # it would be the whole schedule
         "fuse": "whole",
         "inputs": {"sample": ["video", "audio"], "timestep": "s"},
         "per_step": ["residual", "pose"],
@@ -103,6 +107,7 @@ def test_none_stands_for_not_given() -> None:
         "order",
         "predictor",
         "schedule",
+        "preset",
         "steps",
         "inputs",
         "per_step",
@@ -250,6 +255,45 @@ def test_a_budget_excludes_what_it_chooses(name: str, value: object) -> None:
     match = f"options 'budget' and '{name}' contradict each other: the budget chooses .*Give one of"
     with pytest.raises(ContradictoryOptionsError, match=match):
         parse_options({"budget": 0.6, name: value})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_the_schedule_of_its_name(name: str) -> None:
+    assert parse_options({"preset": name}).schedule == named_schedule(name)
+    assert parse_options({"preset": name}) == parse_options({"schedule": name})
+    chosen = parse_options({"preset": name, "predictor": "quadratic"}).schedule
+    assert chosen == dataclasses.replace(named_schedule(name), predictor="quadratic")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("schedule", "balanced"),
+        ("schedule", Schedule()),
+        ("budget", 0.5),
+        ("interval", 2),
+        ("cached_blocks", 0),
+        ("boundary", 0.5),
+    ],
+)
+def test_a_preset_excludes_what_it_sets(name: str, value: object) -> None:
+    match = f"options 'preset' and '{name}' contradict each other: a preset is a whole schedule"
+    with pytest.raises(ContradictoryOptionsError, match=match):
+        parse_options({"preset": "balanced", name: value})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("balance", "one of .*did you mean 'balanced'"), ("delta-dit", "one of"), (["fast"], "one")],
+)
+def test_an_unknown_preset_gets_the_near_match(value: object, text: str) -> None:
+    with pytest.raises(OptionError, match=f"'preset' is {re.escape(repr(value))}.*{text}"):
+        parse_options({"preset": value})
+
+
+def test_a_preset_by_name_takes_no_fields() -> None:
+    with pytest.raises(ScheduleError, match="schedule 'fast' does not take all of: interval"):
+        parse_options({"schedule": "fast", "interval": 3})
 
 
 def test_steps_are_checked_against_the_schedule_early() -> None:

@@ -18,10 +18,8 @@ from torch import nn
 from deltapass.errors import (
     AttachError,
     ContradictoryOptionsError,
-    OptionError,
     UnknownOptionError,
     counted,
-    did_you_mean,
 )
 from deltapass.options import HOW_COMPILED, parse_options
 from deltapass.pipelines.attach import (
@@ -36,10 +34,11 @@ from deltapass.pipelines.compiled_by import OURS, backend_of
 from deltapass.pipelines.step_times import Clock, StepTimes, clock_of, step_times
 from deltapass.schedule.explicit import AnySchedule
 from deltapass.schedule.given import GivenSchedule, given_schedule
-from deltapass.schedule.presets import DEFAULT_PRESET, PRESETS, named_schedule, never
+from deltapass.schedule.presets import DEFAULT_PRESET, never, preset_named
 from deltapass.sessions.report import SessionReport
 
 COMPILED: Final = (*HOW_COMPILED, "inputs", "per_step")  # options that a model is compiled with
+HOOK: Final = "_hf_hook"  # where offloading notes what it has put on a model
 MORE: Final = "deltapass.last_report(pipe) shows every step"
 
 
@@ -58,6 +57,7 @@ class Enabled:
         self._pipe, self._options, self._quiet = pipe, dict(options), quiet
         self._plain: dict[str, nn.Module] = {}
         self._compiled: dict[str, Any] = {}
+        self._left: dict[str, set[str]] = {}  # attributes that torch.compile puts on the model
         self._schedule: AnySchedule = never()
 
     def __enter__(self) -> Enabled:
@@ -83,8 +83,10 @@ class Enabled:
         try:
             for name, model in models.items():
                 if backend_of(model) != OURS:
+                    before = set(vars(model))
                     made = torch.compile(model, backend=OURS, options=self._options)
                     self._plain[name], self._compiled[name] = model, made
+                    self._left[name] = vars(model).keys() - before
                     setattr(self._pipe, name, made)
         except BaseException:
             self.end()
@@ -104,7 +106,7 @@ class Enabled:
         present = vars(self._pipe)
         mine = [name for name, model in self._compiled.items() if present.get(name) is model]
         for name in mine:
-            if "_hf_hook" in vars(self._compiled[name]):
+            if HOOK in vars(self._plain[name]):  # put on the compiled model, it is there too
                 raise AttachError(
                     f"{name} has hooks, as offloading puts on it, and disabling would lose them",
                     "Call pipe.remove_all_hooks() first, and offload again afterwards",
@@ -113,6 +115,9 @@ class Enabled:
         detach(self._pipe)
         for name in mine:
             setattr(self._pipe, name, self._plain[name])
+        for name, left in self._left.items():
+            for attribute in left:
+                vars(self._plain[name]).pop(attribute, None)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -241,10 +246,7 @@ def _chosen(preset: str | None, schedule: GivenSchedule | None) -> tuple[str, An
     if schedule is not None:
         return schedule if isinstance(schedule, str) else "schedule", given_schedule(schedule)
     name = DEFAULT_PRESET if preset is None else preset
-    if not isinstance(name, str) or name not in PRESETS:
-        hint = did_you_mean(name, tuple(PRESETS), "; did you mean {!r}?")
-        raise OptionError("preset", name, f"one of {', '.join(PRESETS)}{hint}")
-    return name, named_schedule(name)
+    return name, preset_named(name)
 
 
 def _compile_options(options: Mapping[str, Any], *, quick: bool) -> dict[str, Any]:
@@ -267,7 +269,7 @@ def _refuse_denoiser(name: str, model: nn.Module) -> None:
             f"{name} is compiled with backend {backend!r} already",
             f"Give the plain model back first, pipe.{name} = pipe.{name}._orig_mod",
         )
-    if "_hf_hook" in vars(getattr(model, "_orig_mod", model)):
+    if backend is None and HOOK in vars(model):
         raise AttachError(
             f"{name} has hooks, as offloading puts on it, and no graph can be made of it then",
             "Call pipe.remove_all_hooks(), then enable(pipe), then offload again",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from deltapass.errors import ScheduleError
+from deltapass.errors import OptionError, ScheduleError, did_you_mean
 from deltapass.schedule.checks import unknown_name
 from deltapass.schedule.rules import Region, Schedule
 
@@ -64,16 +64,16 @@ def fast() -> Schedule:
 
 SCHEDULES: Final[Mapping[str, Callable[..., Schedule]]] = MappingProxyType(
     {
-        "quality": quality,
-        "balanced": balanced,
-        "fast": fast,
         "delta-dit": delta_dit,
-        "paper": delta_dit,
         "delta-cache-deep": functools.partial(delta_cache, "deep"),
         "delta-cache-middle": functools.partial(delta_cache, "middle"),
         "delta-cache-shallow": functools.partial(delta_cache, "shallow"),
         "reversed": reversed_phases,
         "none": never,
+        "quality": quality,
+        "balanced": balanced,
+        "fast": fast,
+        "paper": delta_dit,
     }
 )
 # Preset -> what it aims at, for people who choose one; it is also the name of a schedule.
@@ -87,6 +87,18 @@ PRESETS: Final[Mapping[str, str]] = MappingProxyType(
 )
 DEFAULT_PRESET: Final = "balanced"
 FIELD_NAMES: Final = tuple(field.name for field in dataclasses.fields(Schedule))
+
+
+def preset_named(name: Any) -> Schedule:
+    """The schedule of a preset.
+
+    Raises:
+        OptionError: If there is none of that name.
+    """
+    if not isinstance(name, str) or name not in PRESETS:
+        hint = did_you_mean(name, tuple(PRESETS), "; did you mean {!r}?")
+        raise OptionError("preset", name, f"one of {', '.join(PRESETS)}{hint}")
+    return SCHEDULES[name]()
 
 
 def named_schedule(name: str, /, **fields: Any) -> Schedule:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 from diffusers import WanPipeline
 from models.zoo import NUMPY_WARNINGS, Zoo, make_pipe
 from pipeline_case import compiled, expected, original, realised, report_of
@@ -44,6 +44,7 @@ def zoo() -> Zoo:
 @pytest.fixture
 def compiles(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """One entry for every graph that is compiled."""
+    torch._dynamo.reset()  # what other tests compiled would serve here
     made: list[Any] = []
     compile_graph = backend.compile_graph
 
@@ -159,8 +160,9 @@ def test_both_denoisers_of_a_pipeline_are_compiled_and_given_back() -> None:
     pipe, zoo, second = two_denoisers()
     with deltapass.enable(pipe, "paper", quick=True) as enabled:
         pipe(**zoo.call(steps=16))
-        assert enabled.last is not None and enabled.last.as_planned
-        assert {entry.step for entry in enabled.last.entries if entry.realised} >= {5, 15}
+        assert enabled.last is not None
+        cached = {entry.step for entry in enabled.last.entries if entry.realised}
+        assert cached >= {1, 13, 15}, "before and after the second takes over"
         assert pipe.transformer_2 is not second
     assert pipe.transformer is zoo.denoiser and pipe.transformer_2 is second
 
@@ -178,7 +180,8 @@ def test_one_line_after_the_first_image_says_what_was_measured(
     count = sum(row is not None for row in by_preset(zoo, "balanced"))
     found = re.fullmatch(
         rf"deltapass balanced: {STEPS} steps, {count} of them cached, "
-        r"saved (-?[\d.]+) s of ([\d.]+) s \(([\d.]+)x\), measured: ([\d.]+) ms a step in full, ([\d.]+) ms cached\. "
+        r"saved (-?[\d.]+) s of ([\d.]+) s \(([\d.]+)x\), measured: "
+        r"([\d.]+) ms a step in full, ([\d.]+) ms cached\. "
         r"deltapass\.last_report\(pipe\) shows every step\n",
         text,
     )
@@ -228,8 +231,8 @@ def test_disable_puts_everything_back(error: type[BaseException] | None) -> None
     zoo = make_pipe("flux-cfg")
     parts = (zoo.pipe, zoo.denoiser, zoo.pipe.scheduler)
     kinds, own, config = [type(p) for p in parts], set(vars(zoo.denoiser)), dict(zoo.pipe.config)
-    names = set(vars(zoo.pipe))
     wanted = zoo.run()
+    names = set(vars(zoo.pipe))
     deltapass.enable(zoo.pipe, quick=True)
     assert zoo.pipe.transformer is not zoo.denoiser
     try:
@@ -240,7 +243,7 @@ def test_disable_puts_everything_back(error: type[BaseException] | None) -> None
     assert zoo.pipe.transformer is zoo.denoiser
     assert [type(part) for part in parts] == kinds
     assert set(vars(zoo.denoiser)) - {"_diffusers_hook"} == own
-    assert set(vars(zoo.pipe)) - names <= {"_guidance_scale", "_interrupt"}
+    assert set(vars(zoo.pipe)) == names
     assert dict(zoo.pipe.config) == config
     assert active_session() is None
     assert torch.equal(zoo.run(), wanted)
@@ -328,7 +331,9 @@ def test_offloading_goes_around_it(zoo: Zoo) -> None:
     add_hook_to_module(zoo.pipe.transformer, hook)
     with pytest.raises(AttachError, match=r"disabling would lose them. Call pipe\.remove_all_hook"):
         deltapass.disable(zoo.pipe)
-    run(zoo)
+    remove_hook_from_module(zoo.pipe.transformer)
+    deltapass.disable(zoo.pipe)
+    assert torch.equal(run(zoo), run(original(zoo.name)))
     other = make_pipe(zoo.name)
     add_hook_to_module(other.denoiser, AlignDevicesHook(execution_device="cpu"))
     with pytest.raises(AttachError, match="no graph can be made of it then"):

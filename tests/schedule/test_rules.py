@@ -303,6 +303,10 @@ def test_named_schedules_are_the_constructors() -> None:
         "delta-cache-shallow",
         "reversed",
         "none",
+        "quality",
+        "balanced",
+        "fast",
+        "paper",
     ]
     assert named_schedule("delta-dit", interval=3) == delta_dit(interval=3)
     assert named_schedule("delta-cache-middle") == delta_cache("middle")
