@@ -112,8 +112,10 @@ def named_schedule(name: str, /, **fields: Any) -> Schedule:
     for field in fields:
         if field not in FIELD_NAMES:
             raise unknown_name("field", field, FIELD_NAMES)
+    # Files and the command line know lists only.
+    taken = {n: tuple(value) if isinstance(value, list) else value for n, value in fields.items()}
     try:
-        return SCHEDULES[name](**fields)
+        return SCHEDULES[name](**taken)
     except TypeError as error:  # the constructor itself sets one of these fields
         given = ", ".join(fields)
         remedy = "Drop that field, or use 'delta-dit', which takes all of them"

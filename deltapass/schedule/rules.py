@@ -84,8 +84,6 @@ class Schedule:
     predictor: str = "reuse"
 
     def __post_init__(self) -> None:
-        if isinstance(self.interval, list):  # from a file, or an option on the command line
-            object.__setattr__(self, "interval", tuple(self.interval))
         for interval in self._intervals or ((),):
             check_count("interval", interval, 1)
         for name in ("warm_up", "cool_down"):

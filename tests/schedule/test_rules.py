@@ -161,6 +161,82 @@ def test_schedules_that_never_cache_have_no_spans(schedule: Schedule) -> None:
     assert not schedule.needs_steps
 
 
+# ---- several intervals, and parts of the stack ------------------------------------------------
+
+
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=5),
+    st.integers(0, 4),
+    st.integers(1, 40),
+    st.integers(1, 7),
+)
+def test_several_intervals_hold_in_turn(
+    intervals: list[int], warm_up: int, steps: int, cap: int
+) -> None:
+    schedule = Schedule(
+        interval=tuple(intervals),
+        warm_up=warm_up,
+        max_consecutive=cap,
+        cached_blocks=4,
+        boundary=1.0,
+    )
+    strides = [min(interval, cap + 1) for interval in intervals]
+    refreshes, at = set(range(warm_up)), warm_up
+    for turn in range(steps + 1):
+        refreshes.add(at)
+        at += strides[min(turn, len(strides) - 1)]
+    table = schedule.table(steps, 8)
+    assert [row is None for row in table] == [step in refreshes | {0} for step in range(steps)]
+    assert table == tuple(schedule.at(i, 1.0, 8) for i in range(steps))
+    assert schedule.longest == max(strides)
+    assert schedule.caches is (max(intervals) > 1)
+
+
+@pytest.mark.parametrize(
+    ("part", "blocks", "count"),
+    [(0.5, 8, 4), (0.5, 7, 4), (1.0, 28, 28), (1 / 7, 28, 4), (0.01, 8, 1), (1, 8, 1)],
+)
+def test_a_fraction_is_one_of_the_stack(part: float, blocks: int, count: int) -> None:
+    schedule = Schedule(cached_blocks=part)
+    assert (
+        schedule.spans(blocks, 20)
+        == (Span(blocks - count, blocks), Span(0, count))[: 1 if count == blocks else 2]
+    )
+    assert schedule.spans(blocks, 4) == schedule.spans(blocks, 20), "what is given holds for all"
+
+
+def test_few_steps_may_have_blocks_of_their_own() -> None:
+    schedule = Schedule(cached_blocks=6, few_step_blocks=0.25, boundary=1.0)
+    assert schedule.table(9, 8)[2] == schedule.at(1, 0.5, 8) == Span(2, 8)
+    assert schedule.table(8, 8)[1] == Span(6, 8)
+    assert schedule.few_step_defaults
+    assert not Schedule(cached_blocks=6, few_step_blocks=0).table(8, 8)[1]
+    assert Schedule(cached_blocks=0.0).spans(8) == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"interval": ()}, r"interval is \(\)"),
+        ({"interval": (2, 0)}, "interval is 0"),
+        ({"interval": (2, True)}, "interval is True"),
+        ({"interval": 2.0}, r"interval is 2\.0"),
+        ({"cached_blocks": 1.5}, r"cached_blocks is 1\.5\. A fraction is 0\.0 to 1\.0"),
+        ({"few_step_blocks": -1}, "few_step_blocks is -1"),
+        ({"few_step_blocks": float("nan")}, "few_step_blocks is nan"),
+    ],
+)
+def test_parts_and_intervals_are_checked(fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(ScheduleError, match=text):
+        Schedule(**fields)
+
+
+def test_lists_of_files_and_of_the_command_line_are_taken() -> None:
+    assert named_schedule("reversed", interval=[1, 2]) == reversed_phases(interval=(1, 2))
+    with pytest.raises(ScheduleError, match="interval is 'two'"):
+        named_schedule("reversed", interval=[1, "two"])
+
+
 # ---- unknown length ---------------------------------------------------------------------------
 
 
