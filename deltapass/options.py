@@ -65,6 +65,7 @@ HOW_COMPILED: Final = ("lowering", "fuse", "strict")  # not what is exported
 EXPORT_OPTIONS: Final = tuple(name for name in OPTION_NAMES if name not in HOW_COMPILED)
 LOWERING_NAMES: Final = tuple(LOWERINGS)
 ORDERS: Final = ("reuse", "linear")  # predictors by their old number
+DEFAULT_SCHEDULE: Final = "balanced"
 DEFAULT_STEPS: Final = 20  # where nobody says how many, as in the paper's tables
 FUSES: Final = ("blocks", "whole")
 MODES: Final = ("default", "max-autotune-no-cudagraphs")
@@ -170,8 +171,9 @@ class Options:
 def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = None) -> Options:
     """Check the options of one torch.compile call.
 
-    `interval`, `cached_blocks` and `boundary` are fields of a named schedule ('delta-dit' when
-    none is named); `budget` chooses the first two, a `preset` the whole schedule. `predictor`
+    Nothing given is the preset DEFAULT_SCHEDULE. `interval`, `cached_blocks` and `boundary` are
+    fields of a named schedule ('delta-dit', the paper's, when none is named, as where `order` is
+    given); `budget` chooses the first two, a `preset` the whole schedule. `predictor`
     replaces that of the schedule, and `order` is short for it: 0 is "reuse", 1 is "linear". None
     stands for "not given" for all of these, and for `schedule` and `steps`. `per_step` is short for
     `inputs` with that key alone.
@@ -199,11 +201,14 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
     if preset is not None:
         _refuse_beside_preset({"schedule": named, "budget": budget, **fields})
         named = preset_named(preset)
-    predictor = _predictor(given.pop("order", None), given.pop("predictor", None))
+    order = given.pop("order", None)
+    predictor = _predictor(order, given.pop("predictor", None))
     if budget is not None:
         schedule: AnySchedule | Budget = _budget(budget, named, fields)
     else:
-        schedule = given_schedule("delta-dit" if named is None else named, fields)
+        # Who sets a field of the paper's schedule, or its order, means that schedule.
+        default = "delta-dit" if fields or order is not None else DEFAULT_SCHEDULE
+        schedule = given_schedule(default if named is None else named, fields)
     if predictor is not None:
         schedule = _predicted(schedule, predictor)
     given["inputs"] = _inputs(given.get("inputs"), given.pop("per_step", None))

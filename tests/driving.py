@@ -12,10 +12,17 @@ import deltapass
 from deltapass.schedule.rules import Table
 from deltapass.selector.pattern import GAPS
 
+CHOOSING = {"schedule", "preset", "budget"}
+
 
 def compiled(model: torch.nn.Module, **options: Any) -> Callable[..., Any]:
-    """The model under backend="deltadit", as one graph; eager lowering unless said otherwise."""
-    chosen = {"lowering": "eager", **options}
+    """The model under backend="deltadit", as one graph.
+
+    Eager lowering and the paper's schedule unless said otherwise: half of what is tested is which
+    of two spans is read when, and the default schedule has one.
+    """
+    paper = {} if CHOOSING & options.keys() else {"schedule": "delta-dit"}
+    chosen = {"lowering": "eager", **paper, **options}
     return torch.compile(model, backend="deltadit", fullgraph=True, options=chosen)
 
 

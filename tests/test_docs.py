@@ -100,12 +100,11 @@ def test_guide_has_every_option_with_its_default() -> None:
     section = text.split("## Options")[1].split("## ")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", section, re.MULTILINE))
     chosen = parse_options()
-    schedule = {name: getattr(chosen.schedule, name, None) for name in OPTION_NAMES}
-    defaults = {name: getattr(chosen, name, schedule[name]) for name in OPTION_NAMES}
-    defaults["schedule"] = "delta-dit"
+    defaults = {name: getattr(chosen, name, None) for name in OPTION_NAMES}
+    defaults["schedule"] = "balanced"
     defaults["inputs"] = None
     assert parse_options({"inputs": None, "per_step": None}) == chosen
-    assert parse_options({"schedule": "delta-dit"}) == chosen
+    assert parse_options({"schedule": "balanced"}) == chosen
     assert {name: eval(value) for name, value in rows.items()} == defaults
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,14 @@ from deltapass.options import (
 from deltapass.schedule.budget import Budget
 from deltapass.schedule.explicit import ExplicitSchedule
 from deltapass.schedule.files import save_schedule
-from deltapass.schedule.presets import PRESETS, delta_cache, named_schedule, never, reversed_phases
+from deltapass.schedule.presets import (
+    PRESETS,
+    balanced,
+    delta_cache,
+    named_schedule,
+    never,
+    reversed_phases,
+)
 from deltapass.schedule.rules import Schedule, Span
 from deltapass.schedule.weights import Weights
 
@@ -55,11 +63,11 @@ def test_the_list_of_options_is_frozen() -> None:
     )
 
 
-def test_nothing_given_is_the_papers_schedule_on_inductor() -> None:
+def test_nothing_given_is_the_balanced_preset_on_inductor() -> None:
     expected = Options(
         lowering="inductor",
         steps=None,
-        schedule=Schedule(),
+        schedule=balanced(),
         fuse="blocks",
         inputs=StatedInputs(),
         strict=False,
@@ -308,7 +316,7 @@ def test_steps_are_checked_against_the_schedule_early() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_supported_modes_are_kept(mode: str) -> None:
-    assert parse_options(None, mode) == Options(schedule=Schedule(), mode=mode)
+    assert parse_options(None, mode) == Options(schedule=balanced(), mode=mode)
 
 
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune", "lite", ""])
@@ -323,8 +331,19 @@ def test_other_modes_are_refused(mode: str) -> None:
 
 @pytest.mark.parametrize(("order", "predictor"), [(0, "reuse"), (1, "linear")])
 def test_an_order_is_a_predictor_by_its_old_number(order: int, predictor: str) -> None:
-    assert parse_options({"order": order}) == parse_options({"predictor": predictor})
+    given = {"schedule": "reversed"}
+    assert parse_options(given | {"order": order}) == parse_options(
+        given | {"predictor": predictor}
+    )
     assert parse_options({"order": order}).schedule == Schedule(predictor=predictor)
+
+
+def test_only_what_says_nothing_of_the_paper_is_the_default() -> None:
+    assert parse_options({"steps": 20, "predictor": "quadratic"}).schedule == replace(
+        balanced(), predictor="quadratic"
+    )
+    for field in ("interval", "cached_blocks", "boundary"):
+        assert parse_options({field: 3}).schedule == Schedule(**{field: 3})
 
 
 @pytest.mark.parametrize(
