@@ -84,7 +84,10 @@ def test_spans_that_had_to_shrink_are_reported_with_their_buffers() -> None:
     assert report.buffer_bytes > 0
 
 
-@pytest.mark.parametrize("options", [{}, {"schedule": "reversed"}, {"order": 1}, {"budget": 0.8}])
+@pytest.mark.parametrize(
+    "options",
+    [{"schedule": "delta-dit"}, {"schedule": "reversed"}, {"order": 1}, {"budget": 0.8}],
+)
 def test_models_with_smaller_spans_are_explained(options: dict[str, object]) -> None:
     for name in ("side_value", "long_skip"):
         toy = make(name)
@@ -160,7 +163,8 @@ def test_macs_of_real_sizes_agree_with_the_paper(
 
     denoiser = DENOISERS[name]("meta", torch.float32)
     args, kwargs = denoiser.inputs(999.0)
-    report = deltapass.explain(denoiser.model, *args, options={"steps": steps}, **kwargs)
+    options = {"schedule": "delta-dit", "steps": steps}
+    report = deltapass.explain(denoiser.model, *args, options=options, **kwargs)
     assert report.plain_macs.paper / 1e12 == pytest.approx(printed, rel=1e-3)
     assert report.trajectory_macs.paper / 1e12 == pytest.approx(printed_cached, rel=1e-3)
     assert report.expected_speedup == pytest.approx(1.6, rel=1e-3)
