@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,14 +19,16 @@ import torch
 from evidence.judging import Asked, judge, machine_noise, parts
 from evidence.measures import FEATURES
 from evidence.methods import Method, methods, plain
+from evidence.page import PAGE, filled
 from evidence.samples import FIRST_SEED, Sampler, kept
 from evidence.subjects import SUBJECTS, Subject
 from evidence.tables import markdown, numbers
-from evidence.times import Times, measure
+from evidence.times import rounds, times_of
 from measure import arguments, circumstances
 
 PLAIN_STEPS: Final = (16, 14, 13, 12, 11, 10, 9, 8, 7)
 NAMES: Final = ("paper", "linear", "tuned")
+NOTED: Final = ("model", "steps", "fine", "real", "timed", "rounds", "clock")
 WORK: Final = Path(__file__).parents[1] / "build" / "equal-time"
 
 
@@ -34,17 +36,17 @@ def main() -> None:
     """Draw, time, judge; print the table and write the record."""
     args = parsed()
     torch.set_num_threads(args.threads)
-    work = args.work
-    subject = SUBJECTS[args.model](work)
+    if args.only == "page":
+        PAGE.write_text(filled(PAGE.read_text()))
+        return
+    subject = SUBJECTS[args.model](args.work)
     chosen = methods(args.methods, args.plain, args.steps, subject.folder)
     if args.only in {"all", "samples"}:
         draw_all(subject, chosen, args)
-    times = {}
     if args.only in {"all", "times"}:
-        times = timed(subject, chosen, args)
+        time_all(subject, chosen, args)
     if args.only in {"all", "table"}:
-        times = times or read_times(times_file(args))
-        conclude(subject, chosen, times, args)
+        conclude(subject, chosen, args)
 
 
 def parsed() -> argparse.Namespace:
@@ -62,10 +64,11 @@ def parsed() -> argparse.Namespace:
         },
         images={"type": int, "default": 200, "help": "images of each method that are judged"},
         real={"type": int, "default": 1000, "help": "real images that the distance is taken to"},
+        clock={"choices": ("wall", "processor"), "default": "wall", "help": "of the times"},
         timed={"type": int, "default": 20, "help": "images of a batch that is timed"},
         rounds={"type": int, "default": 7, "help": "how often every method is timed"},
         threads={"type": int, "default": 1},
-        only={"choices": ("all", "samples", "times", "table"), "default": "all"},
+        only={"choices": ("all", "samples", "times", "table", "page"), "default": "all"},
         work={"type": Path, "default": WORK, "help": "where images and times are kept"},
         save={"type": Path, "help": "write the record to this JSON file"},
     )
@@ -82,55 +85,49 @@ def draw_all(subject: Subject, chosen: Sequence[Method], args: Any) -> None:
         print(f"drawn: {method.name}", flush=True)
 
 
-def timed(subject: Subject, chosen: Sequence[Method], args: Any) -> dict[str, Times]:
-    """Measure, and keep what was measured with what it depends on."""
-    before = os.getloadavg()
-    found = measure(
-        Sampler(subject, lowering="inductor"), chosen, count=args.timed, rounds=args.rounds
-    )
-    kept_as = {
-        "circumstances": {**circumstances(args), "load_average": [before[0], os.getloadavg()[0]]},
-        "times": {name: dataclasses.asdict(times) for name, times in found.items()},
-    }
-    times_file(args).parent.mkdir(parents=True, exist_ok=True)
-    times_file(args).write_text(json.dumps(kept_as, indent=1))
-    return found
+def time_all(subject: Subject, chosen: Sequence[Method], args: Any) -> None:
+    """Time what rounds are left; every one is kept at once, with what it depends on."""
+    path, key = times_file(args), [*(method.key() for method in chosen), args.timed]
+    held = json.loads(path.read_text()) if path.exists() else {}
+    if held.get("of") != key:
+        held = {"of": key, "rounds": [], "load_average": []}
+    left = range(len(held["rounds"]), args.rounds)
+    sampler = Sampler(subject, lowering="inductor")
+    for taken in rounds(sampler, chosen, count=args.timed, turns=left) if left else ():
+        held["rounds"].append(taken)
+        held["load_average"].append(round(os.getloadavg()[0], 2))
+        held["circumstances"] = circumstances(args)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(held, indent=1))
+        print(f"timed: {len(held['rounds'])} of {args.rounds} rounds", flush=True)
 
 
 def times_file(args: Any) -> Path:
-    """Where the times of a model are kept between parts."""
+    """Where the rounds of a model are kept."""
     path: Path = args.work / args.model / "times.json"
     return path
 
 
-def read_times(path: Path) -> dict[str, Times]:
-    """What `timed` kept; empty if it never ran."""
-    if not path.exists():
-        return {}
-    held = json.loads(path.read_text())["times"]
-    return {name: Times(*map(tuple, each.values())) for name, each in held.items()}
-
-
-def conclude(
-    subject: Subject, chosen: Sequence[Method], times: Mapping[str, Times], args: Any
-) -> None:
-    """The table, and the record."""
+def conclude(subject: Subject, chosen: Sequence[Method], args: Any) -> None:
+    """The tables, and the record."""
     asked = Asked(images=parts(args.images), real=args.real, fine=args.fine, work=args.work)
-    judged, real = judge(Sampler(subject), chosen, asked, times)
-    print(markdown(judged, real, args.fine))
-    noise = machine_noise(times, chosen[0])
-    held = json.loads(times_file(args).read_text()) if times else {}
+    held = json.loads(times_file(args).read_text()) if times_file(args).exists() else {}
+    times = times_of(held.pop("rounds", ()))
+    judged, real = judge(Sampler(subject), chosen, asked, times, args.clock)
+    noise = machine_noise(times, chosen[0], args.clock)
     entry = {
         **circumstances(args),
+        "options": {name: getattr(args, name) for name in NOTED},
         "images": asked.images,
         "first_seed": FIRST_SEED,
         "judge": subject.judge(),
         "features": FEATURES,
-        "timed": held.get("circumstances"),
+        "timed": held or None,
         "plain_over_itself": None if noise is None else dataclasses.asdict(noise),
-        "seconds": held.get("times"),
+        "seconds": {name: dataclasses.asdict(taken) for name, taken in times.items()},
         **numbers(judged, real),
     }
+    print(markdown(entry))
     if args.save:
         args.save.write_text(json.dumps(entry, indent=1) + "\n")
 

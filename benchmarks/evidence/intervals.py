@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
-Verdict = Literal["better", "same", "worse"]
+Verdict = Literal["better", "same", "worse", "inconclusive"]
 
 RESAMPLES: Final = 10_000
 LEVEL: Final = 0.95
@@ -33,10 +33,14 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Ours less theirs, the same images; the verdict is of ours."""
+    """Ours less theirs, the same images; the verdict is of ours.
+
+    `holds` is whether ours is at least as good: surely not worse by more than the margin.
+    """
 
     difference: Interval
     verdict: Verdict
+    holds: bool
 
 
 def interval(values: Values) -> Interval:
@@ -46,13 +50,17 @@ def interval(values: Values) -> Interval:
     return Interval(float(values.mean()), float(low), float(high))
 
 
-def paired(ours: Values, theirs: Values, *, higher: bool) -> Difference:
+def paired(ours: Values, theirs: Values, *, higher: bool, margin: float) -> Difference:
     """The difference over the same images, and whether it is beyond doubt.
+
+    "better" and "worse" are intervals that leave zero out; "same" is one around zero that is all
+    within the margin; "inconclusive" reaches farther, on one side at least.
 
     Args:
         ours: One value an image, (N,).
         theirs: The other method's, of the same seeds.
         higher: Whether more is better.
+        margin: What is too little to matter.
 
     Raises:
         ValueError: If the two are not of the same images.
@@ -61,19 +69,28 @@ def paired(ours: Values, theirs: Values, *, higher: bool) -> Difference:
         raise ValueError(f"{len(ours)} images cannot be paired with {len(theirs)}")
     found = interval(ours - theirs)
     gain, loss = (found.low, found.high) if higher else (-found.high, -found.low)
-    verdict: Verdict = "better" if gain > 0 else "worse" if loss < 0 else "same"
-    return Difference(found, verdict)
+    verdict = _verdict(gain, loss, margin)
+    return Difference(found, verdict, verdict != "worse" and gain > -margin)
 
 
-def as_good_as(verdicts: Mapping[int, Verdict]) -> int | None:
+def _verdict(gain: float, loss: float, margin: float) -> Verdict:
+    """Of an interval from `gain` to `loss`, where more is better."""
+    if gain > 0:
+        return "better"
+    if loss < 0:
+        return "worse"
+    return "same" if -margin < gain and loss < margin else "inconclusive"
+
+
+def as_good_as(holds: Mapping[int, bool]) -> int | None:
     """The most plain steps that a method is at least as good as, and as all fewer ones.
 
     Args:
-        verdicts: Plain steps -> the method's verdict against them.
+        holds: Plain steps -> whether it is as good as these.
     """
     reached = None
-    for steps in sorted(verdicts):
-        if verdicts[steps] == "worse":
+    for steps in sorted(holds):
+        if not holds[steps]:
             break
         reached = steps
     return reached

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -20,29 +19,10 @@ from evidence.intervals import (
     interval,
     paired,
 )
+from evidence.meanings import MEASURES
 from evidence.methods import Method, plain
 from evidence.samples import FIRST_SEED, PART, Sampler, kept
 from evidence.times import AGAIN, Share, Times, share
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """What an image's value means; `scale` and `digits` are how it is shown."""
-
-    title: str
-    higher: bool
-    scale: float
-    digits: int
-
-
-MEASURES: Final[Mapping[str, Measure]] = MappingProxyType(
-    {
-        "plain_psnr": Measure("to plain, dB", higher=True, scale=1, digits=1),
-        "fine_psnr": Measure("to {fine} steps, dB", higher=True, scale=1, digits=1),
-        "right": Measure("right, %", higher=True, scale=100, digits=1),
-        "kid": Measure("KID-EffLite0 x 1000", higher=False, scale=1000, digits=2),
-    }
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +36,12 @@ class Judged:
     method: Method
     means: Mapping[str, Interval]
     time: Share | None
-    processor: Share | None
     pairs: Mapping[int, Mapping[str, Difference]]
     rival: int | None
 
     def reached(self, measure: str) -> int | None:
         """The most plain steps that it is not worse than in one measure."""
-        return as_good_as({steps: pair[measure].verdict for steps, pair in self.pairs.items()})
+        return as_good_as({steps: pair[measure].holds for steps, pair in self.pairs.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,18 +55,19 @@ class Asked:
 
 
 def judge(
-    sampler: Sampler, methods: Sequence[Method], asked: Asked, times: Mapping[str, Times]
+    sampler: Sampler,
+    methods: Sequence[Method],
+    asked: Asked,
+    times: Mapping[str, Times],
+    clock: str = "wall",
 ) -> tuple[tuple[Judged, ...], Mapping[str, Interval]]:
-    """All methods, the full plain run first, and the same measures of real images.
+    """All methods, the full plain run first, and the same measures of real images; time by `clock`.
 
     The real images are others than those that the distance is taken to: theirs is the floor.
     """
     found = _values(sampler, methods, asked)
     full = methods[0].name
-    shares = {
-        name: (share(taken, times[full]), share(taken, times[full], "processor"))
-        for name, taken in times.items()
-    }
+    shares = {name: share(taken, times[full], clock) for name, taken in times.items()}
     judged = tuple(_judged(method, methods, found, shares) for method in methods)
     return judged, {name: interval(value) for name, value in found[REAL].items()}
 
@@ -96,31 +76,32 @@ def _judged(
     method: Method,
     methods: Sequence[Method],
     found: Mapping[str, Mapping[str, Values]],
-    shares: Mapping[str, tuple[Share, Share]],
+    shares: Mapping[str, Share],
 ) -> Judged:
     values = found[method.name]
     others = {each.steps: each.name for each in methods if each.plain and each != method}
-    taken = {steps: shares[name][0].median for steps, name in others.items() if name in shares}
-    time, processor = shares.get(method.name, (None, None))
+    taken = {steps: shares[name].median for steps, name in others.items() if name in shares}
+    time = shares.get(method.name)
     return Judged(
         method=method,
         means={name: interval(value) for name, value in values.items()},
         time=time,
-        processor=processor,
         pairs={
-            steps: {
-                name: paired(values[name], found[other][name], higher=measure.higher)
-                for name, measure in MEASURES.items()
-            }
+            steps: {name: _paired(name, values[name], found[other][name]) for name in values}
             for steps, other in others.items()
         },
         rival=equal_time_rival(time.median, taken) if time else None,
     )
 
 
-def machine_noise(times: Mapping[str, Times], first: Method) -> Share | None:
+def _paired(name: str, ours: Values, theirs: Values) -> Difference:
+    measure = MEASURES[name]
+    return paired(ours, theirs, higher=measure.higher, margin=measure.margin)
+
+
+def machine_noise(times: Mapping[str, Times], first: Method, clock: str) -> Share | None:
     """The full plain run over itself: what a share of 1 looks like on this machine."""
-    return share(times[AGAIN], times[first.name]) if AGAIN in times else None
+    return share(times[AGAIN], times[first.name], clock) if AGAIN in times else None
 
 
 # ---- values an image -----------------------------------------------------------------------------

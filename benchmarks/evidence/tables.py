@@ -1,38 +1,26 @@
-"""What is said of the methods, as a table for people and as numbers."""
+"""What is said of the methods: the numbers of a record, and a record as tables for people."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from evidence.intervals import Interval
-from evidence.judging import MEASURES, Judged, Measure
+from evidence.judging import Judged
+from evidence.meanings import MEASURES, Measure
 from evidence.times import Share
 
-WORDS: Final[Mapping[str, str]] = {"better": "better", "same": "same", "worse": "WORSE"}
 DIGITS: Final = 6
+Row = Mapping[str, Any]
 
-
-def markdown(judged: Sequence[Judged], real: Mapping[str, Interval], fine: int) -> str:
-    """One row a method; then, of those that cache, how they stand against plain steps."""
-    titles = [measure.title.format(fine=fine) for measure in MEASURES.values()]
-    lines = [_row(["method", "time", "speed-up", *titles]), _rule(len(titles) + 3)]
-    lines += [_row(_cells(one, judged[0])) for one in judged]
-    floor = [_shown(real.get(name), measure) for name, measure in MEASURES.items()]
-    lines += [_row(["real images, others", "", "", *floor]), ""]
-    lines += [_row(["method", "as good as so many plain steps", "at equal time"]), _rule(3)]
-    lines += [
-        _row([one.method.name, _reached(one), _against(one)])
-        for one in judged
-        if not one.method.plain
-    ]
-    return "\n".join(lines)
+# ---- numbers -------------------------------------------------------------------------------------
 
 
 def numbers(judged: Sequence[Judged], real: Mapping[str, Interval]) -> dict[str, Any]:
     """All of it for a record, the differences from plain runs too."""
     return {
+        "margins": {name: MEASURES[name].margin for name in judged[0].means},
         "methods": [_numbers(one) for one in judged],
         "real": {name: _plain(value) for name, value in real.items()},
     }
@@ -44,7 +32,6 @@ def _numbers(one: Judged) -> dict[str, Any]:
         "steps": one.method.steps,
         "schedule": None if one.method.plain else repr(one.method.schedule),
         "time": None if one.time is None else _plain(one.time),
-        "processor_time": None if one.processor is None else _plain(one.processor),
         "means": {name: _plain(value) for name, value in one.means.items()},
     }
     if one.method.plain:
@@ -52,7 +39,7 @@ def _numbers(one: Judged) -> dict[str, Any]:
     return {
         **found,
         "equal_time_plain_steps": one.rival,
-        "as_good_as_plain_steps": {name: one.reached(name) for name in MEASURES},
+        "as_good_as_plain_steps": {name: one.reached(name) for name in one.means},
         "less_plain": {
             str(steps): {
                 name: {**_plain(pair.difference), "verdict": pair.verdict}
@@ -67,50 +54,78 @@ def _plain(value: Interval | Share) -> dict[str, float]:
     return {name: round(number, DIGITS) for name, number in dataclasses.asdict(value).items()}
 
 
-def _cells(one: Judged, first: Judged) -> list[str]:
+# ---- a record as tables --------------------------------------------------------------------------
+
+
+def markdown(record: Row) -> str:
+    """Every method's values; then how those that cache stand against plain steps.
+
+    Args:
+        record: What `equal_time.py` writes.
+    """
+    measures = {name: MEASURES[name] for name in record["margins"]}
+    titles = [measure.title.format(**record["options"]) for measure in measures.values()]
+    rows = record["methods"]
+    ours = [row for row in rows if row["schedule"] is not None]
+    real = [_shown(record["real"].get(name), measure) for name, measure in measures.items()]
+    values = _table(
+        ["method", "time", "speed-up", *titles],
+        [*(_values(row, measures, rows[0]) for row in rows), ["real images", "", "", *real]],
+    )
+    equal = _table(
+        ["method", "plain steps that take no less time", *titles],
+        (_at_equal_time(row, measures) for row in ours if row["equal_time_plain_steps"]),
+    )
+    good = _table(
+        ["at least as good as so many plain steps", *titles, "in all"],
+        (_as_good_as(row, measures) for row in ours),
+    )
+    return "\n\n".join((values, equal, good))
+
+
+def _values(row: Row, measures: Mapping[str, Measure], first: Row) -> list[str]:
     shown = [
-        "-" if one is first and name == "plain_psnr" else _shown(one.means[name], measure)
-        for name, measure in MEASURES.items()
+        "" if row is first and name == "plain_psnr" else _shown(row["means"][name], measure)
+        for name, measure in measures.items()
     ]
-    if one.time is None:
-        return [one.method.name, "", "", *shown]
-    time = f"{one.time.median:.3f} ({one.time.low:.3f}-{one.time.high:.3f})"
-    return [one.method.name, time, f"{1 / one.time.median:.2f}x", *shown]
+    time = row["time"]
+    if time is None:
+        return [row["name"], "", "", *shown]
+    return [row["name"], f"{time['median']:.3f}", f"{1 / time['median']:.2f}x", *shown]
 
 
-def _shown(value: Interval | None, measure: Measure) -> str:
+def _shown(value: Row | None, measure: Measure) -> str:
     if value is None:
         return ""
-    mean, low, high = (
-        f"{number * measure.scale:.{measure.digits}f}"
-        for number in (value.mean, value.low, value.high)
-    )
+    mean, low, high = (_number(value[name], measure) for name in ("mean", "low", "high"))
     return f"{mean} ({low} to {high})"
 
 
-def _reached(one: Judged) -> str:
-    """Plain steps in the order of the measures, then the least of them."""
-    steps = [one.reached(name) for name in MEASURES]
-    least = None if None in steps else min(each for each in steps if each is not None)
-    return f"{', '.join(_steps(each) for each in steps)}; in all: {_steps(least)}"
+def _number(value: float, measure: Measure, sign: str = "") -> str:
+    return f"{value * measure.scale:{sign}.{measure.digits}f}"
 
 
-def _steps(steps: int | None) -> str:
-    return "none" if steps is None else str(steps)
+def _at_equal_time(row: Row, measures: Mapping[str, Measure]) -> list[str]:
+    """The verdicts against the plain run that takes no less time, with what they rest on."""
+    steps = str(row["equal_time_plain_steps"])
+    cells = []
+    for name, measure in measures.items():
+        pair = row["less_plain"][steps][name]
+        low, high = (_number(pair[end], measure, "+") for end in ("low", "high"))
+        cells.append(f"{_word(pair['verdict'])} ({low} to {high})")
+    return [row["name"], steps, *cells]
 
 
-def _against(one: Judged) -> str:
-    """The verdicts against the plain run that takes no less time, in the order of the measures."""
-    if one.rival is None:
-        return ""
-    pairs = one.pairs[one.rival]
-    verdicts = ", ".join(WORDS[pairs[name].verdict] for name in MEASURES)
-    return f"{one.rival} steps: {verdicts}"
+def _word(verdict: str) -> str:
+    return f"**{verdict}**" if verdict == "worse" else verdict
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _as_good_as(row: Row, measures: Mapping[str, Measure]) -> list[str]:
+    reached = [row["as_good_as_plain_steps"][name] for name in measures]
+    least = None if None in reached else min(reached)
+    return [row["name"], *("none" if each is None else str(each) for each in (*reached, least))]
 
 
-def _rule(columns: int) -> str:
-    return f"|{'---|' * columns}"
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from evidence.methods import Method, plain
 from evidence.samples import FIRST_SEED, Sampler
 
-AGAIN = "plain, again"
+AGAIN: Final = "plain, again"
+SHIFT: Final = 5  # methods by which a round begins later than the one before
+Round = Mapping[str, Sequence[float]]  # wall and processor seconds by the method's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,33 +33,40 @@ class Share:
     high: float
 
 
-def measure(
-    sampler: Sampler,
-    methods: Sequence[Method],
-    *,
-    count: int,
-    rounds: int,
-    say: Callable[[str], Any] = print,
-) -> dict[str, Times]:
-    """Seconds by the method's name; the full plain run, which is the first, stands there twice.
+def rounds(
+    sampler: Sampler, methods: Sequence[Method], *, count: int, turns: Iterable[int]
+) -> Iterator[Round]:
+    """Every method once a round, warm; the full plain run, which is the first, stands there twice.
 
     What is between its two is what the machine alone makes of one method.
+
+    Args:
+        sampler: What draws.
+        methods: The full plain run first.
+        count: Images of a batch.
+        turns: Numbers of the rounds: each has an order of its own.
     """
     seeds = range(FIRST_SEED, FIRST_SEED + count)
     timed = (*methods, plain(methods[0].steps, AGAIN))
-    for method in timed[:-1]:
-        started = time.perf_counter()
+    for method in methods:
         sampler.draw(method, seeds)
-        say(f"warmed up {method.name}: {time.perf_counter() - started:.1f} s")
-    taken: dict[str, list[tuple[float, float]]] = {method.name: [] for method in timed}
-    for turn in range(rounds):
+    for turn in turns:
         # Who goes first changes, and so does who follows whom.
-        place = turn * len(timed) // rounds
+        place = turn * SHIFT % len(timed)
         order = (*timed[place:], *timed[:place])
-        for method in order if turn % 2 == 0 else reversed(order):
-            taken[method.name].append(_seconds(lambda one=method: sampler.draw(one, seeds)))
-        say(f"round {turn + 1} of {rounds}")
-    return {name: Times(*map(tuple, zip(*pairs, strict=True))) for name, pairs in taken.items()}
+        yield {
+            method.name: _seconds(lambda one=method: sampler.draw(one, seeds))
+            for method in (order if turn % 2 == 0 else reversed(order))
+        }
+
+
+def times_of(kept: Sequence[Round]) -> dict[str, Times]:
+    """Seconds by the method's name, of all rounds."""
+    names = kept[0] if kept else ()
+    return {
+        name: Times(*zip(*(each[name] for each in kept), strict=True))  # type: ignore[arg-type]
+        for name in names
+    }
 
 
 def share(times: Times, reference: Times, clock: str = "wall") -> Share:
