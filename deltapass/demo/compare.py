@@ -16,7 +16,7 @@ from typing import Any, final
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from deltapass.demo.embedded import generators, load_embedded
+from deltapass.demo.embedded import ASSETS, generators, load_embedded
 from deltapass.demo.images import mean_psnr
 from deltapass.demo.machine import compile_cache, faster_threads, start_compiler
 from deltapass.demo.methods import (
@@ -109,7 +109,8 @@ def run_demo(settings: DemoSettings, progress: Progress) -> DemoResult:
     model = pipeline.transformer
     args, kwargs = example_call(pipeline, settings)
     backend = {"steps": settings.steps, "lowering": settings.lowering}
-    chosen = {name: {**each, **backend} for name, each in wanted(settings.options).items()}
+    asked = wanted(settings.options, ASSETS / settings.model, settings.steps)
+    chosen = {name: {**each, **backend} for name, each in asked.items()}
     reports = explain_each(model, args, kwargs, tuple(chosen.values()))
     eager = settings.lowering == "eager"
     with torch.no_grad(), faster_threads(functools.partial(model, *args, **kwargs)) as threads:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, final
 
@@ -13,17 +14,21 @@ import torch
 from deltapass.errors import counted
 from deltapass.explanation import Report
 from deltapass.graph.program import Macs
+from deltapass.schedule.given import given_schedule
 from deltapass.schedule.rules import Table
 
-# By name: what is asked of the backend. The last one is what fewer plain steps are held against.
+# By name: what is asked of the backend. Of all that are shown, fewer plain steps are held against
+# the last one.
 SHOWN: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
     {
         "Δ-DiT, as in the paper": {"schedule": "delta-dit"},
-        "Δ-DiT, linear": {"schedule": "delta-dit", "predictor": "linear"},
+        "preset: balanced": {"preset": "balanced"},
     }
 )
+TUNED: Final = "tuned for this model"
+TUNED_FILE: Final = "schedules/tuned-2x.json"  # in the folder of a model
 SCHEDULING: Final = frozenset(
-    {"schedule", "interval", "cached_blocks", "boundary", "budget", "order", "predictor"}
+    {"schedule", "interval", "cached_blocks", "boundary", "budget", "order", "predictor", "preset"}
 )
 ASKED: Final = "as you asked"
 
@@ -44,15 +49,20 @@ class Method:
     remark: str = ""
 
 
-def wanted(options: Mapping[str, object]) -> dict[str, dict[str, Any]]:
+def wanted(options: Mapping[str, object], folder: Path, steps: int) -> dict[str, dict[str, Any]]:
     """Options of the backend by the method's name.
 
     Args:
         options: The user's. What they say of the schedule is a method of its own, the last; the
             rest holds for all.
+        folder: The model's, with the schedule that it was tuned to, if it was.
+        steps: Of the trajectories. A tuned schedule is for one number of them.
     """
     common = {name: value for name, value in options.items() if name not in SCHEDULING}
     found = {name: {**common, **chosen} for name, chosen in SHOWN.items()}
+    tuned = folder / TUNED_FILE
+    if tuned.exists() and given_schedule(tuned).length == steps:
+        found[TUNED] = {**common, "schedule": tuned}
     return found if len(common) == len(options) else {**found, ASKED: dict(options)}
 
 
