@@ -27,7 +27,7 @@ from evidence.times import rounds, times_of
 from measure import arguments, circumstances
 
 PLAIN_STEPS: Final = (16, 14, 13, 12, 11, 10, 9, 8, 7)
-NAMES: Final = ("paper", "linear", "tuned")
+NAMES: Final = ("paper", "linear", "quality", "balanced", "fast", "tuned")
 NOTED: Final = ("model", "steps", "fine", "real", "timed", "rounds", "clock")
 WORK: Final = Path(__file__).parents[1] / "build" / "equal-time"
 

@@ -12,7 +12,8 @@ ENLARGED: Final = 116  # pixels that an image is enlarged to, at least three qua
 MARGIN: Final = 28
 LABELS: Final = 360  # width of the words at the left
 GAP: Final = 10
-TITLE: Final = 64
+TITLE: Final = 32
+UNDER_TITLE: Final = 34
 STRIP: Final = 40
 BETWEEN: Final = 34  # from one method to the next
 FOOTER: Final = 74
@@ -55,19 +56,21 @@ class Layout:
     footer: Box
 
 
-def layout(methods: int, images: int, side: int) -> Layout:
+def layout(methods: int, images: int, side: int, under_title: int = UNDER_TITLE) -> Layout:
     """Place bands one below the other, the reference first.
 
     Args:
         methods: How many bands.
         images: How many there are of each method; those beyond MOST_COLUMNS are not shown.
         side: Pixels of an image, which are enlarged by a whole number and so stay sharp.
+        under_title: Pixels of the lines below the title.
     """
     cell = side * max(1, round(ENLARGED / side))
     columns = min(images, MOST_COLUMNS)
     across = columns * (cell + GAP) - GAP
     left = MARGIN + LABELS
-    top = MARGIN + TITLE
+    heading = TITLE + under_title + GAP
+    top = MARGIN + heading
     bands = []
     for place in range(methods):
         rows = 1 if place == 0 else 2
@@ -85,7 +88,7 @@ def layout(methods: int, images: int, side: int) -> Layout:
         top += height + BETWEEN
     width = left + across + MARGIN
     footer = Box(MARGIN, top, width - 2 * MARGIN, FOOTER)
-    title = Box(MARGIN, MARGIN, width - 2 * MARGIN, TITLE)
+    title = Box(MARGIN, MARGIN, width - 2 * MARGIN, heading)
     return Layout(width, top + FOOTER + MARGIN, title, tuple(bands), footer)
 
 

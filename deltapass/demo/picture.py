@@ -11,7 +11,7 @@ import torch
 
 from deltapass.demo.compare import DemoResult, Outcome
 from deltapass.demo.images import error_in_words, error_maps, pixels
-from deltapass.demo.layout import Band, Box, Layout, layout, skipped
+from deltapass.demo.layout import MARGIN, Band, Box, Layout, layout, skipped
 from deltapass.demo.numbers import decibels
 from deltapass.errors import counted
 from deltapass.libraries import needs
@@ -26,6 +26,7 @@ TEXT, FAINT = "#1c1c1c", "#6a6a6a"
 MAP: Final = "magma"
 WORDS: Final = 44  # letters of a line at the left
 NAME_SIZE, TEXT_SIZE, SMALL_SIZE = 15, 10.5, 9.5
+LETTER: Final = 7  # pixels of a letter of the text, about
 LINE: Final = 17  # pixels from one line of text to the next
 
 
@@ -34,10 +35,13 @@ def write_picture(result: DemoResult, path: Path) -> None:
     reference = result.outcomes[0]
     count, side = len(reference.images), reference.images.shape[-1]
     placed = layout(len(result.outcomes), count, side)
+    lines = about(result, placed.width)
+    placed = layout(len(result.outcomes), count, side, under_title=len(lines) * LINE)
     figure = Figure(figsize=(placed.width / DPI, placed.height / DPI), dpi=DPI, facecolor="white")
     canvas = Canvas(figure, placed)
     canvas.text(placed.title, 0, title(result), NAME_SIZE + 3, weight="bold")
-    canvas.text(placed.title, 30, subtitle(result), TEXT_SIZE + 0.5, color=FAINT)
+    for number, line in enumerate(lines):
+        canvas.text(placed.title, 32 + number * LINE, line, TEXT_SIZE, color=FAINT)
     most = scale(result)
     for outcome, band in zip(result.outcomes, placed.bands, strict=True):
         _draw_words(canvas, outcome, reference, band)
@@ -59,6 +63,11 @@ def title(result: DemoResult) -> str:
     return f"The same {counted(settings.count, 'seed')}, sampled in {len(result.outcomes)} ways"
 
 
+def about(result: DemoResult, width: int) -> list[str]:
+    """The subtitle in lines that a picture of that width holds."""
+    return textwrap.wrap(subtitle(result), (width - 2 * MARGIN) // LETTER)
+
+
 def subtitle(result: DemoResult) -> str:
     """How it was measured."""
     settings = result.settings
@@ -74,7 +83,7 @@ def scale(result: DemoResult) -> float:
     wanted = result.outcomes[0].images
     maps = (error_maps(each.images, wanted) for each in result.outcomes[1:])
     most = [float(errors.flatten().quantile(0.995)) for errors in maps]
-    return max(0.05, math.ceil(max(most, default=0.0) * 20) / 20)
+    return max(1, math.ceil(round(max(most, default=0.0) * 100, 3))) / 100
 
 
 def words(outcome: Outcome, reference: Outcome) -> tuple[str, ...]:

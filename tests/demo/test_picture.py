@@ -15,9 +15,18 @@ pytest.importorskip("diffusers")
 from PIL import Image
 
 from deltapass.demo.compare import DemoResult, DemoSettings, Outcome
-from deltapass.demo.layout import Box, layout
+from deltapass.demo.layout import MARGIN, Box, Layout, layout
 from deltapass.demo.numbers import decibels
-from deltapass.demo.picture import scale, steps_in_words, words, write_picture
+from deltapass.demo.picture import (
+    LETTER,
+    LINE,
+    about,
+    scale,
+    steps_in_words,
+    subtitle,
+    words,
+    write_picture,
+)
 from deltapass.explanation import Report
 from deltapass.schedule.rules import Span
 
@@ -61,7 +70,7 @@ def test_steps_in_words() -> None:
     assert steps_in_words(ours) == "1 steps in full, 1 partly predicted"
 
 
-@pytest.mark.parametrize(("off", "most"), [(0.1, 0.15), (0.0, 0.05), (0.32, 0.35)])
+@pytest.mark.parametrize(("off", "most"), [(0.1, 0.1), (0.0, 0.01), (0.324, 0.33)])
 def test_scale_of_differences_ends_at_a_round_number_beyond_them(off: float, most: float) -> None:
     assert scale(result(off)) == pytest.approx(most)
 
@@ -71,7 +80,7 @@ def test_images_are_drawn_sharply_where_the_layout_says(channels: int, tmp_path:
     shown = result(channels=channels)
     write_picture(shown, tmp_path / "demo.png")
     drawn = np.asarray(Image.open(tmp_path / "demo.png").convert("RGB"))
-    placed = layout(2, 2, 8)
+    placed = as_drawn(shown)
     assert drawn.shape == (placed.height, placed.width, 3)
     box = placed.bands[0].images[1]
     enlarged = (shown.outcomes[0].images[1] * 255).expand(3, 8, 8).permute(1, 2, 0).numpy()
@@ -83,11 +92,24 @@ def test_images_are_drawn_sharply_where_the_layout_says(channels: int, tmp_path:
 def test_strip_shows_what_ran_and_what_was_predicted(tmp_path: Path) -> None:
     write_picture(result(), tmp_path / "demo.png")
     drawn = np.asarray(Image.open(tmp_path / "demo.png").convert("RGB"))
-    plain, ours = (cut(drawn, band.strip) for band in layout(2, 2, 8).bands)
+    plain, ours = (cut(drawn, band.strip) for band in as_drawn(result()).bands)
     predicted, run = (0xF2, 0xB6, 0x61), (0x27, 0x47, 0x6E)
     assert (plain == predicted).all(-1).sum() == 0
     share = (ours == predicted).all(-1).sum() / (ours == run).all(-1).sum()
     assert share == pytest.approx(1 / 3, abs=0.03)  # half of the blocks of one step of two
+
+
+@pytest.mark.parametrize("images", [1, 4, 10])
+def test_the_line_below_the_title_is_never_wider_than_the_picture(images: int) -> None:
+    lines = about(result(), layout(2, images, 8).width)
+    assert max(map(len, lines)) * LETTER <= layout(2, images, 8).width - 2 * MARGIN
+    assert " ".join(lines) == subtitle(result())
+
+
+def as_drawn(shown: DemoResult) -> Layout:
+    """Where its parts are, below as many lines as its title has."""
+    lines = about(shown, layout(2, 2, 8).width)
+    return layout(2, 2, 8, under_title=len(lines) * LINE)
 
 
 def cut(drawn: np.ndarray, box: Box) -> np.ndarray:
