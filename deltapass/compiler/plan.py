@@ -92,9 +92,12 @@ class Plan:
         nbytes = {plan.span: plan.nbytes for plan in self.spans.values()}
         if table is None:
             return sum(nbytes.values()) * max(1, self.schedule.taken)
-        buffers = self.schedule.forecast.buffers
+        forecast = self.schedule.forecast
         sizes = (
-            sum(nbytes[span] * buffers(count) for span, count in held.items())
+            sum(
+                nbytes[span] * (forecast.buffers(count) if forecast.accumulates else count)
+                for span, count in held.items()
+            )
             for held in held_deltas(table, self.schedule.depths(table))
         )
         return max(sizes, default=0)

@@ -1,8 +1,8 @@
 """Stages 5 and 6 on demand: the variants of one model, each rewritten and lowered once.
 
 The variants a plan needs are made when the model is compiled; a session with another schedule
-may ask for more. Bodies are shared, so a further variant costs a new list of calls, not a compile
-(with fuse="whole" it costs a compile of the whole graph).
+may ask for more. Bodies are shared, so a further variant costs a new list of calls and, where it
+sums more deltas than any before, the compile of that sum (with fuse="whole" of the whole graph).
 """
 
 from __future__ import annotations

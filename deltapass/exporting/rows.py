@@ -60,7 +60,7 @@ class _Rows:
 
     def cached(self, span: Span, step: int, at: tuple[int, ...]) -> Row:
         """A cached step that reads the deltas of the refreshes `at`."""
-        given, streams = self._given(step), self.chains.streams(span)
+        given, streams = self._given(step, span), self.chains.streams(span)
         branches: Mapping[str, Vectors] = {}
         if given is None:
             shared: Vectors = (self.schedule.forecast.weights(step, at, self.steps),) * streams
@@ -75,9 +75,12 @@ class _Rows:
             fit=None,
         )
 
-    def _given(self, step: int) -> Weights | None:
-        own = self.schedule.weights if isinstance(self.schedule, ExplicitSchedule) else ()
-        return own[step] if own else None
+    def _given(self, step: int, span: Span) -> Weights | None:
+        """The row's own weights; none where another span is skipped than they were fitted to."""
+        schedule = self.schedule
+        if not isinstance(schedule, ExplicitSchedule) or not schedule.weights:
+            return None
+        return schedule.weights[step] if schedule.rows[step] == span else None
 
     def _filled(self, vectors: Vectors) -> Vectors:
         """As long as the variants want them; none where these take no weights."""

@@ -99,7 +99,7 @@ class Schedule:
     @property
     def caches(self) -> bool:
         """Whether any trajectory could have a cached step."""
-        return max(self._intervals) > 1 and self.cached_blocks != 0
+        return max(self._intervals) > 1 and (self.cached_blocks != 0 or bool(self.few_step_blocks))
 
     @property
     def needs_steps(self) -> bool:
@@ -192,7 +192,9 @@ class Schedule:
             TooManyCachedBlocksError: If `cached_blocks` is above `blocks`.
         """
         if self.needs_steps:
-            raise unknown_length("its boundary is a step or its last steps are full")
+            raise unknown_length(
+                "its boundary is a step, its last steps are full or its predictor fits the whole"
+            )
         outline, detail = self._phases(blocks, few=False)
         if index < max(1, self.warm_up) or self._refreshes(index - self.warm_up):
             return None

@@ -17,6 +17,7 @@ from deltapass.selector.weighing import RowWeights, absorb
 from deltapass.sessions.deltas import Absorb, Row
 from deltapass.sessions.report import branch_label
 
+SHARES: Final = ("boundary", "cached_blocks", "few_step_blocks")  # a number or a fraction
 MANY_TABLES: Final = 256  # a server's clients may bring any number of schedules
 MANY_LEVELS: Final = 4096  # steps at noise levels: image-to-image may start anywhere
 
@@ -53,8 +54,7 @@ class Rows:
             ScheduleError: If the schedule does not fit the steps, the blocks or the streams.
         """
         own = branch_label(branch) if _by_branch(schedule) else ""
-        # 1 and 1.0 are equal, but as a boundary one is a step and the other a fraction.
-        key = (schedule, type(getattr(schedule, "boundary", None)), steps, start, own)
+        key = (schedule, _kinds(schedule), steps, start, own)
         rows = self._tables.get(key)
         if rows is None:
             if len(self._tables) >= MANY_TABLES:
@@ -106,11 +106,17 @@ class Rows:
         """The weights that a schedule's own rows carry, by step."""
         if not isinstance(schedule, ExplicitSchedule) or not schedule.weights:
             return {}
-        # Where they were made is told by the whole table, of which a run may leave out the start.
-        table = self._variants.realised(schedule.rows)
-        made = made_at(table, schedule.depths(table))
-        found = enumerate(zip(schedule.weights, made, strict=True))
-        return {step: Fitted(given, at) for step, (given, at) in found if given is not None}
+        # Where deltas were made is told by the schedule's own table: of it a run may leave out the
+        # start, and a span that cannot be cached is a refresh more, to which nothing was fitted.
+        made = made_at(schedule.rows, schedule.depths(schedule.rows))
+        fitted = {}
+        for step, (wanted, given, at) in enumerate(
+            zip(schedule.rows, schedule.weights, made, strict=True)
+        ):
+            # Weights of another span's deltas are worth nothing here.
+            if given is not None and self._variants.actual(wanted) == wanted:
+                fitted[step] = Fitted(given, at)
+        return fitted
 
     def at_level(self, step: int, level: float) -> Row:
         """The row of a step on a trajectory of unknown length: phases by noise level.
@@ -147,6 +153,11 @@ class Rows:
         """How many steps ahead a cached step may read a delta emitted now."""
         longest = getattr(self._model.schedule, "longest", 1)
         return int(longest) * self._model.schedule.forecast.reads
+
+
+def _kinds(schedule: AnySchedule) -> tuple[type, ...]:
+    """What tells 1 from 1.0, which are equal: one counts steps or blocks, the other is a share."""
+    return tuple(type(getattr(schedule, name, None)) for name in SHARES)
 
 
 def _by_branch(schedule: AnySchedule) -> bool:

@@ -63,10 +63,11 @@ def tensors_of(vectors: Vectors, taken: int, device: torch.device) -> Deltas:
 
     Made once and waited for there: a stream that reads them later need not know who filled them.
     """
-    distinct = {vector: torch.zeros(taken, dtype=torch.float32) for vector in vectors}
-    for vector, made in distinct.items():
-        held = vector[:taken]
-        made[: len(held)] = torch.tensor(held, dtype=torch.float32)
+    # On the CPU whatever the default device is: filled there, nobody can read them half-way.
+    distinct = {
+        vector: torch.tensor([*vector, *[0.0] * taken][:taken], dtype=torch.float32, device="cpu")
+        for vector in vectors
+    }
     # A copy from pageable memory is over when it returns.
     moved = {vector: made.to(device) for vector, made in distinct.items()}
     return tuple(moved[vector] for vector in vectors)

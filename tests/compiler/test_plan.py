@@ -27,6 +27,7 @@ from deltapass.schedule.emissions import emissions, held_deltas, reads_after
 from deltapass.schedule.explicit import ExplicitSchedule
 from deltapass.schedule.presets import delta_dit, never
 from deltapass.schedule.rules import Schedule, Span, Table
+from deltapass.schedule.weights import Weights
 
 DEEP, SHALLOW = Span(2, 6), Span(0, 4)
 STREAM = models.B * models.T * models.D * 4  # bytes of an image stream in float32
@@ -143,6 +144,13 @@ def test_peak_bytes_on_a_table(marks: str, predictor: str, deltas: int) -> None:
 def test_bytes_without_a_table_are_those_of_all_spans(predictor: str, deltas: int) -> None:
     made = plan("adaln", delta_dit(cached_blocks=4, predictor=predictor))
     assert made.buffer_bytes() == 2 * STREAM * deltas
+
+
+def test_weights_of_rows_count_with_the_deltas_they_read() -> None:
+    table = table_of("RRRRd")
+    weights = (None, None, None, None, Weights(((1.5, -0.75, 0.25),)))
+    made = plan("adaln", ExplicitSchedule(table, "reuse", weights))
+    assert made.buffer_bytes(table) == 3 * STREAM
 
 
 def test_two_streams_take_the_bytes_of_both() -> None:

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from deltapass.schedule.explicit import AnySchedule
+from deltapass.schedule.explicit import AnySchedule, ExplicitSchedule
 from deltapass.schedule.rules import Schedule, Span, Table
+from deltapass.schedule.weights import Weights
 from deltapass.selector import rows as module
 from deltapass.selector.rows import Rows
 from deltapass.sessions.deltas import Row
@@ -22,12 +24,13 @@ class Repertoire:
 
     def __init__(self) -> None:
         self.prepared: list[Table] = []
+        self.changed: dict[Span, Span | None] = {}
 
     def realised(self, table: Table) -> Table:
-        return table
+        return tuple(map(self.actual, table))
 
     def actual(self, span: Span | None) -> Span | None:
-        return span
+        return self.changed.get(span, span) if span is not None else None
 
     def prepare(self, table: Table, schedule: AnySchedule) -> None:
         self.prepared.append(table)
@@ -79,6 +82,48 @@ def test_step_one_and_the_whole_trajectory_are_two_boundaries() -> None:
     by_step, whole = (rows.of(Schedule(cached_blocks=4, boundary=at), 20) for at in (1, 1.0))
     assert {row.planned for row in by_step} == {None, Span(0, 4)}
     assert {row.planned for row in whole} == {None, Span(4, 8)}
+
+
+def test_one_block_and_the_whole_stack_are_two_schedules() -> None:
+    rows, _ = made()
+    one, whole = (rows.of(Schedule(cached_blocks=count), 20) for count in (1, 1.0))
+    assert {row.planned for row in one} == {None, Span(7, 8), Span(0, 1)}
+    assert {row.planned for row in whole} == {None, Span(0, 8)}
+
+
+# Weights of the last row were fitted to the deltas of steps 2 and 1.
+FITTED = ExplicitSchedule(
+    (None, None, None, Span(4, 8), Span(0, 4)),
+    "linear",
+    (None, None, None, None, Weights(((2.5, -1.25),))),
+)
+
+
+def vectors_of(row: Row, at: tuple[int, ...]) -> list[list[float]]:
+    assert row.weigh is not None
+    return [weights.tolist() for weights in row.weigh(at, torch.device("cpu"))]
+
+
+def test_weights_of_a_row_hold_for_the_refreshes_they_were_fitted_to() -> None:
+    row = made(FITTED)[0].of(FITTED, 5)[4]
+    assert vectors_of(row, (2, 1)) == [[2.5, -1.25]]
+    assert vectors_of(row, (3, 2)) == [[2.0, -1.0]]  # linear: a refresh was forced at step 3
+
+
+def test_weights_do_not_hold_where_another_span_could_not_be_cached() -> None:
+    rows, repertoire = made(FITTED)
+    repertoire.changed = {Span(4, 8): None}
+    row = rows.of(FITTED, 5)[4]
+    assert rows.of(FITTED, 5)[3].planned is None
+    assert vectors_of(row, (3, 2)) == [[2.0, -1.0]]
+
+
+def test_weights_do_not_hold_for_a_smaller_span() -> None:
+    rows, repertoire = made(FITTED)
+    repertoire.changed = {Span(0, 4): Span(0, 3)}
+    row = rows.of(FITTED, 5)[4]
+    assert row.planned == Span(0, 3)
+    assert vectors_of(row, (2, 1)) == [[3.0, -2.0]]  # linear again
 
 
 def test_no_more_tables_are_held_than_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
