@@ -24,7 +24,7 @@ from deltapass.schedule.budget import Budget
 from deltapass.schedule.explicit import AnySchedule, ExplicitSchedule
 from deltapass.schedule.given import SCHEDULE_FORM, given_schedule
 from deltapass.schedule.predictors import predictor_named
-from deltapass.schedule.presets import preset_named
+from deltapass.schedule.presets import DEFAULT_PRESET, preset_named
 
 OPTION_NAMES: Final = (
     "lowering",
@@ -65,7 +65,7 @@ HOW_COMPILED: Final = ("lowering", "fuse", "strict")  # not what is exported
 EXPORT_OPTIONS: Final = tuple(name for name in OPTION_NAMES if name not in HOW_COMPILED)
 LOWERING_NAMES: Final = tuple(LOWERINGS)
 ORDERS: Final = ("reuse", "linear")  # predictors by their old number
-DEFAULT_SCHEDULE: Final = "balanced"
+DEFAULT_SCHEDULE: Final = DEFAULT_PRESET
 DEFAULT_STEPS: Final = 20  # where nobody says how many, as in the paper's tables
 FUSES: Final = ("blocks", "whole")
 MODES: Final = ("default", "max-autotune-no-cudagraphs")
