@@ -26,7 +26,7 @@ SHOWN: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
     }
 )
 TUNED: Final = "tuned for this model"
-TUNED_FILE: Final = "schedules/tuned-2x.json"  # in the folder of a model
+TUNED_FILE: Final = "schedules/tuned-2.0x.json"  # in the folder of a model
 SCHEDULING: Final = frozenset(
     {"schedule", "interval", "cached_blocks", "boundary", "budget", "order", "predictor", "preset"}
 )
