@@ -27,7 +27,8 @@ def error_in_words(images: torch.Tensor, wanted: torch.Tensor) -> str:
     errors = error_maps(images, wanted).mean(dim=(1, 2)) * 100
     if not errors.any():
         return "equal, bit for bit"
-    return f"pixels {errors.mean():.1f} % off on average, {errors.max():.1f} % in the worst image"
+    mean, worst = float(errors.mean()), float(errors.max())
+    return f"pixels {mean:.2g} % off on average, {worst:.2g} % in the worst image"
 
 
 def pixels(image: torch.Tensor) -> torch.Tensor:

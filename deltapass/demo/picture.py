@@ -26,7 +26,7 @@ TEXT, FAINT = "#1c1c1c", "#6a6a6a"
 MAP: Final = "magma"
 WORDS: Final = 44  # letters of a line at the left
 NAME_SIZE, TEXT_SIZE, SMALL_SIZE = 15, 10.5, 9.5
-LETTER: Final = 7  # pixels of a letter of the text, about
+LETTER: Final = 8  # pixels of a letter of the text, about
 LINE: Final = 17  # pixels from one line of text to the next
 
 

@@ -25,7 +25,7 @@ def test_words_name_the_mean_and_the_worst_image() -> None:
     wanted = torch.zeros(2, 1, 4, 4)
     images = wanted + torch.tensor([0.01, 0.03]).view(2, 1, 1, 1)
     said = error_in_words(images, wanted)
-    assert said == "pixels 2.0 % off on average, 3.0 % in the worst image"
+    assert said == "pixels 2 % off on average, 3 % in the worst image"
     assert error_in_words(wanted, wanted) == "equal, bit for bit"
 
 

@@ -60,7 +60,7 @@ def test_words_of_a_method_and_of_the_reference() -> None:
     assert words(first, first)[0] == "50 ms an image"
     lines = words(ours, first)
     assert lines[:2] == ("50 ms an image, 2.00x", "PSNR 30.0 dB")
-    said = "pixels 10.0 % off on average, 10.0 % in the worst image as long as: theirs"
+    said = "pixels 10 % off on average, 10 % in the worst image as long as: theirs"
     assert " ".join(lines[2:]) == said
 
 
