@@ -35,17 +35,21 @@ def sampler() -> LinearSampler:
 
 def in_python(
     folder: Path, start: torch.Tensor, inputs: dict[str, Any], **engine: Any
-) -> np.ndarray:
-    """The same trajectory through `load`; the sampler in float32, in the runner's order."""
+) -> tuple[np.ndarray, list[int]]:
+    """The same trajectory through `load`; the sampler in float32, in the runner's order.
+
+    Gives the last sample, and the bytes of the deltas held after every step.
+    """
     model, weights = deltapass.load(folder, **engine), sampler()
-    sample, outputs = start.numpy(), []
+    sample, outputs, held = start.numpy(), [], []
     with torch.no_grad(), deltapass.session(steps=STEPS) as session:
         for step, time in enumerate(weights.timesteps):
             session.step(step)
             times = time.float().expand(len(start)).contiguous()
             outputs.insert(0, model(torch.from_numpy(sample), times, **inputs).numpy())
+            held.append(session.nbytes)
             sample = weights.sample[step].numpy() * sample
             for weight, output in zip(weights.output[step].numpy(), outputs, strict=False):
                 sample = sample + weight * output
         assert session.report().as_planned
-    return sample
+    return sample, held

@@ -139,11 +139,11 @@ def _of_calls(
 
 def _of_predictor(plan: BundlePlan) -> Iterator[str]:
     schedule = schedule_from(plan.schedule)
+    if schedule.taken > plan.taken:
+        yield f"a schedule that weighs {schedule.taken} deltas, variants that take {plan.taken}"
     theirs = schedule.forecast.name
     if theirs != plan.predictor:
         yield f"predictor {plan.predictor!r}, a schedule that predicts by {theirs!r}"
-    if schedule.taken > plan.taken:
-        yield f"a schedule that weighs {schedule.taken} deltas, variants that take {plan.taken}"
 
 
 def _of_table(plan: BundlePlan) -> Iterator[str]:

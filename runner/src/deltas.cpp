@@ -81,3 +81,10 @@ void Deltas::take(std::size_t step, const std::map<std::string, Tensor>& values)
             entry = read ? std::next(entry) : held.erase(entry);
         }
 }
+
+std::size_t Deltas::bytes() const {
+    std::size_t total = 0;
+    for (const auto& [name, held] : held_)
+        for (const auto& [which, delta] : held) total += delta.bytes();
+    return total;
+}

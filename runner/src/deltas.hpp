@@ -14,6 +14,8 @@ class Deltas {
     // Takes the deltas that a refresh made, and lets go of all that no later row reads.
     void take(std::size_t step, const std::map<std::string, Tensor>& values);
 
+    std::size_t bytes() const;  // of all that is held
+
   private:
     using Held = std::map<std::size_t, Tensor>;  // by refresh; of a fit, by coefficient
 

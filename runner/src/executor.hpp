@@ -14,6 +14,7 @@ class Executor {
     Tensor run(std::size_t step, const std::vector<Tensor>& inputs);
 
     const Sizes& sizes() const { return sizes_; }
+    std::size_t delta_bytes() const { return deltas_.bytes(); }  // held for later rows
 
   private:
     void bind_sizes(const std::vector<Tensor>& inputs);

@@ -92,6 +92,7 @@ ordered_json run(const Arguments& arguments) {
         report["steps"].push_back({{"step", step},
                                    {"variant", rows[step].variant},
                                    {"milliseconds", one.milliseconds()},
+                                   {"delta_bytes", executor.delta_bytes()},
                                    {"macs", bundle.variants.at(rows[step].variant).macs}});
     }
     report["milliseconds"] = whole.milliseconds();

@@ -279,6 +279,12 @@ ALTERED: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "size": (("inputs", 0, "shape", 0), "rows", "dimension 'rows' names rows"),
     "table": (("table", 0, "variant"), "other", "the table names a variant"),
     "span": (("blocks",), 1, "of 1 blocks"),
+    "predictor": (("predictor",), "linear", "a schedule that predicts by 'reuse'"),
+    "schedule": (("schedule", "predictor"), "linear", "a schedule that weighs 2 deltas"),
+    "no delta": (("table", 1, "reads"), [], "row 1 is cached and reads no delta"),
+    "later": (("table", 1, "reads"), [2], "row 1 reads deltas that no refresh gave"),
+    "weights": (("table", 1, "weights"), [[1.0]], "row 1 has weights of another form"),
+    "refresh": (("table", 0, "reads"), [0], "row 0 refreshes and reads deltas"),
 }
 
 

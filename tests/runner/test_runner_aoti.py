@@ -138,6 +138,6 @@ def test_an_exported_bundle_gives_what_python_gives(
     done = subprocess.run([runner, folder, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     ours = load_file(paths[1])["sample"]
-    torch.testing.assert_close(ours, torch.from_numpy(in_python(folder, start, inputs)))
+    torch.testing.assert_close(ours, torch.from_numpy(in_python(folder, start, inputs)[0]))
     shown = [step["variant"] for step in json.loads(done.stdout)["steps"]]
     assert any(variant.startswith("cached") for variant in shown)

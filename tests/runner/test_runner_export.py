@@ -63,7 +63,9 @@ def test_runner_gives_the_bits_of_python(name: str, schedule: Any, tmp_path: Pat
     )
     assert done.returncode == 0, done.stderr
     ours = load_file(result)["sample"].numpy()
-    assert np.array_equal(ours, in_python(folder, start, inputs, threads=1))
+    theirs, held = in_python(folder, start, inputs, threads=1)
+    assert np.array_equal(ours, theirs)
+    assert [step["delta_bytes"] for step in json.loads(done.stdout)["steps"]] == held
     table = json.loads((folder / "plan.json").read_text())["table"]
     shown = [step["variant"] for step in json.loads(done.stdout)["steps"]]
     assert shown == [row["variant"] for row in table]
