@@ -22,14 +22,18 @@ class RefusalWarning(UserWarning):
     """The full graph runs instead of a cached one; the text says why and what to do."""
 
 
-def warn(text: str) -> None:
-    """Give a RefusalWarning that points at the user's line, however deep in torch it is given."""
+class CalibrationWarning(UserWarning):
+    """Fitted weights are worth little: the fit is poor, or they are used where they do not fit."""
+
+
+def warn(text: str, kind: type[Warning] = RefusalWarning) -> None:
+    """Give a warning that points at the user's line, however deep in torch it is given."""
     frame = sys._getframe(1)
     while frame.f_back is not None and not _is_the_users(frame):
         frame = frame.f_back
     registry = frame.f_globals.setdefault("__warningregistry__", {})
     name, path = frame.f_globals.get("__name__"), frame.f_code.co_filename
-    warnings.warn_explicit(text, RefusalWarning, path, frame.f_lineno, name, registry)
+    warnings.warn_explicit(text, kind, path, frame.f_lineno, name, registry)
 
 
 def _is_the_users(frame: FrameType) -> bool:
@@ -507,6 +511,10 @@ class PipelineCallError(DeltapassError, ValueError):
 
 class LoopError(DeltapassError, ValueError):
     """What was given to sample trajectories with gives none, or not those asked for."""
+
+
+class CalibrationError(DeltapassError, ValueError):
+    """Trajectories from which no weights can be fitted."""
 
 
 # ---- run time ---------------------------------------------------------------------------------

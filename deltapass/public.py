@@ -4,6 +4,7 @@
 from deltapass.bundles.loaded import LoadedModel as LoadedModel
 from deltapass.bundles.loaded import load as load
 from deltapass.bundles.manifest import BundlePlan as BundlePlan
+from deltapass.errors import CalibrationWarning as CalibrationWarning
 from deltapass.errors import DeltapassError as DeltapassError
 from deltapass.errors import RefusalWarning as RefusalWarning
 from deltapass.explanation import Report as Report
@@ -29,3 +30,5 @@ from deltapass.sessions.report import SessionReport as SessionReport
 from deltapass.sessions.session import Session as Session
 from deltapass.sessions.session import session as session
 from deltapass.sessions.timeline import save_timeline as save_timeline
+from deltapass.tuning.calibrate import calibrate as calibrate
+from deltapass.tuning.calibration import Calibration as Calibration

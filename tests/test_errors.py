@@ -98,13 +98,17 @@ EXAMPLES: dict[type[errors.DeltapassError], tuple[object, ...]] = {
         ("height", "width"),
         "it says ValueError: Provide either `prompt` or `prompt_embeds`",
     ),
+    errors.CalibrationError: (
+        "none of 20 calls was cached; the schedule caches none",
+        "Give a schedule with cached rows, and mend what kept them from being cached",
+    ),
     errors.LoopError: ("the loop gave a list", "It must give the final samples as one tensor"),
     errors.StateError: ("the session is closed", "Open a new one"),
     errors.AttachError: ("this StableDiffusion3Pipeline is attached already", "Detach it first"),
     errors.StepOutsideError: (20, 20),
     errors.NoStepError: (),
 }
-WARNINGS = (errors.RefusalWarning,)
+WARNINGS = (errors.CalibrationWarning, errors.RefusalWarning)
 
 
 def example(error_class: type[errors.DeltapassError]) -> errors.DeltapassError:

@@ -1,4 +1,4 @@
-"""The command line: `deltapass demo`, `explain`, `export`, `run`, `trajectory`."""
+"""The command line: `deltapass calibrate`, `demo`, `explain`, `export`, `run`, `trajectory`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.console import Console
 
 import deltapass
 from deltapass.cli.bundles import export_command
+from deltapass.cli.calibrate import calibrate_command
 from deltapass.cli.demo import demo_command
 from deltapass.cli.explain import explain_command
 from deltapass.cli.run import run_command
@@ -19,6 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.command(name="calibrate")(calibrate_command)
 app.command(name="demo")(demo_command)
 app.command(name="explain")(explain_command)
 app.command(name="export")(export_command)

@@ -72,13 +72,13 @@ Overwrite = Annotated[
 ]
 
 
-def finite(value: float) -> float:
+def finite(value: float | None) -> float | None:
     """A callback of options that are numbers: NaN and infinity are none.
 
     Raises:
         typer.BadParameter: If it is one of these.
     """
-    if not math.isfinite(value):
+    if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is no finite number.")
     return value
 

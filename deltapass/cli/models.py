@@ -10,6 +10,7 @@ import typer
 from deltapass.errors import ModelSourceError
 
 EMBEDDED: Final = "embedded"
+NAMES: Final = (EMBEDDED, "garments", "nouns")  # of embedded models; the first stands for garments
 INDEX: Final = "model_index.json"
 
 
@@ -50,3 +51,28 @@ def check_source(model: str) -> None:
         raise ModelSourceError(model, problem)
     if not all(part.isidentifier() for part in (*module.split("."), *factory.split("."))):
         raise ModelSourceError(model, "that is no module:factory")
+
+
+def check_trajectories(source: str, *, call: bool, steps: bool, guidance: bool) -> None:
+    """Refuse what no trajectories can come from, and options that say nothing to such a source.
+
+    Args:
+        source: An embedded model's name, a folder, or module:factory.
+        call: Whether `--call` was given.
+        steps: Whether it names a number of steps too, besides `--steps`.
+        guidance: Whether `--guidance` was given.
+
+    Raises:
+        ModelSourceError: If it is none of these.
+        typer.BadParameter: If an option says nothing to it, or two say the same.
+    """
+    if source not in NAMES:
+        check_source(source)
+    if call and not is_folder(source):
+        raise typer.BadParameter(f"{source} is no pipeline's folder", param_hint="--call")
+    if steps:
+        given = "--call has num_inference_steps"
+        raise typer.BadParameter(f"{given}: give one of the two", param_hint="--steps")
+    if guidance and source not in NAMES:
+        other = "say it in --call" if is_folder(source) else "the factory says it"
+        raise typer.BadParameter(f"it is for embedded models; {other}", param_hint="--guidance")

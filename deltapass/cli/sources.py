@@ -48,7 +48,7 @@ def load_source(model: str, call: Mapping[str, Any] | None = None, count: int = 
         return pipeline.transformer, args, kwargs
     if is_folder(model):
         return first_call(load_pipeline(Path(model)), call or {})
-    return _made_by(model)
+    return _model_made_by(model)
 
 
 def load_pipeline(folder: Path) -> Any:
@@ -135,14 +135,23 @@ def dimensions(ranges: Mapping[str, Mapping[int, tuple[int, int]]]) -> dict[str,
     return made or None
 
 
-def _made_by(model: str) -> Source:
-    """What the factory gives. An error inside it is its own: the traceback shows where."""
+def made_by(model: str) -> Any:
+    """What a factory, module:factory, gives. An error inside it is its own.
+
+    Raises:
+        ModelSourceError: If there is none, or it cannot be called without arguments.
+    """
     factory = _factory(model)
     try:
         inspect.signature(factory).bind()
     except (TypeError, ValueError) as error:
         raise ModelSourceError(model, f"it cannot be called without arguments: {error}") from error
-    made = factory()
+    return factory()
+
+
+def _model_made_by(model: str) -> Source:
+    """The denoiser and the call that a factory gives."""
+    made = made_by(model)
     wanted = (object, tuple | list, Mapping)
     if not isinstance(made, tuple) or len(made) != len(wanted):
         raise ModelSourceError(model, f"it gave {type(made).__name__}")

@@ -9,6 +9,7 @@ its denoisers and (during a call) its scheduler are touched, never their classes
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,10 +31,12 @@ from deltapass.pipelines.passing_class import passing_class
 from deltapass.pipelines.step_times import Clock
 from deltapass.schedule.explicit import AnySchedule
 from deltapass.schedule.given import GivenSchedule, schedule_or_none
+from deltapass.schedule.made_for import Sampler, sampler_of
 from deltapass.selector.trackers import known_tracker
 from deltapass.sessions.report import SessionReport
 from deltapass.sessions.session import Session, active_session
 
+GUIDANCE = "guidance_scale"  # the argument of pipelines
 DENOISER = "transformer"  # what pipelines call their denoisers; a second one ends in _2
 
 REFUSED = (
@@ -100,7 +103,7 @@ class Attachment:
 
         @functools.wraps(kind.__call__)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            with attachment.running(self):
+            with attachment.running(self, kwargs.get(GUIDANCE)):
                 return kind.__call__(self, *args, **{n: _apart(n, v) for n, v in kwargs.items()})
 
         self._watch(self._pipe)
@@ -115,7 +118,7 @@ class Attachment:
             self._watched.clear()
 
     @contextmanager
-    def running(self, pipe: Any) -> Iterator[None]:
+    def running(self, pipe: Any, guidance: Any = None) -> Iterator[None]:
         """One call of the pipeline. A session that the caller has opened is used and kept open."""
         self._watch(pipe)
         outer, run = active_session(), current_run()
@@ -126,17 +129,23 @@ class Attachment:
         clock = None if watcher is None else watcher.clock()
         if lent is not None:
             session.schedule = lent
+        session.sampler = functools.partial(self._sampler, pipe, guidance)
         try:
             with following(session, pipe.scheduler, clock) as run, session:
                 run.open()
                 yield
         finally:
+            session.sampler = None
             self.last = session.entries.report(before)
             if lent is not None:
                 session.schedule = None
         self._check_that_it_ran(pipe, run.stepped_once)
         if watcher is not None and clock is not None:
             watcher.ended(self.last, run.seconds)
+
+    def _sampler(self, pipe: Any, guidance: Any) -> Sampler:
+        """What samples in a call with this strength of guidance, or with the pipeline's own."""
+        return sampler_of(pipe.scheduler, guidance_of(self._kind, guidance))
 
     def _watch(self, pipe: Any) -> None:
         """Watch the denoisers, which may have been exchanged since the last call."""
@@ -284,6 +293,13 @@ def _why_none(models: Mapping[str, nn.Module]) -> str:
 def _hooked_inside(model: nn.Module) -> bool:
     """Whether a hook, as offloading puts on a model, lies inside what was compiled."""
     return "_hf_hook" in vars(getattr(model, "_orig_mod", model)) and backend_of(model) == OURS
+
+
+def guidance_of(kind: type, given: Any = None) -> float | None:
+    """The strength of guidance of a call of a pipeline's class, its default where none is given."""
+    takes = inspect.signature(kind.__call__).parameters
+    value = getattr(takes.get(GUIDANCE), "default", None) if given is None else given
+    return float(value) if isinstance(value, int | float) else None
 
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:

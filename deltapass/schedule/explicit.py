@@ -111,8 +111,11 @@ class ExplicitSchedule:
         Raises:
             StepCountError: If the table has not `steps` rows.
             SpanOutsideError: If a row skips blocks that the model does not have.
+            ScheduleError: If it was made for a model of another number of blocks.
         """
         self.check_steps(steps)
+        if self.made_for is not None:
+            self.made_for.check_blocks(blocks)
         check_fits(self.rows, blocks)
         return (*self.rows[:start], None, *self.rows[start + 1 :])
 

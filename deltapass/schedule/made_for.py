@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -39,7 +40,7 @@ class MadeFor:
 
     Attributes:
         blocks: Blocks of the model's stack.
-        structure: Equal for models whose weights have the same shapes.
+        structure: Equal for models whose weights have the same shapes (`shapes_key`).
         steps: Steps of a trajectory.
         sampler: What sampled them.
     """
@@ -49,12 +50,18 @@ class MadeFor:
     steps: int
     sampler: Sampler = UNKNOWN
 
-    def other_model(self, blocks: int, structure: str) -> str:
-        """How another model differs; empty for the same one."""
+    def check_blocks(self, blocks: int) -> None:
+        """Raise ScheduleError for a model of another number of blocks."""
         if blocks != self.blocks:
-            return f"it was made for a model of {self.blocks} blocks, this one has {blocks}"
-        if structure != self.structure:
-            return "it was made for another model: the shapes of the weights differ"
+            raise ScheduleError(
+                f"the schedule was made for a model of {self.blocks} blocks, this one has {blocks}",
+                "Calibrate a schedule for this model with deltapass.calibrate",
+            )
+
+    def other_model(self, structure: str) -> str:
+        """How another model differs; empty for the same one, and where nothing is known of it."""
+        if structure and structure != self.structure:
+            return "the shapes of the model's weights differ"
         return ""
 
     def other_sampler(self, sampler: Sampler) -> str:
@@ -104,6 +111,12 @@ def _frozen(value: Any) -> Any:
         parts = tuple(_frozen(part) for part in value)
         return NotImplemented if any(part is NotImplemented for part in parts) else parts
     return value if isinstance(value, str | bool | int | float | None) else NotImplemented
+
+
+def shapes_key(shapes: Iterable[Sequence[int]]) -> str:
+    """A short text, the same in every process, for the shapes of a model's weights in any order."""
+    text = repr(sorted(tuple(map(int, shape)) for shape in shapes))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 # ---- as plain data ----------------------------------------------------------------------------

@@ -13,14 +13,16 @@ from typing import Any, Final, NamedTuple, final
 
 from deltapass.errors import LoweringError, NoTimestepError, StepUnknownError
 from deltapass.graph.program import Role, data_names
-from deltapass.schedule.explicit import AnySchedule
+from deltapass.schedule.explicit import AnySchedule, ExplicitSchedule
 from deltapass.selector.continuity import Continuity
 from deltapass.selector.model import ModelInfo, Repertoire
+from deltapass.selector.observer import Observer
 from deltapass.selector.pattern import Length
 from deltapass.selector.rows import Rows
 from deltapass.selector.signals import SignalReader, signal_reader
 from deltapass.selector.timestep import Located, TimestepTracker
 from deltapass.selector.trackers import tracker_of
+from deltapass.selector.uses import Uses
 from deltapass.sessions.deltas import Lane, LaneTable, Row
 from deltapass.sessions.log import Log
 from deltapass.sessions.report import Entry
@@ -52,6 +54,7 @@ class PlannedCall(NamedTuple):
         sure: Whether what is planned may be done; else the call refreshes.
         refusal: Why nothing will be cached, where that must be said.
         last: What takes note of the model's prediction, without a session.
+        observer: Who looks on, for a fit.
     """
 
     place: Place
@@ -62,6 +65,7 @@ class PlannedCall(NamedTuple):
     sure: bool = True
     refusal: StepUnknownError | None = None
     last: Continuity | None = None
+    observer: Observer | None = None
 
 
 @final
@@ -77,7 +81,7 @@ class CallFinder:
         # The tracker made last; how many in a row were gone when the next one was made.
         self._newest: weakref.ref[TimestepTracker] | None = None
         self._gone = 0
-        self._rows = Rows(model, variants)
+        self._rows, self._uses = Rows(model, variants), Uses(model)
         self._token = object()  # stands for this finder in lanes, which must not hold its graph
         weights = [at for at, given in enumerate(model.inputs) if given.role is Role.WEIGHT]
         self._first_weight = weights[0] if weights else None
@@ -103,19 +107,24 @@ class CallFinder:
         return self if self._first_weight is None else arguments[self._first_weight]
 
     def _in_session(self, session: Session, arguments: Sequence[Any]) -> PlannedCall:
-        owner = self.owner_of(arguments)
+        owner, observer = self.owner_of(arguments), session.observer
         place = session.place(owner)
         try:
+            if observer is not None:
+                observer.met(self.model, session)
             if place.lane.unlowered is not None:
                 raise place.lane.unlowered
             schedule = session.schedule or self.model.schedule
-            rows = self._table(place, schedule, session.steps or 1)
+            rows = self._table(place, schedule, session.steps or 1, session)
         except BaseException as error:  # a variant could not be made: this call does not count
             session.take_back(owner)
             if isinstance(error, LoweringError):
                 place.lane.unlowered = error
             raise
-        return PlannedCall(place, rows[place.step], place.lane, session.entries, False)
+        row = rows[place.step]
+        return PlannedCall(
+            place, row, place.lane, session.entries, certain=False, observer=observer
+        )
 
     def _by_timestep(self, arguments: Sequence[Any]) -> PlannedCall:
         if self.reader is None:
@@ -162,7 +171,9 @@ class CallFinder:
             f"none of the last {MANY_STARTS} trajectories had four steps: {WHY}"
         )
 
-    def _table(self, place: Place, schedule: AnySchedule, steps: int) -> tuple[Row, ...]:
+    def _table(
+        self, place: Place, schedule: AnySchedule, steps: int, session: Session | None = None
+    ) -> tuple[Row, ...]:
         """The rows of a lane's trajectory; found once."""
         lane = place.lane
         known = lane.table
@@ -173,6 +184,8 @@ class CallFinder:
             or known.steps != steps
         ):
             rows = self._rows.of(schedule, steps, place.start, place.branch)
+            if isinstance(schedule, ExplicitSchedule) and schedule.made_for is not None:
+                self._uses.check(schedule.made_for, session)
             known = lane.table = LaneTable(self._token, schedule, steps, rows)
         return known.rows
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, final
 
 import torch
 
-from deltapass.graph.program import Input, Macs
+from deltapass.graph.program import Input, Macs, Role
 from deltapass.schedule.explicit import AnySchedule
+from deltapass.schedule.made_for import shapes_key
 from deltapass.schedule.rules import Span, Table
 
 
@@ -45,6 +47,13 @@ class ModelInfo:
     steps: int | None
     caches: bool
     owner: weakref.ref[Any] | None = None
+
+    @cached_property
+    def shapes(self) -> str:
+        """Equal for models whose weights have the same shapes; empty where these are not known."""
+        weights = [given.spec for given in self.inputs if given.role is Role.WEIGHT]
+        known = [spec.shape for spec in weights if spec is not None]
+        return shapes_key(known) if known else ""
 
 
 class Variant(Protocol):

@@ -27,8 +27,9 @@ from deltapass.selector.call import CallFinder, PlannedCall
 from deltapass.selector.freshness import Graph, data_specs, examine, is_as_before, missing
 from deltapass.selector.later import Mark
 from deltapass.selector.model import ModelInfo, Repertoire
-from deltapass.selector.weighing import weighted
-from deltapass.sessions.deltas import Doubt, History
+from deltapass.selector.observer import Observer
+from deltapass.selector.weighing import tensors_of, weighted
+from deltapass.sessions.deltas import Doubt, History, Weigh
 from deltapass.sessions.report import Cause, Entry
 from deltapass.sessions.session import active_session
 from deltapass.sessions.weights import WeightWatch
@@ -180,11 +181,23 @@ class Selector:
         row = call.row
         buffers = history.deltas[0]
         if row.weigh is not None:
-            buffers = weighted(history, row.taken, row.weigh)
+            weigh = row.weigh
+            if call.observer is not None:
+                weigh = self._watched(arguments, call, history, call.observer)
+            buffers = weighted(history, row.taken, weigh)
         call.lane.keep_only(row.keeps)
         variant = self.variants.cached(row.planned or Span(0, 0), row.taken)
         results, _ = variant(arguments + self._constants + buffers)
         return results, variant.macs
+
+    def _watched(
+        self, arguments: tuple[Any, ...], call: PlannedCall, history: History, observer: Observer
+    ) -> Weigh:
+        """The weights an observer wants, who is shown what the deltas of the span really are."""
+        row, span = call.row, call.row.planned or Span(0, 0)
+        _, truth = self.variants.refresh((span,))(arguments + self._constants)
+        vectors = observer.weights(call.place, row, history, truth)
+        return lambda _, device: tensors_of(vectors, row.taken, device)
 
     def _forget(self, call: PlannedCall, arguments: Sequence[Any], error: BaseException) -> None:
         """After a failed call nothing of it may be read, and its second try is no new branch."""

@@ -46,6 +46,7 @@ class Session:
         steps: Steps of a trajectory; None until a pipeline's scheduler says.
         fixed: Whether `steps` was given by the caller.
         entries: What was done so far: the newest calls, as `Entry`.
+        observer, sampler: Who looks on, for a fit; what gives a `Sampler`, in a pipeline.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class Session:
         self.steps = step_count(steps, timesteps)
         self.fixed = self.steps is not None
         self.entries = Log()
+        self.observer: Any = None
+        self.sampler: Any = None
         self._schedule = schedule_or_none(schedule)
         self._lock = threading.RLock()
         self._stays: list[Stay] = []
@@ -264,10 +267,9 @@ class Session:
 
     def located(self, entry: Entry) -> Entry:
         """An entry with the place where this session stands, as far as it is known."""
-        position = context.position_of(self)
-        step = None if position is None else position.step
-        branch = None if position is None else position.branch
-        return replace(entry, trajectory=self._trajectory.number, step=step, branch=branch)
+        here, number = context.position_of(self), self._trajectory.number
+        step, branch = (None, None) if here is None else (here.step, here.branch)
+        return replace(entry, trajectory=number, step=step, branch=branch)
 
     def _say_if_nothing_was_cached(self, told: int) -> None:
         if self.entries.cached:

@@ -20,6 +20,7 @@ from deltapass.pipelines.attach import denoisers
 from deltapass.schedule.explicit import AnySchedule
 from deltapass.schedule.made_for import UNKNOWN, Sampler
 from deltapass.schedule.presets import never
+from deltapass.selector.observer import Observer
 from deltapass.sessions.report import SessionReport
 from deltapass.sessions.session import Session
 
@@ -61,7 +62,12 @@ class Loop(Protocol):
         """What samples, as far as it is known."""
 
     def run(
-        self, seeds: Sequence[int], schedule: AnySchedule = PLAIN, *, steps: int | None = None
+        self,
+        seeds: Sequence[int],
+        schedule: AnySchedule = PLAIN,
+        *,
+        steps: int | None = None,
+        observer: Observer | None = None,
     ) -> Sampled:
         """One batch of trajectories, one a seed; the same seed starts from the same noise.
 
@@ -69,6 +75,7 @@ class Loop(Protocol):
             seeds: One a trajectory.
             schedule: What is cached when. By default nothing is: the plain model.
             steps: Steps asked of the sampler, if not `self.steps`.
+            observer: Looks on, for a fit.
         """
 
 
@@ -81,7 +88,12 @@ class OwnLoopRunner:
         self._function = function
 
     def run(
-        self, seeds: Sequence[int], schedule: AnySchedule = PLAIN, *, steps: int | None = None
+        self,
+        seeds: Sequence[int],
+        schedule: AnySchedule = PLAIN,
+        *,
+        steps: int | None = None,
+        observer: Observer | None = None,
     ) -> Sampled:
         """As `Loop.run`.
 
@@ -91,6 +103,7 @@ class OwnLoopRunner:
         count = self.steps if steps is None else steps
         started = time.perf_counter()
         with torch.no_grad(), Session(count, schedule=schedule) as session:
+            session.observer = observer
             given = self._function(seeds, session)
             samples = checked_samples(given, len(seeds))
         return sampled(samples, session, started)

@@ -14,10 +14,11 @@ import torch
 
 from deltapass.errors import LoopError
 from deltapass.options import DEFAULT_STEPS
-from deltapass.pipelines.attach import attach, attachment_of, denoisers
+from deltapass.pipelines.attach import GUIDANCE, attach, attachment_of, denoisers, guidance_of
 from deltapass.pipelines.compiled_by import OURS, backend_of
 from deltapass.schedule.explicit import AnySchedule
 from deltapass.schedule.made_for import Sampler, sampler_of
+from deltapass.selector.observer import Observer
 from deltapass.sessions.session import Session
 from deltapass.tuning.loops import (
     PLAIN,
@@ -28,9 +29,9 @@ from deltapass.tuning.loops import (
 
 GivenCall = Mapping[str, Any] | Callable[[Sequence[int]], Mapping[str, Any]]
 STEPS: Final = "num_inference_steps"
-GUIDANCE: Final = "guidance_scale"
 COPIES: Final = ("num_images_per_prompt", "num_videos_per_prompt")
 DEALT: Final = ("prompt", "negative_prompt", "class_labels")  # lists of these are dealt to seeds
+POOLED: Final = ("pooled_", "negative_pooled_")
 RESULTS: Final = ("images", "frames")  # of the outputs of pipelines
 
 
@@ -45,7 +46,8 @@ class PipelineLoop:
         if steps is not None and asked not in (None, steps):
             raise LoopError(f"steps is {steps} and {STEPS} is {asked}", "Give one of the two")
         self.steps = steps or asked or DEFAULT_STEPS
-        self._guidance = self._of_call(GUIDANCE)
+        given = call((0,)) if callable(call) else call
+        self._guidance = guidance_of(type(pipe), given.get(GUIDANCE))
 
     @property
     def sampler(self) -> Sampler:
@@ -53,7 +55,12 @@ class PipelineLoop:
         return sampler_of(self._pipe.scheduler, self._guidance)
 
     def run(
-        self, seeds: Sequence[int], schedule: AnySchedule = PLAIN, *, steps: int | None = None
+        self,
+        seeds: Sequence[int],
+        schedule: AnySchedule = PLAIN,
+        *,
+        steps: int | None = None,
+        observer: Observer | None = None,
     ) -> Sampled:
         """As `Loop.run`.
 
@@ -63,6 +70,7 @@ class PipelineLoop:
         count = self.steps if steps is None else steps
         started = time.perf_counter()
         with torch.no_grad(), Session(schedule=schedule) as session:
+            session.observer = observer
             samples = [
                 checked_samples(tensor_of(self._pipe(**arguments)), len(some))
                 for some, arguments in self._calls(tuple(seeds), count)
@@ -76,7 +84,9 @@ class PipelineLoop:
         given = dict(self._call(seeds) if callable(self._call) else dealt(self._call, seeds))
         copies = next((name for name in COPIES if name in self._takes), None)
         by_seed = callable(self._call) or any(isinstance(given.get(n), list) for n in DEALT)
-        if not by_seed and copies is not None and copies not in given:
+        # Pipelines that take pooled embeddings do not copy those they are given.
+        apart = any(name.startswith(POOLED) for name in given)
+        if not by_seed and not apart and copies is not None and copies not in given:
             given[copies] = len(seeds)
             by_seed = True
         for some in (seeds,) if by_seed or len(seeds) == 1 else ((seed,) for seed in seeds):
@@ -90,13 +100,6 @@ class PipelineLoop:
         return {n: v for n, v in ours.items() if n in self._takes or takes_any} | {
             name: value for name, value in given.items() if name != STEPS
         }
-
-    def _of_call(self, name: str) -> float | None:
-        """A number that the call gives, or the pipeline's own default of it."""
-        given = self._call((0,)) if callable(self._call) else self._call
-        default = getattr(self._takes.get(name), "default", None)
-        value = given.get(name, default)
-        return float(value) if isinstance(value, int | float) else None
 
 
 @contextmanager

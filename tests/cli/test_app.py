@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("diffusers")
 
+from commands import call
 from models import make
 from typer.testing import CliRunner
 
@@ -20,14 +21,7 @@ import deltapass
 from deltapass.cli.app import app
 from deltapass.cli.command_line import parse_pairs
 
-COMMANDS = ("demo", "explain", "export", "run", "trajectory")
-
-
-def call(*words: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, list(words), env={"COLUMNS": "120"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, " ".join(result.output.split())
+COMMANDS = ("calibrate", "demo", "explain", "export", "run", "trajectory")
 
 
 def toy() -> tuple[object, tuple[object, ...], dict[str, object]]:

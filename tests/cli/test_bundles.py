@@ -15,13 +15,12 @@ pytest.importorskip("onnxruntime")
 import diffusers
 import numpy as np
 import typer
+from commands import call
 from models import make
 from models.zoo import NUMPY_WARNINGS
 from PIL import Image
-from typer.testing import CliRunner
 
 import deltapass
-from deltapass.cli.app import app
 from deltapass.cli.bundles import parse_dimensions, parse_range
 from deltapass.cli.command_line import parse_call
 from deltapass.cli.sampling import check_model_of, image_count, sample
@@ -30,13 +29,6 @@ from deltapass.demo.embedded import load_embedded
 from deltapass.errors import BundleError, OptionError, PipelineCallError
 
 COUNT, STEPS = 4, 20
-
-
-def call(*words: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, list(words), env={"COLUMNS": "120"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, " ".join(result.output.split())
 
 
 def toy() -> tuple[object, tuple[object, ...], dict[str, object]]:

@@ -14,6 +14,7 @@ from deltapass.schedule.made_for import (
     made_for_content,
     made_for_from,
     sampler_of,
+    shapes_key,
 )
 
 CONFIG = {"beta_end": 0.02, "_class_name": "DPM", "betas": [1, 2], "rescale": lambda: 0}
@@ -48,9 +49,8 @@ def test_content_without_meaning_is_an_error(change: dict[str, Any], fact: str) 
 
 
 def test_what_differs_is_named() -> None:
-    assert MADE.other_model(28, "ab12") == ""
-    assert "28 blocks, this one has 24" in MADE.other_model(24, "ab12")
-    assert "another model" in MADE.other_model(28, "cd")
+    assert MADE.other_model("ab12") == MADE.other_model("") == ""
+    assert "shapes of the model's weights" in MADE.other_model("cd")
     assert MADE.other_sampler(SAMPLER) == ""
     assert MADE.other_sampler(Sampler()) == ""
     assert MADE.other_sampler(replace(SAMPLER, guidance=5.0)) == (
@@ -60,3 +60,15 @@ def test_what_differs_is_named() -> None:
     assert MADE.other_sampler(other) == "scheduler is Euler, it was made for SimpleNamespace"
     changed = replace(SAMPLER, settings=(("beta_end", 1.0), ("new", 3)))
     assert MADE.other_sampler(changed) == "beta_end is 1, it was made for 0.02"
+
+
+def test_another_number_of_blocks_is_an_error() -> None:
+    MADE.check_blocks(28)
+    with pytest.raises(ScheduleError, match="a model of 28 blocks, this one has 24"):
+        MADE.check_blocks(24)
+
+
+def test_shapes_count_in_any_order_and_as_often_as_they_come() -> None:
+    key = shapes_key([(2, 3), (4,)])
+    assert key == shapes_key([(4,), (2, 3)]) == "28c77b1c08fc64a6"
+    assert key not in {shapes_key([(2, 3)]), shapes_key([(2, 3), (4,), (4,)])}

@@ -1,43 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from driving import compiled
-from models import make
+from own_loop import toy_loop
 
-import deltapass
 from deltapass.errors import LoopError
 from deltapass.schedule.rules import Schedule
 from deltapass.tuning.loops import open_loop
 
 STEPS = 4
 CACHING = Schedule(cached_blocks=2, boundary=0.5)
-
-
-def toy_loop(told: list[int] | None = None) -> Any:
-    toy = make("adaln")
-    model = compiled(toy, schedule="none")
-
-    def loop(seeds: Sequence[int], session: deltapass.Session) -> torch.Tensor:
-        shape = toy.inputs(999.0, 0)[0][0].shape[1:]
-        sample = torch.stack([torch.randn(shape, generator=seeded(seed)) for seed in seeds])
-        steps = session.steps or 0
-        for step in range(steps):
-            session.step(step)
-            level = torch.full((len(seeds),), 999.0 * (1 - step / steps))
-            sample = sample - model(sample, level) / steps
-        if told is not None:
-            told.append(steps)
-        return sample
-
-    return loop
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_a_function_runs_under_any_schedule_with_one_compile() -> None:
