@@ -9,7 +9,6 @@ its denoisers and (during a call) its scheduler are touched, never their classes
 from __future__ import annotations
 
 import functools
-import inspect
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,15 +27,14 @@ from deltapass.pipelines.follow import (
     watch_denoiser,
 )
 from deltapass.pipelines.passing_class import passing_class
+from deltapass.pipelines.sampler import GUIDANCE, sampler_of_call
 from deltapass.pipelines.step_times import Clock
 from deltapass.schedule.explicit import AnySchedule
 from deltapass.schedule.given import GivenSchedule, schedule_or_none
-from deltapass.schedule.made_for import Sampler, sampler_of
 from deltapass.selector.trackers import known_tracker
 from deltapass.sessions.report import SessionReport
 from deltapass.sessions.session import Session, active_session
 
-GUIDANCE = "guidance_scale"  # the argument of pipelines
 DENOISER = "transformer"  # what pipelines call their denoisers; a second one ends in _2
 
 REFUSED = (
@@ -129,7 +127,7 @@ class Attachment:
         clock = None if watcher is None else watcher.clock()
         if lent is not None:
             session.schedule = lent
-        session.sampler = functools.partial(self._sampler, pipe, guidance)
+        session.sampler = functools.partial(sampler_of_call, pipe, guidance)
         try:
             with following(session, pipe.scheduler, clock) as run, session:
                 run.open()
@@ -142,10 +140,6 @@ class Attachment:
         self._check_that_it_ran(pipe, run.stepped_once)
         if watcher is not None and clock is not None:
             watcher.ended(self.last, run.seconds)
-
-    def _sampler(self, pipe: Any, guidance: Any) -> Sampler:
-        """What samples in a call with this strength of guidance, or with the pipeline's own."""
-        return sampler_of(pipe.scheduler, guidance_of(self._kind, guidance))
 
     def _watch(self, pipe: Any) -> None:
         """Watch the denoisers, which may have been exchanged since the last call."""
@@ -293,13 +287,6 @@ def _why_none(models: Mapping[str, nn.Module]) -> str:
 def _hooked_inside(model: nn.Module) -> bool:
     """Whether a hook, as offloading puts on a model, lies inside what was compiled."""
     return "_hf_hook" in vars(getattr(model, "_orig_mod", model)) and backend_of(model) == OURS
-
-
-def guidance_of(kind: type, given: Any = None) -> float | None:
-    """The strength of guidance of a call of a pipeline's class, its default where none is given."""
-    takes = inspect.signature(kind.__call__).parameters
-    value = getattr(takes.get(GUIDANCE), "default", None) if given is None else given
-    return float(value) if isinstance(value, int | float) else None
 
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:

@@ -14,10 +14,11 @@ import torch
 
 from deltapass.errors import LoopError
 from deltapass.options import DEFAULT_STEPS
-from deltapass.pipelines.attach import GUIDANCE, attach, attachment_of, denoisers, guidance_of
+from deltapass.pipelines.attach import attach, attachment_of, denoisers
 from deltapass.pipelines.compiled_by import OURS, backend_of
+from deltapass.pipelines.sampler import GUIDANCE, sampler_of_call
 from deltapass.schedule.explicit import AnySchedule
-from deltapass.schedule.made_for import Sampler, sampler_of
+from deltapass.schedule.made_for import Sampler
 from deltapass.selector.observer import Observer
 from deltapass.sessions.session import Session
 from deltapass.tuning.loops import (
@@ -47,12 +48,12 @@ class PipelineLoop:
             raise LoopError(f"steps is {steps} and {STEPS} is {asked}", "Give one of the two")
         self.steps = steps or asked or DEFAULT_STEPS
         given = call((0,)) if callable(call) else call
-        self._guidance = guidance_of(type(pipe), given.get(GUIDANCE))
+        self._guidance = given.get(GUIDANCE)
 
     @property
     def sampler(self) -> Sampler:
         """The scheduler the pipeline has now, and its guidance."""
-        return sampler_of(self._pipe.scheduler, self._guidance)
+        return sampler_of_call(self._pipe, self._guidance)
 
     def run(
         self,
