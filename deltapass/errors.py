@@ -517,6 +517,10 @@ class CalibrationError(DeltapassError, ValueError):
     """Trajectories from which no weights can be fitted."""
 
 
+class TuneError(DeltapassError, ValueError):
+    """A search cannot be begun, or go on, as it was asked for."""
+
+
 # ---- run time ---------------------------------------------------------------------------------
 
 

@@ -32,3 +32,6 @@ from deltapass.sessions.session import session as session
 from deltapass.sessions.timeline import save_timeline as save_timeline
 from deltapass.tuning.calibrate import calibrate as calibrate
 from deltapass.tuning.calibration import Calibration as Calibration
+from deltapass.tuning.pareto import save_pareto as save_pareto
+from deltapass.tuning.tune import tune as tune
+from deltapass.tuning.tuned import Tuned as Tuned

@@ -102,6 +102,10 @@ EXAMPLES: dict[type[errors.DeltapassError], tuple[object, ...]] = {
         "none of 20 calls was cached; the schedule caches none",
         "Give a schedule with cached rows, and mend what kept them from being cached",
     ),
+    errors.TuneError: (
+        "there is no Ray at '10.0.0.1:6379': nobody answers",
+        "Start one with `ray start --head` and give its address, or say 'local'",
+    ),
     errors.LoopError: ("the loop gave a list", "It must give the final samples as one tensor"),
     errors.StateError: ("the session is closed", "Open a new one"),
     errors.AttachError: ("this StableDiffusion3Pipeline is attached already", "Detach it first"),

@@ -1,4 +1,4 @@
-"""The command line: `deltapass calibrate`, `demo`, `explain`, `export`, `run`, `trajectory`."""
+"""The command line: `deltapass calibrate`, `demo`, `explain`, `export`, `run`, `tune`, ..."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from deltapass.cli.demo import demo_command
 from deltapass.cli.explain import explain_command
 from deltapass.cli.run import run_command
 from deltapass.cli.trajectory import trajectory_command
+from deltapass.cli.tune import tune_command
 
 app = typer.Typer(
     help="Faster diffusion transformers by Delta-Cache, in the compiler.",
@@ -26,6 +27,7 @@ app.command(name="explain")(explain_command)
 app.command(name="export")(export_command)
 app.command(name="run")(run_command)
 app.command(name="trajectory")(trajectory_command)
+app.command(name="tune")(tune_command)
 
 
 def _version(wanted: bool) -> None:

@@ -130,3 +130,12 @@ def detached_from_dynamo() -> Iterator[None]:
     """Leave Dynamo's tracing context, whose fake tensors must not meet ours."""
     with kept_state(), tracing(None), torch.no_grad():
         yield
+
+
+def graphs_compiled() -> int:
+    """How many graphs Dynamo has followed and Inductor has taken in this process so far."""
+    from torch._dynamo.utils import counters
+
+    inductor = counters["inductor"]
+    ways = ("fxgraph_cache_miss", "fxgraph_cache_hit", "fxgraph_cache_bypass")
+    return int(counters["stats"]["unique_graphs"] + sum(inductor[way] for way in ways))

@@ -21,8 +21,8 @@ class Observer(Protocol):
 
     def weights(
         self, place: Place, row: Row, history: History, truth: tuple[torch.Tensor, ...]
-    ) -> Vectors:
-        """The weights to predict with at a cached step, one vector a stream.
+    ) -> Vectors | None:
+        """The weights to predict with at a cached step, one vector a stream; None: it stays full.
 
         Args:
             place: Step and branch.

@@ -100,8 +100,10 @@ class Selector:
         try:
             if realised is None or history is None:
                 results, macs = self._run_refresh(arguments, call)
+            elif call.observer is not None and row.weigh is not None:
+                results, macs = self._run_watched(arguments, call, history, call.observer)
             else:
-                results, macs = self._run_cached(arguments, call, history)
+                results, macs = self._run_cached(arguments, call, history, row.weigh)
         except LoweringError as error:  # a session's own schedule may ask for any variant
             realised, doubt = None, Doubt(Cause.REFUSED, str(error))
             results, macs = self._run_full(arguments, call, error)
@@ -176,28 +178,34 @@ class Selector:
         return results, variant.macs
 
     def _run_cached(
-        self, arguments: tuple[Any, ...], call: PlannedCall, history: History
+        self,
+        arguments: tuple[Any, ...],
+        call: PlannedCall,
+        history: History,
+        weigh: Weigh | None,
     ) -> tuple[tuple[Any, ...], Macs]:
         row = call.row
-        buffers = history.deltas[0]
-        if row.weigh is not None:
-            weigh = row.weigh
-            if call.observer is not None:
-                weigh = self._watched(arguments, call, history, call.observer)
-            buffers = weighted(history, row.taken, weigh)
+        buffers = history.deltas[0] if weigh is None else weighted(history, row.taken, weigh)
         call.lane.keep_only(row.keeps)
         variant = self.variants.cached(row.planned or Span(0, 0), row.taken)
         results, _ = variant(arguments + self._constants + buffers)
         return results, variant.macs
 
-    def _watched(
+    def _run_watched(
         self, arguments: tuple[Any, ...], call: PlannedCall, history: History, observer: Observer
-    ) -> Weigh:
-        """The weights an observer wants, who is shown what the deltas of the span really are."""
+    ) -> tuple[tuple[Any, ...], Macs]:
+        """A cached step, or a full one, as an observer wants who is shown the true deltas."""
         row, span = call.row, call.row.planned or Span(0, 0)
-        _, truth = self.variants.refresh((span,))(arguments + self._constants)
+        full = self.variants.refresh((span,))
+        results, truth = full(arguments + self._constants)
         vectors = observer.weights(call.place, row, history, truth)
-        return lambda _, device: tensors_of(vectors, row.taken, device)
+        if vectors is None:
+            call.lane.keep_only(row.keeps)
+            return results, full.macs
+        weights = vectors
+        return self._run_cached(
+            arguments, call, history, lambda _, device: tensors_of(weights, row.taken, device)
+        )
 
     def _forget(self, call: PlannedCall, arguments: Sequence[Any], error: BaseException) -> None:
         """After a failed call nothing of it may be read, and its second try is no new branch."""
