@@ -10,6 +10,7 @@ import torch
 
 from deltapass.bundles.manifest import (
     BundlePlan,
+    FitSpec,
     InputSpec,
     Row,
     SegmentSpec,
@@ -114,6 +115,7 @@ def _of_variants(plan: BundlePlan) -> Iterator[str]:
     if ("refresh", ()) not in kinds or not wanted <= kinds:
         yield "a variant is missing"
     yield from _of_table(plan)
+    yield from _of_fits(plan)
 
 
 def _of_calls(
@@ -174,3 +176,33 @@ def _of_row(step: int, row: Row, form: tuple[int, int]) -> Iterator[str]:
     for vectors in (row.weights, *row.branches.values()):
         if len(vectors) != form[0] or any(len(vector) != form[1] for vector in vectors):
             yield f"row {step} has weights of another form than {form[0]} streams, {form[1]} deltas"
+
+
+def _of_fits(plan: BundlePlan) -> Iterator[str]:
+    """Whether refreshes bring the coefficients that are there, and rows weigh nothing else."""
+    variants = {variant.name: variant for variant in plan.variants}
+    fits = schedule_from(plan.schedule).forecast.accumulates
+    held: dict[Span, int] = {}  # coefficients
+    for step, row in enumerate(plan.table):
+        variant = variants.get(row.variant)
+        if variant is None:  # as `_of_table` says
+            continue
+        if (row.fit is not None) != (fits and bool(variant.deltas)):
+            yield f"row {step} has a fit and gives no delta to fit, or lacks one"
+        elif row.fit is not None:
+            yield from _of_fit(step, row.fit, {held.get(span, 0) for span in variant.spans}, plan)
+            held.update(dict.fromkeys(variant.spans, len(row.fit.gains)))
+        elif variant.kind == "cached":
+            there = held.get(variant.spans[0], 0) if fits else len(row.reads)
+            vectors = [v for some in (row.weights, *row.branches.values()) for v in some]
+            if any(weight for vector in vectors for weight in vector[there:]):
+                yield f"row {step} weighs more than the {there} deltas that are there"
+
+
+def _of_fit(step: int, fit: FitSpec, held: set[int], plan: BundlePlan) -> Iterator[str]:
+    """Whether a refresh makes coefficients of as many as its spans have."""
+    basis, gains = len(fit.basis), len(fit.gains)
+    if held != {basis} or not max(1, basis) <= gains <= plan.taken:
+        yield f"row {step} makes {gains} coefficients of {basis}, there are {sorted(held)}"
+    elif not basis and fit.gains != (1.0,):
+        yield f"row {step} makes the first delta another coefficient than itself"

@@ -1,7 +1,8 @@
 """A written bundle along its planned trajectory, row by row, beside eager PyTorch.
 
-Every row runs on the deltas that the rows before it left, with the weights that a session gives
-it. Then the first rows once more, with a refresh where the first cached step was planned: weights
+Every row runs on the deltas that the rows before it left: what was written by the table alone, as a
+runner goes by it, and eager PyTorch in a session, which plans from the schedule. Then the first
+rows once more, both in sessions, with a refresh where the first cached step was planned: weights
 that a row carries hold no longer after it, and the next cached step has to find others.
 """
 
@@ -16,10 +17,13 @@ from torch.utils import _pytree as pytree
 from deltapass.bundles.loaded import LoadedModel
 from deltapass.bundles.manifest import BundlePlan
 from deltapass.bundles.variants import LoadedVariants
+from deltapass.errors import InternalError
 from deltapass.exporting.compare import called_with, relative_error
+from deltapass.exporting.play import play
 from deltapass.exporting.trace import Exported
 from deltapass.graph.executable import Lowered
 from deltapass.graph.program import Role
+from deltapass.sessions.report import SessionReport
 from deltapass.sessions.session import session
 
 MOVES = 0.05  # of the sample, from step to step: equal deltas would hide wrong weights
@@ -39,8 +43,10 @@ def row_errors(
     cached = [step for step, row in enumerate(plan.table) if kinds[row.variant] == "cached"]
     if not cached:
         return
-    ours, theirs = (_outputs(plan, given, exported, plan.steps) for given in segments)
-    for step, (given, wanted) in enumerate(zip(ours, theirs, strict=True)):
+    written, eager = segments
+    inputs = ([*_moved(plan, exported.example, step).values()] for step in range(plan.steps))
+    theirs = _outputs(plan, eager, exported, plan.steps)
+    for step, (given, wanted) in enumerate(zip(play(plan, written, inputs), theirs, strict=True)):
         yield f"{step}, {plan.table[step].variant}", relative_error(given, wanted)
     if len(cached) == 1:
         return
@@ -70,7 +76,20 @@ def _outputs(
             moved = _moved(plan, exported.example, step)
             call = called_with(exported.call, exported.example, moved)
             outputs.append(pytree.tree_leaves(model(**call)))
+    if forced is None:
+        _check_planned(plan, told.report())
     return outputs
+
+
+def _check_planned(plan: BundlePlan, report: SessionReport) -> None:
+    """Raise InternalError unless a session did in every step what the table says."""
+    skipped = {v.name: v.spans[0] if v.kind == "cached" else None for v in plan.variants}
+    for step, (entry, row) in enumerate(zip(report.entries, plan.table, strict=True)):
+        if entry.realised != skipped[row.variant] or not entry.as_planned:
+            raise InternalError(
+                f"row {step} of the table is {row.variant}, and a session skips "
+                f"{entry.realised or 'nothing'} there ({entry.why or 'as it plans'})"
+            )
 
 
 def _moved(

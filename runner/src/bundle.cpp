@@ -5,6 +5,8 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "checks.hpp"
+
 using nlohmann::json;
 namespace fs = std::filesystem;
 
@@ -13,8 +15,7 @@ namespace {
 constexpr int kSchema = 2, kOlder = 1;
 constexpr std::size_t kMost = 4;  // deltas of a stream that are weighed
 const std::string kBefore = "_before";  // after the name of a delta: of an earlier refresh
-
-Refusal inconsistent(const std::string& fact) { return Refusal(fact, "Export the bundle again"); }
+const std::string kAlone = "-";         // the branch of a trajectory with one call a step
 
 Value read_value(const json& from) {
     Value value{from.at("dtype"), {}};
@@ -57,7 +58,9 @@ Row read_row(const json& from, int schema) {
         return row;
     }
     row.reads = from.at("reads").get<std::vector<std::size_t>>();
-    row.weights = from.at("weights").get<std::vector<std::vector<float>>>();
+    const json& branches = from.at("branches");
+    const json& weights = branches.contains(kAlone) ? branches.at(kAlone) : from.at("weights");
+    row.weights = weights.get<std::vector<std::vector<float>>>();
     if (!from.at("fit").is_null())
         row.fit = Fit{from["fit"].at("basis"), from["fit"].at("gains")};
     return row;
@@ -95,8 +98,7 @@ void find_refreshes(Bundle& bundle) {
 
 // Of a fit every row reads the coefficients, whichever refreshes they come from.
 void read_coefficients(Bundle& bundle) {
-    const auto fits = [](const Row& row) { return row.fit.has_value(); };
-    if (!std::any_of(bundle.table.begin(), bundle.table.end(), fits)) return;
+    if (!bundle.fits()) return;
     for (Row& row : bundle.table)
         if (!row.reads.empty()) {
             row.reads.resize(bundle.taken);
@@ -166,85 +168,6 @@ void check_files(const json& files, const fs::path& folder) {
     }
 }
 
-void check_call(const Bundle& bundle, const Call& call, std::set<std::string>& known) {
-    const auto found = bundle.segments.find(call.segment);
-    if (found == bundle.segments.end())
-        throw inconsistent("A call names segment " + call.segment + ", which the plan lacks");
-    if (call.inputs.size() != found->second.inputs.size() ||
-        call.outputs.size() != found->second.outputs.size())
-        throw inconsistent("A call of segment " + call.segment + " has other numbers of values");
-    for (const std::string& name : call.inputs)
-        if (!known.count(name))
-            throw inconsistent("Segment " + call.segment + " reads " + name +
-                               ", which is not there");
-    known.insert(call.outputs.begin(), call.outputs.end());
-}
-
-void check_values(const Variant& variant, const std::set<std::string>& known) {
-    for (const auto* names : {&variant.results, &variant.deltas})
-        for (const std::string& name : *names)
-            if (!known.count(name))
-                throw inconsistent("Variant " + variant.name + " gives " + name +
-                                   " without a call");
-    if (variant.results.empty()) throw inconsistent("Variant " + variant.name + " gives no result");
-}
-
-// Whether every delta that a cached row reads was given by the refresh that it names.
-void check_reads(const Bundle& bundle, std::size_t step,
-                 const std::map<std::string, std::set<std::size_t>>& made) {
-    const Row& row = bundle.table[step];
-    for (const std::string& delta : bundle.variants.at(row.variant).reads)
-        for (std::size_t refresh : row.reads)
-            if (!made.count(delta) || !made.at(delta).count(refresh))
-                throw inconsistent("Row " + std::to_string(step) + " reads " + delta + " of step " +
-                                   std::to_string(refresh) + ", which is not there");
-    for (const std::vector<float>& weights : row.weights)
-        if (weights.size() != bundle.taken)
-            throw inconsistent("Row " + std::to_string(step) + " has " +
-                               std::to_string(weights.size()) + " weights of a stream, not " +
-                               std::to_string(bundle.taken));
-}
-
-void check_fit(const Bundle& bundle, const Row& row, std::size_t& coefficients) {
-    const std::size_t basis = row.fit->basis.size(), gains = row.fit->gains.size();
-    if (basis != coefficients || gains < std::max<std::size_t>(1, basis) || gains > bundle.taken)
-        throw inconsistent("A refresh makes " + std::to_string(gains) + " coefficients of " +
-                           std::to_string(basis) + ", where there are " +
-                           std::to_string(coefficients));
-    coefficients = gains;
-}
-
-// What a cached row knows by name besides the model's inputs.
-void add_given(const Bundle& bundle, const Row& row, std::set<std::string>& known) {
-    for (const std::string& delta : bundle.variants.at(row.variant).reads)
-        for (std::size_t age = 0; age < bundle.buffers() && !row.reads.empty(); ++age)
-            known.insert(bundle.buffer(delta, age));
-    for (std::size_t stream = 0; stream < row.weights.size(); ++stream)
-        known.insert("weights_" + std::to_string(stream));
-    if (row.trend) known.insert("trend");
-}
-
-// Runs the table on names alone, so that a trajectory does not fail at its tenth step.
-void check_table(const Bundle& bundle) {
-    std::map<std::string, std::set<std::size_t>> made;
-    std::size_t coefficients = 0;
-    std::set<std::string> inputs;
-    for (const Input& input : bundle.inputs) inputs.insert(input.name);
-    for (std::size_t step = 0; step < bundle.table.size(); ++step) {
-        const Row& row = bundle.table[step];
-        const auto found = bundle.variants.find(row.variant);
-        if (found == bundle.variants.end())
-            throw inconsistent("The table names variant " + row.variant + ", which the plan lacks");
-        check_reads(bundle, step, made);
-        if (row.fit) check_fit(bundle, row, coefficients);
-        std::set<std::string> known = inputs;
-        add_given(bundle, row, known);
-        for (const Call& call : found->second.calls) check_call(bundle, call, known);
-        check_values(found->second, known);
-        for (const std::string& delta : found->second.deltas) made[delta].insert(step);
-    }
-}
-
 }  // namespace
 
 const Variant& Bundle::plain() const {
@@ -254,6 +177,11 @@ const Variant& Bundle::plain() const {
             best = &variant;
     if (!best) throw inconsistent("The plan has no refresh variant");
     return *best;
+}
+
+bool Bundle::fits() const {
+    const auto fits = [](const Row& row) { return row.fit.has_value(); };
+    return std::any_of(table.begin(), table.end(), fits);
 }
 
 std::size_t Bundle::buffers() const { return std::max<std::size_t>(1, taken); }

@@ -77,6 +77,7 @@ struct Bundle {
 
     const Variant& plain() const;  // the full model: the refresh that gives the fewest deltas
     std::size_t buffers() const;   // deltas of a stream that a cached variant takes
+    bool fits() const;             // whether coefficients are held in place of deltas
     // The name under which a variant takes a delta of so many refreshes before the newest.
     std::string buffer(const std::string& delta, std::size_t age) const;
 };

@@ -6,6 +6,17 @@ namespace {
 
 std::size_t elements(const Tensor& tensor) { return tensor.elements(); }
 
+void check_coefficients(const std::vector<Tensor>& old, const Tensor& delta, const Fit& fit) {
+    bool alike = old.size() == fit.basis.size();
+    for (const Tensor& held : old)
+        alike = alike && held.dtype == delta.dtype && held.shape == delta.shape;
+    if (!alike)
+        throw Refusal("A fit of " + std::to_string(fit.basis.size()) + " coefficients of " +
+                          info(delta.dtype).name + " " + text(delta.shape) + " finds " +
+                          std::to_string(old.size()) + ", or others",
+                      "Export the bundle again");
+}
+
 // An error of forecast, delta - basis . coefficients, then coefficients + gains * error: rounded
 // after every operation, as torch does.
 template <class T>
@@ -30,14 +41,21 @@ std::vector<Tensor> updated(const std::vector<Tensor>& old, const Tensor& delta,
 }
 
 std::vector<Tensor> updated(const std::vector<Tensor>& old, const Tensor& delta, const Fit& fit) {
+    check_coefficients(old, delta, fit);
     if (fit.basis.empty()) return {delta};  // the first one is what it is
     if (delta.dtype == Dtype::f32) return updated<float>(old, delta, fit);
     if (delta.dtype == Dtype::f64) return updated<double>(old, delta, fit);
-    throw Refusal(std::string("the bundle fits deltas of ") + info(delta.dtype).name,
-                  "Export in float32, or with a predictor that keeps the newest deltas");
+    check_fitted(info(delta.dtype).name);
+    return {};
 }
 
 }  // namespace
+
+void check_fitted(const std::string& dtype) {
+    if (dtype != info(Dtype::f32).name && dtype != info(Dtype::f64).name)
+        throw Refusal("The bundle fits deltas of " + dtype,
+                      "Export in float32, or with a predictor that keeps the newest deltas");
+}
 
 Deltas::Deltas(const Bundle& bundle, const std::vector<Row>& rows) : bundle_(bundle), rows_(rows) {
     for (std::size_t step = 0; step < rows.size(); ++step)

@@ -4,6 +4,9 @@
 #include "bundle.hpp"
 #include "tensor.hpp"
 
+// Refuses a type of which no fit can be brought up to date.
+void check_fitted(const std::string& dtype);
+
 class Deltas {
   public:
     Deltas(const Bundle& bundle, const std::vector<Row>& rows);

@@ -351,7 +351,6 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "none": (plan_with(lambda p: p["table"][1].update(reads=[])), "reads delta_2_4_0, which is"),
     "weights": (plan_with(lambda p: p["table"][1].update(weights=[[1, 2]])), "Row 1 has 2 weights"),
     "many": (plan_with(lambda p: p.update(taken=9)), "The plan weighs 9 deltas"),
-    "fit": (plan_with(lambda p: p["table"][0].update(full([1], [1]))), "makes 1 coefficients of 1"),
     "formula": (plan_with(lambda p: p["values"]["h1"].update(shape=["batch//0"])), "by zero"),
     "no segment": (without("bundle/segments/delta.onnx"), "is missing. Copy the whole bundle"),
     "short weights": (cut("bundle/weights.safetensors"), "bytes, the plan says"),
@@ -365,6 +364,70 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "dtype": (input_with("input:y", lambda y: y.astype("i4")), "the bundle has int64 [2]"),
     "range": (plan_with(lambda p: p["dimensions"].update(batch=[3, 8])), "for 3 to 8"),
 }
+
+
+def row_with(step: int, **change: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda plan: plan["table"][step].update(change)
+
+
+def fit_with(step: int, basis: Sequence[float], gains: Sequence[float]) -> Callable[..., None]:
+    return row_with(step, fit={"basis": list(basis), "gains": list(gains)})
+
+
+def half(plan: dict[str, Any]) -> None:
+    """Deltas of bfloat16, as far as the plan says."""
+    for name in ("delta_2_4_0", "delta_0_2_0"):
+        plan["values"][name] = plan["values"][name] | {"dtype": "bfloat16"}
+
+
+def one_first(plan: dict[str, Any]) -> None:
+    """A refresh that gives one delta, before the ones that give both."""
+    refresh = next(v for v in plan["variants"] if v["name"] == FULL)
+    plan["variants"].append(refresh | {"name": "one", "deltas": ["delta_2_4_0"]})
+    plan["table"][0]["variant"] = "one"
+
+
+# What a table of weighed or fitted deltas can say that no run can do.
+MISFITS: dict[str, tuple[str, Callable[[dict[str, Any]], None], str]] = {
+    "no basis": ("fit", fit_with(0, [1], [1]), "Row 0 makes 1 coefficients of 1, where delta_2"),
+    "too many": ("fit", fit_with(1, [1], [1, 1, 1, 1]), "of 1, the plan weighs 3"),
+    "fewer": ("fit", fit_with(3, [1, 1], [1]), "Row 3 makes 1 coefficients of 2, the plan"),
+    "gains at first": ("fit", fit_with(0, [], [1, 0]), "the first coefficient as it is"),
+    "gain at first": ("fit", fit_with(0, [], [0.5]), "the first coefficient as it is"),
+    "delta at last": ("fit", one_first, "coefficients of 1, where delta_0_2_0 has 0"),
+    "some rows": ("fit", row_with(1, fit=None), "Row 1 gives deltas without a fit, and others"),
+    "cached row": ("fit", fit_with(2, [1], [1, 1]), "Row 2 has a fit and gives no delta"),
+    "type": ("fit", half, "The bundle fits deltas of bfloat16. Export in float32"),
+    "weights": ("weights", row_with(2, weights=[[1, -1, 0.5]]), "Row 2 weighs 3 deltas, where"),
+    "coefficients": ("fit", row_with(2, weights=[[1, 1, 1]]), "Row 2 weighs 3 deltas, where there"),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_a_table_that_no_run_can_follow_is_refused(
+    runner: Path, tmp_path: Path, misfit: str
+) -> None:
+    form, change, message = MISFITS[misfit]
+    write_bundle(tmp_path / "bundle", form)
+    save_file(trajectory(2, None), tmp_path / "in.safetensors")
+    plan_with(change)(tmp_path)
+    done = run(runner, tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message in done.stderr
+
+
+def test_weights_are_those_of_a_branch_that_is_alone(runner: Path, tmp_path: Path) -> None:
+    plan = write_bundle(tmp_path / "bundle", "weights")
+    given = trajectory(2, 1.7)
+    save_file(given, tmp_path / "in.safetensors")
+    branches = {"-": [[0.6, 0.5, 0]], "cond": [[0.1, 0.2, 0]]}
+    plan_with(row_with(2, branches=branches))(tmp_path)
+    shared = reference(tmp_path / "bundle", plan, given, plain=False)
+    plan["table"][2]["weights"] = branches["-"]
+    expected = reference(tmp_path / "bundle", plan, given, plain=False)
+    assert run(runner, tmp_path).returncode == 0
+    sample = load_file(tmp_path / "out.safetensors")["sample"]
+    assert sample.tobytes() == expected.astype("f4").tobytes() != shared.astype("f4").tobytes()
 
 
 @pytest.mark.parametrize("fault", FAULTS)
