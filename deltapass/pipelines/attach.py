@@ -61,7 +61,10 @@ NEVER_STEPPED = (
 
 
 class Watcher(Protocol):
-    """Is told of the calls of an attached pipeline. Who watches also detaches."""
+    """Lends the calls of an attached pipeline their schedule, is told of them, and detaches."""
+
+    def lent(self) -> AnySchedule | None:
+        """The schedule of the call that begins; None leaves the models their own."""
 
     def clock(self) -> Clock | None:
         """What times the steps of the call that begins; None if they need not be timed."""
@@ -122,9 +125,11 @@ class Attachment:
         outer, run = active_session(), current_run()
         mine = outer is None or (run is not None and run.session is outer)
         session = Session() if mine or outer is None else outer
-        before, lent = session.entries.count, self.schedule if session.schedule is None else None
-        watcher = self.watcher
-        clock = None if watcher is None else watcher.clock()
+        before, watcher = session.entries.count, self.watcher
+        asked = self.schedule if watcher is None else watcher.lent()
+        lent = asked if session.schedule is None else None
+        timed = lent is not None and session.observer is None
+        clock = watcher.clock() if watcher is not None and timed else None
         if lent is not None:
             session.schedule = lent
         session.sampler = functools.partial(sampler_of_call, pipe, guidance)
@@ -162,9 +167,9 @@ class Attachment:
             return _why_none(models)
         if not stepped and calls > 1:
             return NEVER_STEPPED
-        cached = self.last is not None and self.last.cached
+        broken = self.last is not None and self.last.refused and not self.last.cached
         hooked = (name for name, model in models.items() if _hooked_inside(model))
-        name = None if cached else next(hooked, None)
+        name = next(hooked, None) if broken else None
         return None if name is None else HOOKED.format(name=name)
 
 
@@ -198,7 +203,7 @@ def refuse_unattachable(pipe: Any) -> None:
         raise AttachError(f"this {name} is attached already", "Call detach(pipe) first")
     if isinstance(pipe, nn.Module):
         raise AttachError(
-            f"attach was given a model, {_own_name(pipe)}",
+            f"attach was given a model, {type(getattr(pipe, '_orig_mod', pipe)).__name__}",
             "Attach the pipeline that calls it; without one compile the model, and tell the steps "
             "in `with deltapass.session(steps=...)`",
         )
@@ -222,11 +227,6 @@ def refuse_unattachable(pipe: Any) -> None:
             f"this {name} has no scheduler with set_timesteps() and step()",
             "Use `with deltapass.session(steps=...)` and tell it every step",
         )
-
-
-def _own_name(module: nn.Module) -> str:
-    """The class of a model, compiled or not."""
-    return type(getattr(module, "_orig_mod", module)).__name__
 
 
 def detach(pipe: Any) -> None:
@@ -285,7 +285,7 @@ def _why_none(models: Mapping[str, nn.Module]) -> str:
 
 
 def _hooked_inside(model: nn.Module) -> bool:
-    """Whether a hook, as offloading puts on a model, lies inside what was compiled."""
+    """Whether what was compiled has a hook, as offloading puts on it: before, or afterwards."""
     return "_hf_hook" in vars(getattr(model, "_orig_mod", model)) and backend_of(model) == OURS
 
 

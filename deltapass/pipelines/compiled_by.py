@@ -14,14 +14,24 @@ INNER: Final = ("_torchdynamo_orig_backend", "_torchdynamo_orig_callable")
 
 def backend_of(module: nn.Module) -> str | None:
     """The backend's name; None where the module is not compiled, or torch does not tell."""
+    name = getattr(_backend(module), "compiler_name", None)
+    return OURS if name is not None and OURS in name else name
+
+
+def options_of(module: nn.Module) -> dict[str, Any]:
+    """The options it was compiled with; none where torch does not tell."""
+    return dict(getattr(_backend(module), "kwargs", {}).get("options") or {})
+
+
+def _backend(module: nn.Module) -> Any:
+    """What torch wraps a backend in that knows its name; None where there is none."""
     layer = getattr(vars(module).get("dynamo_ctx"), "callback", None)  # of torch.compile(module)
     if layer is None:  # of module.compile()
         made: Any = getattr(module, "_compiled_call_impl", None)
         kept = inspect.getclosurevars(made).nonlocals if inspect.isfunction(made) else {}
         layer = kept.get("callback")
     for _ in range(LAYERS):
-        name = getattr(layer, "compiler_name", None)
-        if isinstance(name, str):
-            return OURS if OURS in name else name
+        if isinstance(getattr(layer, "compiler_name", None), str):
+            return layer
         layer = next((getattr(layer, each) for each in INNER if hasattr(layer, each)), None)
     return None

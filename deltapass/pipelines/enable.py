@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final, final
 
 import torch
@@ -19,7 +20,6 @@ from deltapass.errors import (
     AttachError,
     ContradictoryOptionsError,
     UnknownOptionError,
-    counted,
 )
 from deltapass.options import HOW_COMPILED, parse_options
 from deltapass.pipelines.attach import (
@@ -30,8 +30,9 @@ from deltapass.pipelines.attach import (
     detach,
     refuse_unattachable,
 )
-from deltapass.pipelines.compiled_by import OURS, backend_of
-from deltapass.pipelines.step_times import Clock, StepTimes, clock_of, step_times
+from deltapass.pipelines.compiled_by import OURS, backend_of, options_of
+from deltapass.pipelines.pausing import is_paused, pause
+from deltapass.pipelines.step_times import Clock, StepTimes, clock_of, line, step_times
 from deltapass.schedule.explicit import AnySchedule
 from deltapass.schedule.given import GivenSchedule, given_schedule
 from deltapass.schedule.presets import DEFAULT_PRESET, never, preset_named
@@ -39,32 +40,55 @@ from deltapass.sessions.report import SessionReport
 
 COMPILED: Final = (*HOW_COMPILED, "inputs", "per_step")  # options that a model is compiled with
 HOOK: Final = "_hf_hook"  # where offloading notes what it has put on a model
-MORE: Final = "deltapass.last_report(pipe) shows every step"
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chosen:
+    """What one call of `enable` asks for; `options` are those that models are compiled with."""
+
+    name: str
+    schedule: AnySchedule
+    options: Mapping[str, Any]
+    quiet: bool
 
 
 @final
 class Enabled:
-    """A pipeline with caching on. Also a context manager that disables it on leaving.
+    """A pipeline with caching on, until `disable`.
+
+    Also a context manager: on leaving, the pipeline is as it was before that call of `enable`.
 
     Attributes:
         name: The preset, or "schedule" for one of the user's own.
         times: The measured times of the first call that ended since; None before.
     """
 
-    def __init__(self, pipe: Any, options: Mapping[str, Any], *, quiet: bool) -> None:
+    def __init__(self, pipe: Any) -> None:
         self.name = ""
         self.times: StepTimes | None = None
-        self._pipe, self._options, self._quiet = pipe, dict(options), quiet
+        self._pipe = pipe
+        self._chosen: Chosen | None = None  # None is disabled
+        self._before: Chosen | None = None
+        self._entered: list[Chosen | None] = []
         self._plain: dict[str, nn.Module] = {}
         self._compiled: dict[str, Any] = {}
         self._left: dict[str, set[str]] = {}  # attributes that torch.compile puts on the model
-        self._schedule: AnySchedule = never()
 
     def __enter__(self) -> Enabled:
+        self._entered.append(self._before)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        disable(self._pipe)
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        before = self._entered.pop()
+        if self._chosen is None:  # disabled inside
+            return
+        try:
+            self.end() if before is None else self.follow(before)
+        except AttachError as problem:
+            if error is None:
+                raise
+            error.add_note(f"Besides, the pipeline stays enabled: {problem}")
 
     @property
     def last(self) -> SessionReport | None:
@@ -74,28 +98,47 @@ class Enabled:
 
     # ---- on and off ---------------------------------------------------------------------------
 
-    def begin(self) -> None:
+    def follow(self, chosen: Chosen) -> None:
+        """Do as chosen from the next call on. If that fails, everything stays as it was.
+
+        Raises:
+            AttachError: If a denoiser cannot be compiled so, or its hooks would be lost.
+        """
+        before = self._chosen
+        if before is None or before.options != chosen.options:
+            self._check(chosen.options)
+            if before is not None:
+                self.end()
+            try:
+                self._begin(chosen.options)
+            except BaseException:
+                if before is not None:
+                    self._begin(before.options)
+                    self._chosen = before
+                raise
+        self.name, self.times = chosen.name, None
+        self._before, self._chosen = before, chosen
+
+    def _check(self, options: Mapping[str, Any]) -> None:
+        for name, model in denoisers(self._pipe).items():
+            if model is not self._compiled.get(name):
+                _refuse_denoiser(name, model, options)
+
+    def _begin(self, options: Mapping[str, Any]) -> None:
         """Compile the denoisers, which happens at their first call, and attach the pipeline."""
         models = denoisers(self._pipe)
-        for name, model in models.items():
-            _refuse_denoiser(name, model)
         attach(self._pipe).watcher = self
         try:
             for name, model in models.items():
                 if backend_of(model) != OURS:
                     before = set(vars(model))
-                    made = torch.compile(model, backend=OURS, options=self._options)
+                    made = torch.compile(model, backend=OURS, options=dict(options))
                     self._plain[name], self._compiled[name] = model, made
                     self._left[name] = vars(model).keys() - before
                     setattr(self._pipe, name, made)
         except BaseException:
             self.end()
             raise
-
-    def choose(self, name: str, schedule: AnySchedule) -> None:
-        """Follow another schedule from the next call on."""
-        self.name, self.times, self._schedule = name, None, schedule
-        self._attachment.schedule = schedule
 
     def end(self) -> None:
         """Put everything back as it was; a denoiser that was exchanged meanwhile stays.
@@ -118,20 +161,9 @@ class Enabled:
         for name, left in self._left.items():
             for attribute in left:
                 vars(self._plain[name]).pop(attribute, None)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Run in full, inside."""
-        attachment = self._attachment
-        before, attachment.schedule = attachment.schedule, never()
-        try:
-            yield
-        finally:
-            attachment.schedule = before
-
-    def compiled_with(self, options: Mapping[str, Any]) -> bool:
-        """Whether these options ask for nothing else than what is compiled."""
-        return self._options == dict(options)
+        for known in (self._plain, self._compiled, self._left):
+            known.clear()
+        self._chosen = None
 
     @property
     def _attachment(self) -> Attachment:
@@ -142,16 +174,22 @@ class Enabled:
 
     # ---- what the attachment tells ------------------------------------------------------------
 
+    def lent(self) -> AnySchedule | None:
+        """The schedule of the call that begins."""
+        if is_paused(self._pipe):
+            return never()
+        return None if self._chosen is None else self._chosen.schedule
+
     def clock(self) -> Clock | None:
         """What times the steps of the call that begins; None if nobody wants to know."""
-        wanted = self.times is None and self._attachment.schedule is self._schedule
+        wanted = self.times is None and not is_paused(self._pipe)
         return clock_of(self._pipe) if wanted else None
 
     def ended(self, report: SessionReport, seconds: Mapping[int, float]) -> None:
         """A call of the pipeline ended, and its steps were timed."""
-        self.times = step_times(report, seconds)
-        if not self._quiet:
-            sys.stderr.write(f"deltapass {self.name}: {line(self.times, report)}\n")
+        chosen, self.times = self._chosen, step_times(report, seconds)
+        if chosen is not None and not chosen.quiet:
+            sys.stderr.write(f"deltapass {chosen.name}: {line(self.times, report)}\n")
 
 
 def enable(
@@ -166,35 +204,33 @@ def enable(
     """Let a diffusers pipeline cache: compile its denoisers, attach it, say what it gained.
 
     After the first image one line on stderr says how many steps were cached and what that saved.
-    Called again, it changes the preset, and compiles nothing.
+    Called again, it changes the preset, and compiles nothing unless options change. If it raises,
+    the pipeline is as before.
 
     Args:
         pipe: A pipeline with a `scheduler` and a `transformer` (and perhaps more of them).
         preset: One of PRESETS: "quality", "balanced" (the default), "fast" or "paper".
         schedule: Instead of a preset: a schedule object, a name or the path of a file.
         quick: Compile nothing: only what caching saves is gained. For a first look.
-        quiet: Print nothing.
+        quiet: Print nothing, until it is called again.
         **options: Of the backend, as far as they say how a model is compiled (COMPILED).
 
     Returns:
-        What is enabled; as a context manager it disables.
+        What is enabled; as a context manager it puts back what was before this call.
 
     Raises:
         OptionError, UnknownOptionError, ContradictoryOptionsError, ScheduleError: For values that
             cannot be used.
-        AttachError: If the pipeline cannot be attached, or a denoiser not be compiled as it is.
+        AttachError: If the pipeline cannot be attached, or a denoiser not be compiled as it is,
+            or was compiled by the user with other options than these.
     """
     name, chosen = _chosen(preset, schedule)
     compiled_with = _compile_options(options, quick=quick)
     enabled = _enabled(pipe)
-    if enabled is not None and not enabled.compiled_with(compiled_with):
-        enabled.end()
-        enabled = None
     if enabled is None:
         refuse_unattachable(pipe)
-        enabled = Enabled(pipe, compiled_with, quiet=quiet)
-        enabled.begin()
-    enabled.choose(name, chosen)
+        enabled = Enabled(pipe)
+    enabled.follow(Chosen(name=name, schedule=chosen, options=compiled_with, quiet=quiet))
     return enabled
 
 
@@ -209,29 +245,16 @@ def disable(pipe: Any) -> None:
 
 @contextmanager
 def paused(pipe: Any) -> Iterator[None]:
-    """Run an enabled pipeline in full, for the calls inside. Nothing is compiled for it.
+    """Run an enabled pipeline in full, for the calls of this thread or task inside.
+
+    Nothing is compiled for it. `enable` inside changes what is followed afterwards.
 
     Raises:
         AttachError: If the pipeline is not enabled.
     """
-    with _known(pipe).paused():
+    _known(pipe)
+    with pause(pipe):
         yield
-
-
-def line(times: StepTimes, report: SessionReport) -> str:
-    """What a run did and what that saved, for people."""
-    steps = f"{counted(times.steps, 'step')}, {times.cached} of them cached"
-    if not times.cached:
-        why = next((entry.why for entry in reversed(report.entries) if entry.forced), "")
-        why = why or "the schedule caches nothing on so few steps"
-        return f"{steps}: {why}. {MORE}"
-    plain, saved, speedup = times.plain_ms, times.saved_ms, times.speedup
-    if plain is None or saved is None or speedup is None:
-        return f"{steps}; too few to measure what that saves. {MORE}"
-    return (
-        f"{steps}, saved {_seconds(saved)} of {_seconds(plain)} ({speedup:.2f}x), measured: "
-        f"{times.full_ms:.1f} ms a step in full, {times.cached_ms:.1f} ms cached. {MORE}"
-    )
 
 
 # ---- checks -----------------------------------------------------------------------------------
@@ -261,9 +284,15 @@ def _compile_options(options: Mapping[str, Any], *, quick: bool) -> dict[str, An
     return {**chosen, "schedule": DEFAULT_PRESET}
 
 
-def _refuse_denoiser(name: str, model: nn.Module) -> None:
-    """Raise what there is to say against compiling this."""
-    backend = backend_of(model)
+def _refuse_denoiser(name: str, model: nn.Module, options: Mapping[str, Any]) -> None:
+    """Raise what there is to say against compiling this, or against leaving it as it is."""
+    backend, theirs = backend_of(model), options_of(model)
+    others = {n: v for n, v in options.items() if n != "schedule" and theirs.get(n) != v}
+    if backend == OURS and others:
+        raise AttachError(
+            f"{name} is compiled with {OURS!r} already, and not with {others}",
+            "Leave that out (quick means the lowering 'eager'), or give the plain model back",
+        )
     if backend not in (None, OURS):
         raise AttachError(
             f"{name} is compiled with backend {backend!r} already",
@@ -287,7 +316,3 @@ def _known(pipe: Any) -> Enabled:
     if found is None:
         raise AttachError(f"this {type(pipe).__name__} is not enabled", ENABLE_FIRST)
     return found
-
-
-def _seconds(milliseconds: float) -> str:
-    return f"{milliseconds / 1e3:.{2 if milliseconds < 1e4 else 1}f} s"

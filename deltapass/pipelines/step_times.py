@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 
+from deltapass.errors import counted
 from deltapass.sessions.report import Entry, SessionReport
 
+MORE: Final = "deltapass.last_report(pipe) shows every step"
 Clock = Callable[[], float]  # seconds, once the device has done what it was given
 
 
@@ -83,6 +85,36 @@ def _by_step(report: SessionReport) -> dict[int, list[Entry]]:
         if entry.trajectory == last and entry.step is not None:
             found.setdefault(entry.step, []).append(entry)
     return found
+
+
+def line(times: StepTimes, report: SessionReport) -> str:
+    """What a run did and what that saved, or cost, for people."""
+    if not report.entries:
+        return "nothing cached: no call of a denoiser got as far as a schedule; a warning says why"
+    steps = f"{counted(times.steps, 'step')}, {times.cached} of them cached"
+    if not times.cached:
+        return f"{steps}: {_why_not(report)}. {MORE}"
+    plain, saved, speedup = times.plain_ms, times.saved_ms, times.speedup
+    if plain is None or saved is None or speedup is None:
+        return f"{steps}; too few to measure what that saves. {MORE}"
+    seconds = _seconds(abs(saved))
+    gain = f"cost {seconds} on top of" if saved < 0 else f"saved {seconds} of"
+    return (
+        f"{steps}, {gain} {_seconds(plain)} ({speedup:.2f}x), measured: "
+        f"{times.full_ms:.1f} ms a step in full, {times.cached_ms:.1f} ms cached. {MORE}"
+    )
+
+
+def _why_not(report: SessionReport) -> str:
+    """Why no step was cached as a whole."""
+    if report.cached:
+        return "only some of the calls of a step were"
+    unplanned = (entry.why for entry in reversed(report.entries) if entry.forced or entry.refused)
+    return next(unplanned, "") or "the schedule plans none in this trajectory"
+
+
+def _seconds(milliseconds: float) -> str:
+    return f"{milliseconds / 1e3:.{2 if milliseconds < 1e4 else 1}f} s"
 
 
 def clock_of(pipe: Any) -> Clock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,7 @@ from deltapass.errors import (
     ScheduleError,
     UnknownOptionError,
 )
+from deltapass.pipelines.compiled_by import options_of
 from deltapass.schedule.presets import PRESETS, named_schedule
 from deltapass.sessions.session import active_session
 
@@ -147,6 +149,41 @@ def test_paused_is_the_plain_model_bit_for_bit(zoo: Zoo) -> None:
         assert realised(enabled.last) == by_preset(zoo, "balanced")
 
 
+def few(zoo: Zoo) -> int:
+    """How many calls of a short trajectory were cached: one, or none while paused."""
+    zoo.run(steps=5)
+    return report_of(zoo.pipe).cached
+
+
+def test_pauses_may_overlap(zoo: Zoo) -> None:
+    deltapass.enable(zoo.pipe, quick=True, quiet=True)
+    first, second = deltapass.paused(zoo.pipe), deltapass.paused(zoo.pipe)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert few(zoo) == 0
+    second.__exit__(None, None, None)
+    assert few(zoo) == 1
+
+
+def test_a_pause_is_of_its_thread(zoo: Zoo) -> None:
+    deltapass.enable(zoo.pipe, quick=True, quiet=True)
+    with deltapass.paused(zoo.pipe), ThreadPoolExecutor(1) as other:
+        assert other.submit(few, zoo).result() == 1
+        assert few(zoo) == 0
+
+
+def test_enabling_inside_a_pause_counts_afterwards(zoo: Zoo) -> None:
+    with deltapass.enable(zoo.pipe, "quality", quick=True, quiet=True) as enabled:
+        with deltapass.paused(zoo.pipe):
+            deltapass.enable(zoo.pipe, "fast", quick=True, quiet=True)
+            zoo.run(steps=4)
+            assert not report_of(zoo.pipe).cached
+        zoo.run(steps=4)
+        assert report_of(zoo.pipe).cached == 1, "which is what 'quality' never does"
+        assert enabled.name == "fast"
+
+
 def two_denoisers() -> tuple[Any, Zoo, nn.Module]:
     zoo, other = make_pipe("wan"), make_pipe("wan")
     none = {"tokenizer": None, "text_encoder": None, "vae": None}
@@ -180,7 +217,7 @@ def test_one_line_after_the_first_image_says_what_was_measured(
     count = sum(row is not None for row in by_preset(zoo, "balanced"))
     found = re.fullmatch(
         rf"deltapass balanced: {STEPS} steps, {count} of them cached, "
-        r"saved (-?[\d.]+) s of ([\d.]+) s \(([\d.]+)x\), measured: "
+        r"(?:saved|cost) ([\d.]+) s (?:of|on top of) ([\d.]+) s \(([\d.]+)x\), measured: "
         r"([\d.]+) ms a step in full, ([\d.]+) ms cached\. "
         r"deltapass\.last_report\(pipe\) shows every step\n",
         text,
@@ -208,14 +245,71 @@ def test_few_steps_are_not_measured_and_nothing_cached_is_said(
     deltapass.enable(zoo.pipe, "balanced", quick=True)
     zoo.run(steps=3)
     text = capfd.readouterr().err
-    assert "3 steps, 0 of them cached: the schedule caches nothing on so few steps" in text
+    assert "3 steps, 0 of them cached: the schedule plans none in this trajectory" in text
 
 
 def test_quiet_prints_nothing(zoo: Zoo, capfd: pytest.CaptureFixture[str]) -> None:
     enabled = deltapass.enable(zoo.pipe, quick=True, quiet=True)
-    run(zoo)
+    zoo.run(steps=5)
     assert enabled.times is not None
     assert capfd.readouterr() == ("", "")
+    deltapass.enable(zoo.pipe, quick=True)
+    zoo.run(steps=5)
+    assert capfd.readouterr().err.startswith("deltapass balanced: ")
+    deltapass.enable(zoo.pipe, quick=True, quiet=True)
+    zoo.run(steps=5)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_session_with_its_own_schedule_is_not_the_presets_gain(
+    zoo: Zoo, capfd: pytest.CaptureFixture[str]
+) -> None:
+    enabled = deltapass.enable(zoo.pipe, quick=True)
+    with deltapass.session(schedule="none"):
+        zoo.run(steps=5)
+    assert capfd.readouterr().err == "" and enabled.times is None
+    zoo.run(steps=5)
+    assert capfd.readouterr().err.startswith("deltapass balanced: 5 steps, 1 of them cached")
+
+
+# ---- as a context manager ------------------------------------------------------------------------
+
+
+def test_blocks_nest_and_give_back_what_was_before(zoo: Zoo) -> None:
+    with deltapass.enable(zoo.pipe, "quality", quick=True) as outer:
+        compiled_first = zoo.pipe.transformer
+        with deltapass.enable(zoo.pipe, "fast", quick=True) as inner:
+            assert inner.name == "fast"
+        assert outer.name == "quality" and zoo.pipe.transformer is compiled_first
+        with deltapass.enable(zoo.pipe, lowering="eager", fuse="whole"):
+            assert zoo.pipe.transformer is not compiled_first
+            assert options_of(zoo.pipe.transformer)["fuse"] == "whole"
+        assert "fuse" not in options_of(zoo.pipe.transformer)
+        zoo.run(steps=STEPS)
+        assert realised(outer.last) == by_preset(zoo, "quality")
+    assert zoo.pipe.transformer is zoo.denoiser
+    deltapass.enable(zoo.pipe, "fast", quick=True)
+
+
+def test_a_block_may_disable_inside(zoo: Zoo) -> None:
+    with deltapass.enable(zoo.pipe, quick=True):
+        deltapass.disable(zoo.pipe)
+    with deltapass.enable(zoo.pipe, quick=True):
+        deltapass.disable(zoo.pipe)
+        again = deltapass.enable(zoo.pipe, "fast", quick=True)
+    assert again.name == "fast" and zoo.pipe.transformer is not zoo.denoiser
+
+
+def test_leaving_a_block_masks_no_error(zoo: Zoo) -> None:
+    hook = AlignDevicesHook(execution_device="cpu")
+    with pytest.raises(KeyError) as told, deltapass.enable(zoo.pipe, quick=True):
+        add_hook_to_module(zoo.pipe.transformer, hook)
+        raise KeyError("the user's")
+    assert "has hooks" in told.value.__notes__[0]
+    block = deltapass.enable(zoo.pipe, "fast", quick=True)
+    with block:
+        pass
+    assert block.name == "balanced", "which needs nothing to be taken away"
 
 
 # ---- off -----------------------------------------------------------------------------------------
@@ -265,6 +359,14 @@ def test_what_the_user_compiled_stays_compiled(zoo: Zoo) -> None:
     assert zoo.pipe.transformer is mine
 
 
+def test_options_beside_what_the_user_compiled_are_refused(zoo: Zoo) -> None:
+    zoo.pipe.transformer = mine = compiled(zoo.denoiser)
+    with pytest.raises(AttachError, match=r"'deltadit' already, and not with \{'strict': True\}"):
+        deltapass.enable(zoo.pipe, quick=True, strict=True)
+    assert zoo.pipe.transformer is mine
+    deltapass.enable(zoo.pipe)
+
+
 # ---- errors --------------------------------------------------------------------------------------
 
 
@@ -295,6 +397,29 @@ def test_bad_values_are_refused(
 ) -> None:
     with pytest.raises(error, match=text):
         deltapass.enable(refused.pipe, **given)
+
+
+def test_other_options_that_cannot_be_compiled_leave_all_as_it_was(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enabled = deltapass.enable(zoo.pipe, "fast", quick=True, quiet=True)
+    compile_model: Any = torch.compile
+
+    def failing(model: Any, *, options: dict[str, Any], **others: Any) -> Any:
+        if options.get("strict"):
+            raise MemoryError
+        return compile_model(model, options=options, **others)
+
+    monkeypatch.setattr(torch, "compile", failing)
+    with pytest.raises(MemoryError):
+        deltapass.enable(zoo.pipe, quick=True, strict=True)
+    zoo.run(steps=4)
+    assert report_of(zoo.pipe).cached == 1
+    zoo.pipe.transformer = theirs = compile_model(zoo.denoiser, backend="eager")
+    with pytest.raises(AttachError, match="backend 'eager' already"):
+        deltapass.enable(zoo.pipe, quick=True, strict=True)
+    assert enabled.name == "fast" and zoo.pipe.transformer is theirs
+    deltapass.disable(zoo.pipe)
 
 
 def test_what_is_no_pipeline_is_refused(zoo: Zoo) -> None:
@@ -329,6 +454,8 @@ def test_offloading_goes_around_it(zoo: Zoo) -> None:
     hook = AlignDevicesHook(execution_device="cpu")
     deltapass.enable(zoo.pipe, quick=True)
     add_hook_to_module(zoo.pipe.transformer, hook)
+    with deltapass.paused(zoo.pipe):
+        run(zoo)  # a warning that the hook stands in the way would be an error
     with pytest.raises(AttachError, match=r"disabling would lose them. Call pipe\.remove_all_hook"):
         deltapass.disable(zoo.pipe)
     remove_hook_from_module(zoo.pipe.transformer)
