@@ -15,5 +15,5 @@ def sampler_of_call(pipe: Any, guidance: Any = None) -> Sampler:
     takes = inspect.signature(type(pipe).__call__).parameters
     default = getattr(takes.get(GUIDANCE), "default", None)
     value = default if guidance is None else guidance
-    known = isinstance(value, int | float)
-    return sampler_of(pipe.scheduler, float(value) if known else None)
+    known = float(value) if isinstance(value, int | float) else None
+    return sampler_of(pipe.scheduler, known)

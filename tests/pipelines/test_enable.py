@@ -267,6 +267,9 @@ def test_a_session_with_its_own_schedule_is_not_the_presets_gain(
     enabled = deltapass.enable(zoo.pipe, quick=True)
     with deltapass.session(schedule="none"):
         zoo.run(steps=5)
+    with deltapass.session() as session:
+        session.observer = SimpleNamespace(met=lambda *_: None, weights=lambda *_: None)
+        zoo.run(steps=5)
     assert capfd.readouterr().err == "" and enabled.times is None
     zoo.run(steps=5)
     assert capfd.readouterr().err.startswith("deltapass balanced: 5 steps, 1 of them cached")
