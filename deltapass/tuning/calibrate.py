@@ -9,7 +9,14 @@ from typing import Any, Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from deltapass.errors import CalibrationError, CalibrationWarning, OptionError, warn
+from deltapass.errors import (
+    CalibrationError,
+    CalibrationWarning,
+    OptionError,
+    ScheduleError,
+    warn,
+)
+from deltapass.pipelines.attach import attachment_of
 from deltapass.schedule.explicit import AnySchedule, ExplicitSchedule
 from deltapass.schedule.given import GivenSchedule, schedule_or_none
 from deltapass.schedule.made_for import Sampler
@@ -18,7 +25,7 @@ from deltapass.sessions.report import SessionReport
 from deltapass.tuning.calibration import LITTLE, Calibration, RowFit
 from deltapass.tuning.loops import Loop, open_loop
 from deltapass.tuning.subject import Subject, look_at
-from deltapass.tuning.walk import ALL, Group, GroupFit, Sharing, Walk, weighed
+from deltapass.tuning.walk import ALL, Group, GroupFit, Sharing, Walk, judged, weighed
 
 SEEDS: Final = 8
 BATCH: Final = 2  # seeds of one batch of trajectories
@@ -52,7 +59,8 @@ def calibrate(  # noqa: PLR0913, D417 - what a user may say of it; loops say som
     Args:
         pipe_or_loop: A pipeline or a function that samples; `deltapass.tuning.loops.open_loop`
             says more, also of `call`, `steps`, `options` and `sampler`.
-        schedule: Which span is skipped when (object, name or file); by default the model's own.
+        schedule: Which span is skipped when (object, name or file); by default that of the
+            pipeline, where it is enabled or attached with one, or the compiled model's own.
         seeds: Seeds of the trajectories, or how many: then from 0 on.
         batch: Seeds of one batch. Of several, each is judged by weights fitted to the others.
         weights: K, how many deltas a row reads at most: 1 to 4.
@@ -64,14 +72,17 @@ def calibrate(  # noqa: PLR0913, D417 - what a user may say of it; loops say som
     Raises:
         OptionError: If a number is out of range.
         LoopError, AttachError: If nothing can be sampled so.
-        CalibrationError: If no row could be fitted.
-        ScheduleError: If the schedule does not fit the model or the steps.
+        CalibrationError: If no row could be fitted, or a delta is not finite.
+        ScheduleError: If the schedule does not fit the model or the steps, or its predictor keeps
+            no deltas.
     """
     sharing = _sharing(weights, per_branch, per_stream, regularisation)
     batches = _batches(seeds, batch)
     with open_loop(pipe_or_loop, call=call, steps=steps, options=options, sampler=sampler) as loop:
         subject = look_at(loop, batches[0])
-        chosen = schedule_or_none(schedule) or subject.schedule
+        attached = attachment_of(pipe_or_loop)
+        lent = None if attached is None else attached.schedule
+        chosen = schedule_or_none(schedule) or lent or subject.schedule
         with _bar(progress, len(batches)) as advance:
             found = fit_rows(loop, subject, chosen, batches, sharing, advance)
     _warn_of_weak(found)
@@ -109,41 +120,38 @@ def fit_rows(  # noqa: PLR0913, PLR0917 - what a search has at hand
         advance: Called after every batch.
 
     Raises:
-        CalibrationError: If no row could be fitted.
-        ScheduleError: If the schedule does not fit the model or the steps.
+        CalibrationError: If no row could be fitted, or a delta is not finite.
+        ScheduleError: If the schedule does not fit the model or the steps, or its predictor keeps
+            no deltas.
     """
-    rows = rows_of(schedule, subject, sharing.depth)
+    rows = rows_of(schedule, subject)
     walk = Walk(rows, sharing)
-    reports = list(_run(loop, batches, walk, advance))
+    for some in batches:
+        walk.begin(len(some))
+        report = loop.run(some, walk.schedule, observer=walk).report
+        if not walk.fits():  # nor will those that follow have any
+            raise _nothing_cached(report)
+        if advance is not None:
+            advance()
     fits = walk.fits()
-    if not fits:
-        raise _nothing_cached(reports)
     made_for = subject.made_for(loop.sampler)
     made = ExplicitSchedule(rows.rows, rows.predictor, weighed(rows, fits), made_for)
     samples = sum(map(len, batches))
     return Calibration(schedule=made, rows=_row_fits(rows, fits), samples=samples)
 
 
-def rows_of(schedule: AnySchedule, subject: Subject, weights: int) -> ExplicitSchedule:
-    """The schedule as a table, with a predictor by which so many weights can be held.
+def rows_of(schedule: AnySchedule, subject: Subject) -> ExplicitSchedule:
+    """The schedule as a table, with its predictor.
 
     Raises:
-        ScheduleError: If it does not fit the model or the steps.
+        ScheduleError: If it does not fit the model or the steps, or its predictor keeps no deltas.
     """
-    own, straight = schedule.forecast, "linear" if weights > 1 else "reuse"
-    fits = 1 < own.depth <= weights and not own.accumulates
-    table = schedule.table(subject.steps, subject.blocks)
-    return ExplicitSchedule(table, own.name if fits else straight)
-
-
-def _run(
-    loop: Loop, batches: Sequence[Sequence[int]], walk: Walk, advance: Advance | None
-) -> Iterator[SessionReport]:
-    for some in batches:
-        walk.begin(len(some))
-        yield loop.run(some, walk.schedule, observer=walk).report
-        if advance is not None:
-            advance()
+    if schedule.forecast.accumulates:
+        raise ScheduleError(
+            f"the predictor {schedule.forecast.name!r} keeps no deltas that could have weights",
+            "Give a schedule with one that reads the newest deltas, such as 'linear'",
+        )
+    return ExplicitSchedule(schedule.table(subject.steps, subject.blocks), schedule.forecast.name)
 
 
 def _sharing(weights: int, per_branch: bool, per_stream: bool, strength: float) -> Sharing:
@@ -160,7 +168,9 @@ def _batches(seeds: int | Sequence[int], size: int) -> list[tuple[int, ...]]:
     listed = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not listed:
         raise OptionError("seeds", seeds, "a number of at least 1, or some seeds")
-    if size < 1:
+    if len({*listed}) < len(listed):
+        raise OptionError("seeds", list(listed), "different seeds")
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise OptionError("batch", size, "a whole number of at least 1")
     return [listed[start : start + size] for start in range(0, len(listed), size)]
 
@@ -182,7 +192,7 @@ def _bar(progress: Progress | bool, batches: int) -> Iterator[Advance]:
 
 def _row_fits(schedule: ExplicitSchedule, fits: Mapping[Group, GroupFit]) -> tuple[RowFit, ...]:
     found = []
-    for (step, branch, stream), fit in fits.items():
+    for (step, branch, stream), fit in judged(fits).items():
         span = schedule.rows[step]
         if span is None:
             continue
@@ -203,8 +213,8 @@ def _row_fits(schedule: ExplicitSchedule, fits: Mapping[Group, GroupFit]) -> tup
     return tuple(found)
 
 
-def _nothing_cached(reports: Sequence[SessionReport]) -> CalibrationError:
-    calls = [entry for report in reports for entry in report.entries]
+def _nothing_cached(report: SessionReport) -> CalibrationError:
+    calls = report.entries
     forced = [entry.why for entry in calls if entry.forced or entry.refused]
     why = f"; last: {forced[-1]}" if forced else "; the schedule caches none"
     return CalibrationError(

@@ -37,7 +37,8 @@ class RowFit:
             nearer.
         predicted: Error of the predictor.
         fitted: Error of the fitted weights.
-        unseen: Whether `fitted` is of weights fitted to other trajectories than those judged.
+        unseen: Whether `fitted` is of weights fitted to other trajectories than those judged. The
+            rows before were predicted with weights that all trajectories so far had a part in.
         kept: Whether the fitted weights are used.
     """
 
@@ -81,15 +82,16 @@ class Calibration:
     @property
     def summary(self) -> str:
         """One line: rows, samples, and the errors before and after, in the mean over rows."""
-        kept = sum(row.kept for row in self.rows)
+        steps = {row.step for row in self.rows}
+        kept = {row.step for row in self.rows if row.kept}
         count = max(1, len(self.rows))
         before = sum(row.predicted for row in self.rows) / count
         after = sum(row.error for row in self.rows) / count
         unseen = "" if all(row.unseen for row in self.rows) else ", on the same trajectories"
         return (
-            f"{counted(len(self.rows), 'row')} fitted to {counted(self.samples, 'sample')}: "
+            f"{counted(len(steps), 'row')} fitted to {counted(self.samples, 'sample')}: "
             f"relative error {100 * before:.1f} % by {self.schedule.predictor}, "
-            f"{100 * after:.1f} % by fitted weights{unseen}; {kept} of them kept"
+            f"{100 * after:.1f} % by fitted weights{unseen}; {counted(len(kept), 'row')} with these"
         )
 
     def table(self) -> RichTable:

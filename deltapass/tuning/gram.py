@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 CHUNK: Final = 1 << 20  # elements that are taken to float64 at once: deltas of videos are large
+NO_FLOAT64: Final = frozenset({"mps"})  # types of devices
 
 
 @final
@@ -37,6 +38,16 @@ class Gram:
         return len(self.products) - 1
 
     @property
+    def finite(self) -> bool:
+        """Whether all deltas are: a single infinity or NaN in them shows here."""
+        return bool(np.isfinite(self.products).all())
+
+    def newest(self, count: int) -> Gram:
+        """The products of no more than that many of the newest deltas, and of the true one."""
+        kept = [*range(min(count, self.depth)), self.depth]
+        return Gram(self.products[np.ix_(kept, kept)])
+
+    @property
     def size(self) -> float:
         """Squared norm of the true delta."""
         return float(self.products[-1, -1])
@@ -51,8 +62,9 @@ class Gram:
     def missed(self, weights: Sequence[float]) -> float:
         """Squared norm of what a weighted sum misses; missing weights are 0."""
         signed = np.append(padded(weights, self.depth), -1.0)
-        # Rounding may leave a square below 0 where the sum is exact.
-        return max(0.0, float(signed @ self.products @ signed))
+        missed = float(signed @ self.products @ signed)
+        # Rounding may leave a square below 0 where the sum is exact. NaN stays.
+        return 0.0 if missed < 0.0 else missed
 
 
 def gram(held: Sequence[torch.Tensor], truth: torch.Tensor) -> Gram:
@@ -63,12 +75,14 @@ def gram(held: Sequence[torch.Tensor], truth: torch.Tensor) -> Gram:
         truth: The true delta.
     """
     rows = [delta.detach().reshape(-1) for delta in (*held, truth)]
-    # Some devices have no float64; sums of a chunk are exact enough in float32 there.
-    wide = torch.float32 if truth.device.type == "mps" else torch.float64
+    # Deltas of a row are so much alike that sums in float32 would not tell them apart.
+    summed_on = "cpu" if truth.device.type in NO_FLOAT64 else truth.device
     sums = [
-        (chunk @ chunk.T).to("cpu", torch.float64)
+        (chunk @ chunk.T).cpu()
         for start in range(0, rows[0].numel(), CHUNK)
-        for chunk in [torch.stack([row[start : start + CHUNK].to(wide) for row in rows])]
+        for chunk in [
+            torch.stack([row[start : start + CHUNK].to(summed_on).double() for row in rows])
+        ]
     ]
     empty = torch.zeros(len(rows), len(rows), dtype=torch.float64)
     return Gram(sum(sums, empty).numpy())

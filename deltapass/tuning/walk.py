@@ -1,7 +1,7 @@
 """Fitting while walking: a schedule is run on its own predictions, and each row is fitted there.
 
 Errors made at early rows reach later ones as they will in use: what a row is fitted to are the
-inputs that the fitted rows before it lead to.
+inputs that the rows before it lead to, by weights of all batches so far.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Final, final
 
 import torch
 
+from deltapass.errors import CalibrationError
 from deltapass.schedule.explicit import ExplicitSchedule
+from deltapass.schedule.predictors import predictor_named
 from deltapass.schedule.weights import Vectors, Weights
 from deltapass.selector.model import ModelInfo
 from deltapass.selector.weighing import RowWeights
@@ -61,11 +63,12 @@ class GroupFit:
 
     Attributes:
         weights: The fitted ones, newest delta first.
-        prior: The predictor's, as many.
+        prior: The predictor's, at least as many.
         fitted: Relative error of fitted weights: each batch by those fitted to all others; with a
             single batch on that one itself.
         predicted: Relative error of the predictor's weights, on the same.
-        unseen: Whether there were others.
+        unseen: Whether there were others. What was walked is the same for both: of one batch
+            the rows before were predicted with weights that the batch itself had a part in.
         at: Steps of the refreshes that made the deltas, newest first.
     """
 
@@ -94,12 +97,20 @@ class Walk:
     Only the products of deltas are kept, some numbers a row, branch, stream and batch.
 
     Attributes:
-        schedule: The one to run: as given, but holding as many deltas as are fitted.
+        schedule: The one to run: as given, but holding as many deltas as are fitted, or as its
+            predictor reads.
+
+    Raises:
+        CalibrationError: By `weights`, if a delta is not finite.
     """
 
     def __init__(self, schedule: ExplicitSchedule, sharing: Sharing) -> None:
-        self.schedule = walked(schedule, sharing.depth)
         self._forecast, self._sharing = schedule.forecast, sharing
+        self._held = max(sharing.depth, self._forecast.depth)
+        self.schedule = walked(schedule, self._held)
+        # What is fitted to few samples is nearer to a line than to the newest delta as it is.
+        straight = self._forecast.depth == 1 < sharing.depth
+        self._drawn_to = predictor_named("linear") if straight else self._forecast
         self._at: dict[int, tuple[int, ...]] = {}
         self._samples: list[int] = []  # of every batch
         self._batches: list[dict[Group, Gram]] = []
@@ -117,13 +128,15 @@ class Walk:
         self, place: Place, row: Row, history: History, truth: tuple[torch.Tensor, ...]
     ) -> Vectors:
         """As `Observer.weights`: takes this call into account, then fits."""
-        step, branch, count = place.step, branch_label(place.branch), self._sharing.depth
-        at = history.at[:count]
+        step, branch = place.step, branch_label(place.branch)
+        at = history.at[: self._held]
         if at != self._planned(step, row, at):  # in use the predictor forecasts here
             return (self._forecast.weights(step, at),) * len(truth)
         vectors = []
         for stream, true in enumerate(truth):
-            found = gram([deltas[stream] for deltas in history.deltas[:count]], true)
+            found = gram([deltas[stream] for deltas in history.deltas[: self._held]], true)
+            if not found.finite:
+                raise _not_finite(step, branch)
             groups = list(self._sharing.groups(step, branch, stream))
             for group in groups:
                 self._add(group, found)
@@ -140,8 +153,13 @@ class Walk:
             known[group] = known[group] + found if group in known else found
 
     def _weights(self, group: Group) -> tuple[float, ...]:
-        share = self._sharing.share(sum(self._samples))
-        return fitted(self._all[group], self.prior(group[0]), share)
+        return self._fitted(group[0], self._all[group], sum(self._samples))
+
+    def _fitted(self, step: int, found: Gram, samples: int) -> tuple[float, ...]:
+        """Weights of no more deltas than asked for, though the predictor may read more."""
+        count = self._sharing.depth
+        prior = self._drawn_to.weights(step, self._at[step][:count])
+        return fitted(found.newest(count), prior, self._sharing.share(samples))
 
     def prior(self, step: int) -> tuple[float, ...]:
         """The predictor's weights at a cached step."""
@@ -153,7 +171,7 @@ class Walk:
 
     def _fit(self, group: Group) -> GroupFit:
         known, weights = self._all[group], self._weights(group)
-        prior = (*self.prior(group[0]), *[0.0] * len(weights))[: len(weights)]
+        prior = _filled(self.prior(group[0]), len(weights))
         apart = self._missed_apart(group)
         missed = known.missed(weights) if apart is None else apart
         return GroupFit(
@@ -162,7 +180,7 @@ class Walk:
             fitted=relative(missed, known.size),
             predicted=known.error(prior),
             unseen=apart is not None,
-            at=self._at[group[0]],
+            at=self._at[group[0]][: len(prior)],
         )
 
     def _missed_apart(self, group: Group) -> float | None:
@@ -171,19 +189,31 @@ class Walk:
         found = [(batch[group], count) for batch, count in pairs if group in batch]
         if len(found) < 2:
             return None
-        missed, prior = 0.0, self.prior(group[0])
+        missed = 0.0
         for left_out, (judged, _) in enumerate(found):
             first, *others = (pair for at, pair in enumerate(found) if at != left_out)
             products = sum((other for other, _ in others), first[0])
-            share = self._sharing.share(first[1] + sum(count for _, count in others))
-            missed += judged.missed(fitted(products, prior, share))
+            samples = first[1] + sum(count for _, count in others)
+            missed += judged.missed(self._fitted(group[0], products, samples))
         return missed
 
 
-def _in_order(group: Group) -> tuple[int, bool, str, str]:
+def _in_order(group: Group) -> tuple[int, bool, str, int]:
     """By step; what all branches share comes before what one has of its own."""
     step, branch, stream = group
-    return step, branch != ALL, branch, str(stream)
+    return step, branch != ALL, branch, -1 if stream == ALL else int(stream)
+
+
+def _filled(weights: tuple[float, ...], count: int) -> tuple[float, ...]:
+    return (*weights, *[0.0] * (count - len(weights)))
+
+
+def _not_finite(step: int, branch: str) -> CalibrationError:
+    return CalibrationError(
+        f"deltas of step {step}, branch {branch}, are infinite or not a number",
+        "Mend what makes them so in the model: half precision that overflows does, where bfloat16 "
+        "or float32 does not",
+    )
 
 
 def walked(schedule: ExplicitSchedule, depth: int) -> ExplicitSchedule:
@@ -204,11 +234,18 @@ def weighed(
     return tuple(_of_row({g: f for g, f in fits.items() if g[0] == step}) for step in steps)
 
 
+def judged(fits: Mapping[Group, GroupFit]) -> Mapping[Group, GroupFit]:
+    """Without what all branches share, where those that were met have weights of their own."""
+    apart = {step for step, branch, _ in fits if branch != ALL}
+    return {group: fit for group, fit in fits.items() if group[1] != ALL or group[0] not in apart}
+
+
 def _of_row(fits: Mapping[Group, GroupFit]) -> Weights | None:
-    if not any(fit.helps for fit in fits.values()):
+    if not any(fit.helps for fit in judged(fits).values()):
         return None
+    count = max(len(fit.used) for fit in fits.values())
     vectors: dict[str, Vectors] = {}
     for (_, branch, _), fit in fits.items():
-        vectors[branch] = (*vectors.get(branch, ()), fit.used)
+        vectors[branch] = (*vectors.get(branch, ()), _filled(fit.used, count))
     shared = vectors.pop(ALL)
     return Weights(shared, tuple(vectors.items()))

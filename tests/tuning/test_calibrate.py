@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,10 +14,17 @@ from models import make
 from own_loop import seeded, toy_loop
 
 import deltapass
-from deltapass.errors import CalibrationError, CalibrationWarning, LoopError, OptionError
+from deltapass.errors import (
+    CalibrationError,
+    CalibrationWarning,
+    LoopError,
+    OptionError,
+    ScheduleError,
+)
 from deltapass.schedule.explicit import ExplicitSchedule
 from deltapass.schedule.made_for import Sampler
 from deltapass.schedule.rules import Schedule, Span
+from deltapass.schedule.weights import Weights
 from deltapass.tuning.calibrate import fit_rows
 from deltapass.tuning.calibration import Calibration
 from deltapass.tuning.loops import open_loop
@@ -108,8 +116,9 @@ def test_a_report_is_text_and_json() -> None:
 
 
 def test_one_weight_scales_the_newest_delta() -> None:
+    schedule = ExplicitSchedule(ROWS, "reuse")
     found = deltapass.calibrate(
-        toy_loop(), schedule=SCHEDULE, steps=STEPS, seeds=2, weights=1, progress=False
+        toy_loop(), schedule=schedule, steps=STEPS, seeds=2, weights=1, progress=False
     )
     assert found.schedule.predictor == "reuse"
     assert [len(row.weights) for row in found.rows] == [1, 1, 1]
@@ -133,12 +142,77 @@ def test_a_schedule_travels_as_a_file(tmp_path: Any) -> None:
     assert deltapass.load_schedule(tmp_path / "made.json") == found.schedule
 
 
-@pytest.mark.parametrize("predictor", ["reuse", "chebyshev"])
-def test_a_predictor_without_weights_to_hold_by_gives_way_to_linear(predictor: str) -> None:
+@pytest.mark.parametrize("predictor", ["reuse", "quadratic"])
+@pytest.mark.parametrize("weights", [1, 3])
+def test_a_schedule_keeps_its_predictor(predictor: str, weights: int) -> None:
     rule = Schedule(cached_blocks=4, warm_up=2, predictor=predictor)
-    found = deltapass.calibrate(toy_loop(), schedule=rule, steps=STEPS, seeds=1, progress=False)
-    assert found.schedule.predictor == "linear"
+    found = deltapass.calibrate(
+        toy_loop(), schedule=rule, steps=STEPS, seeds=1, weights=weights, progress=False
+    )
+    assert found.schedule.predictor == predictor
     assert found.schedule.rows == rule.table(STEPS, 6)
+
+
+def test_a_predictor_that_keeps_no_deltas_is_an_error() -> None:
+    rule = Schedule(cached_blocks=4, warm_up=2, predictor="chebyshev")
+    with pytest.raises(ScheduleError, match="'chebyshev' keeps no deltas"):
+        deltapass.calibrate(toy_loop(), schedule=rule, steps=STEPS, seeds=1, progress=False)
+
+
+def two_branches(seen: list[torch.Tensor]) -> Any:
+    """A loop of which the branches move differently; `seen` takes its samples."""
+    toy = make("adaln")
+    model = compiled(toy, schedule="none")
+
+    def loop(seeds: Sequence[int], session: deltapass.Session) -> torch.Tensor:
+        shape = toy.inputs(999.0, 0)[0][0].shape[1:]
+        sample = torch.stack([torch.randn(shape, generator=seeded(seed)) for seed in seeds])
+        for step in range(STEPS):
+            outs = []
+            for branch, faster in (("cond", 1.0), ("uncond", 3.0)):
+                session.step(step, branch=branch)
+                level = torch.full((len(seeds),), 0.2 * faster * (STEPS - step))
+                outs.append(model(faster * sample, level))
+            sample = sample - (2.0 * outs[0] - outs[1]) / STEPS
+        seen.append(sample)
+        return sample
+
+    return loop
+
+
+def test_branches_are_run_by_their_own_weights() -> None:
+    """What the last batch gave by them is what the schedule gives, and not without them."""
+    seen: list[torch.Tensor] = []
+    loop = two_branches(seen)
+    found = deltapass.calibrate(
+        loop, schedule=SCHEDULE, steps=STEPS, seeds=2, batch=2, per_branch=True, progress=False
+    )
+    walked = seen[-1]
+    assert {row.branch for row in found.rows} == {"cond", "uncond"}
+    assert all(row.kept for row in found.rows)
+    assert found.summary.startswith("3 rows fitted") and found.summary.endswith("3 rows with these")
+    shared = tuple(w and Weights(w.shared) for w in found.schedule.weights)
+    with open_loop(loop, steps=STEPS) as opened:
+        used = opened.run((0, 1), found.schedule).samples
+        without = opened.run((0, 1), replace(found.schedule, weights=shared)).samples
+    assert torch.allclose(walked, used, atol=1e-6)
+    assert not torch.allclose(walked, without, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_overflows_is_named(value: float) -> None:
+    toy = make("adaln")
+    model = compiled(toy, schedule="none")
+
+    def loop(seeds: Sequence[int], session: deltapass.Session) -> torch.Tensor:
+        sample = torch.ones(len(seeds), *toy.inputs(999.0, 0)[0][0].shape[1:])
+        for step in range(STEPS):
+            session.step(step)
+            sample = model(sample * (value if step == 5 else 1.0), torch.full((len(seeds),), 1.0))
+        return sample
+
+    with pytest.raises(CalibrationError, match="deltas of step 5, branch -, are infinite"):
+        deltapass.calibrate(loop, schedule=SCHEDULE, steps=STEPS, seeds=1, progress=False)
 
 
 def test_a_poor_fit_is_said() -> None:
@@ -161,8 +235,10 @@ def test_a_poor_fit_is_said() -> None:
 
 
 def test_a_schedule_that_caches_nothing_is_an_error() -> None:
+    told: list[int] = []
     with pytest.raises(CalibrationError, match="none of 8 calls was cached; the schedule"):
-        deltapass.calibrate(toy_loop(), schedule="none", steps=STEPS, seeds=1, progress=False)
+        deltapass.calibrate(toy_loop(told), schedule="none", steps=STEPS, seeds=8, progress=False)
+    assert told == [STEPS]  # said after the first batch
 
 
 @pytest.mark.filterwarnings("ignore:nothing cached")
@@ -173,7 +249,16 @@ def test_a_loop_without_a_model_is_an_error() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"weights": 5}, {"weights": True}, {"regularisation": -1.0}, {"seeds": 0}, {"batch": 0}],
+    [
+        {"weights": 5},
+        {"weights": True},
+        {"regularisation": -1.0},
+        {"seeds": 0},
+        {"seeds": [3, 4, 3]},
+        {"batch": 0},
+        {"batch": 1.5},
+        {"batch": True},
+    ],
 )
 def test_numbers_out_of_range_are_errors(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=next(iter(wrong))):

@@ -129,3 +129,27 @@ def test_one_sample_does_not_harm(size: int) -> None:
     free = [others.error(fitted(sample, prior, 0.0)) for sample in samples]
     if size < 64:  # where it could harm
         assert max(free) > 1.3 * others.error(prior)
+
+
+def test_what_is_not_a_number_is_no_perfect_fit() -> None:
+    held, truth = deltas(1), deltas(1, seed=9)[0]
+    truth[0, 0] = float("nan")
+    found = gram(held, truth)
+    assert not found.finite and np.isnan(found.missed((1.0,)))
+    assert gram(held, held[0]).finite
+
+
+def test_devices_without_float64_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deltas much alike: sums in float32 would say that they are the same."""
+    first = deltas(1, size=20_000)[0]
+    held = [first, first + 1e-5 * deltas(1, seed=1, size=20_000)[0]]
+    wanted = gram(held, first).products
+    monkeypatch.setattr(module, "NO_FLOAT64", {"cpu"})
+    assert np.array_equal(gram(held, first).products, wanted)
+
+
+def test_older_deltas_can_be_left_out() -> None:
+    held, truth = deltas(3), deltas(1, seed=9)[0]
+    found = gram(held, truth)
+    assert np.allclose(found.newest(2).products, gram(held[:2], truth).products)
+    assert np.array_equal(found.newest(4).products, found.products)

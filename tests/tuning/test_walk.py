@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from deltapass.errors import CalibrationError
 from deltapass.schedule.explicit import ExplicitSchedule
 from deltapass.schedule.rules import Span
 from deltapass.schedule.weights import Weights
@@ -15,7 +16,7 @@ from deltapass.selector.weighing import RowWeights
 from deltapass.sessions.deltas import Doubt, History, Lane, Row
 from deltapass.sessions.report import Cause
 from deltapass.sessions.trajectory import Place
-from deltapass.tuning.walk import ALL, Sharing, Walk, walked, weighed
+from deltapass.tuning.walk import ALL, Sharing, Walk, judged, walked, weighed
 
 SPAN = Span(0, 2)
 ROWS = ExplicitSchedule((None, None, SPAN, None, SPAN), "linear")
@@ -23,15 +24,15 @@ PLANNED = {2: (1, 0), 4: (3, 1, 0)}
 FREE = Sharing(strength=0.0)
 
 
-def row(step: int) -> Row:
+def row(step: int, streams: int = 1) -> Row:
     weigh = RowWeights(
-        step=step, steps=5, taken=3, streams=1, predictor=ROWS.forecast, planned=PLANNED[step]
+        step=step, steps=5, taken=3, streams=streams, predictor=ROWS.forecast, planned=PLANNED[step]
     )
     return Row(SPAN, (), PLANNED[step][0], {SPAN: 3}, taken=3, weigh=weigh)
 
 
-def walking(sharing: Sharing = FREE, samples: int = 1) -> Walk:
-    walk = Walk(ROWS, sharing)
+def walking(sharing: Sharing = FREE, samples: int = 1, rows: ExplicitSchedule = ROWS) -> Walk:
+    walk = Walk(rows, sharing)
     walk.begin(samples)
     return walk
 
@@ -60,7 +61,7 @@ def shown(
         + noise * torch.randn(40, generator=generator)
         for stream, vector in enumerate(wanted)
     )
-    return walk.weights(place(step, branch), row(step), History(held, steps), truth)
+    return walk.weights(place(step, branch), row(step, len(wanted)), History(held, steps), truth)
 
 
 def test_a_row_is_predicted_with_what_was_fitted_to_it() -> None:
@@ -156,3 +157,54 @@ def test_the_schedule_to_walk_holds_as_many_deltas_as_are_fitted() -> None:
     walk = walked(ROWS, 3)
     assert walk.rows == ROWS.rows and walk.depths(walk.rows) == (0, 0, 2, 0, 3)
     assert walk.weights[4] == Weights(((1.0, 0.0, 0.0),))
+
+
+def test_vectors_are_in_the_order_of_streams() -> None:
+    wanted = [(1.0, 0.1 * stream) for stream in range(12)]
+    walk = walking(Sharing(per_stream=True, strength=0.0))
+    shown(walk, 2, wanted)
+    weights = weighed(ROWS, walk.fits())[2]
+    assert weights is not None
+    assert weights.of("-", 12) == tuple(pytest.approx(vector, abs=1e-5) for vector in wanted)
+
+
+def test_only_what_is_used_is_judged() -> None:
+    """Branches that pull apart: what they share explains little, and no call goes by it."""
+    walk = walking(Sharing(per_branch=True, strength=0.0))
+    shown(walk, 2, [(1.0, 0.5)], branch=("cond", 0))
+    shown(walk, 2, [(-1.0, 0.5)], branch=("uncond", 0))
+    assert walk.fits()[2, ALL, ALL].fitted > 0.5
+    assert {branch for _, branch, _ in judged(walk.fits())} == {"cond", "uncond"}
+    shared = walking()
+    shown(shared, 2, [(1.0, 0.5)])
+    assert judged(shared.fits()) == shared.fits()
+
+
+def test_few_weights_compete_with_a_predictor_that_reads_more() -> None:
+    rows = ExplicitSchedule(ROWS.rows, "quadratic")
+    walk = walking(Sharing(depth=1, strength=0.0), rows=rows)
+    assert walk.schedule.depths(rows.rows) == (0, 0, 2, 0, 3)
+    quadratic = rows.forecast.weights(4, PLANNED[4])
+    assert len(shown(walk, 4, [quadratic])[0]) == 1
+    fit = walk.fits()[4, ALL, ALL]
+    assert fit.predicted < 1e-6 and not fit.helps
+    assert fit.used == quadratic and fit.at == PLANNED[4]
+
+
+def test_fallbacks_are_the_schedules_own_though_fits_are_drawn_to_a_line() -> None:
+    rows = ExplicitSchedule(ROWS.rows, "reuse")
+    walk = walking(Sharing(strength=2.0), rows=rows)
+    assert shown(walk, 4, [(7.0, 7.0, 7.0)], at=(3, 2, 1)) == ((1.0,),)  # elsewhere than planned
+    (found,) = shown(walk, 2, [(1.0, 0.5)])
+    assert found == pytest.approx((2.0 - 1 / 3, -1.0 + 1.5 / 3), abs=1e-5)
+    walk = walking(rows=rows)
+    shown(walk, 2, [(0.0, 5.0)])
+    walk.begin(1)
+    shown(walk, 2, [(1.0, 0.0)], seed=1)  # just what reuse predicts
+    assert walk.fits()[2, ALL, ALL].used == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_deltas_that_are_not_finite_are_an_error(value: float) -> None:
+    with pytest.raises(CalibrationError, match="deltas of step 2, branch cond, are infinite or"):
+        shown(walking(), 2, [(value, 1.0)], branch=("cond", 0))
