@@ -27,7 +27,7 @@ from deltapass.pipelines.follow import (
     watch_denoiser,
 )
 from deltapass.pipelines.passing_class import passing_class
-from deltapass.pipelines.sampler import GUIDANCE, sampler_of_call
+from deltapass.pipelines.sampler import guidance_given, sampler_of_call
 from deltapass.pipelines.step_times import Clock
 from deltapass.schedule.explicit import AnySchedule
 from deltapass.schedule.given import GivenSchedule, schedule_or_none
@@ -104,7 +104,7 @@ class Attachment:
 
         @functools.wraps(kind.__call__)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            with attachment.running(self, kwargs.get(GUIDANCE)):
+            with attachment.running(self, guidance_given(kind, args, kwargs)):
                 return kind.__call__(self, *args, **{n: _apart(n, v) for n, v in kwargs.items()})
 
         self._watch(self._pipe)

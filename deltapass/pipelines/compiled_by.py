@@ -1,10 +1,12 @@
-"""With which backend a module was compiled, for messages: read off what torch.compile leaves."""
+"""Compiling a module so that it can be undone, and with which backend one was compiled."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
+import torch
 from torch import nn
 
 OURS: Final = "deltadit"
@@ -35,3 +37,21 @@ def _backend(module: nn.Module) -> Any:
             return layer
         layer = next((getattr(layer, each) for each in INNER if hasattr(layer, each)), None)
     return None
+
+
+def compiled_with_ours(model: nn.Module, **how: Any) -> tuple[Any, AbstractSet[str]]:
+    """The model under ours, and the names of attributes that this puts on the model itself.
+
+    Args:
+        model: A model that is not compiled.
+        how: Other arguments of torch.compile.
+    """
+    before = set(vars(model))
+    made = torch.compile(model, backend=OURS, **how)
+    return made, vars(model).keys() - before
+
+
+def clean(model: nn.Module, left: AbstractSet[str]) -> None:
+    """Take away the attributes that compiling has put on a model."""
+    for name in left:
+        vars(model).pop(name, None)

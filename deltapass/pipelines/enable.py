@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-import torch
 from torch import nn
 
 from deltapass.errors import (
@@ -30,7 +30,13 @@ from deltapass.pipelines.attach import (
     detach,
     refuse_unattachable,
 )
-from deltapass.pipelines.compiled_by import OURS, backend_of, options_of
+from deltapass.pipelines.compiled_by import (
+    OURS,
+    backend_of,
+    clean,
+    compiled_with_ours,
+    options_of,
+)
 from deltapass.pipelines.pausing import is_paused, pause
 from deltapass.pipelines.step_times import Clock, StepTimes, clock_of, line, step_times
 from deltapass.schedule.explicit import AnySchedule
@@ -73,7 +79,8 @@ class Enabled:
         self._entered: list[Chosen | None] = []
         self._plain: dict[str, nn.Module] = {}
         self._compiled: dict[str, Any] = {}
-        self._left: dict[str, set[str]] = {}  # attributes that torch.compile puts on the model
+        # Attributes that torch.compile puts on the model.
+        self._left: dict[str, AbstractSet[str]] = {}
 
     def __enter__(self) -> Enabled:
         self._entered.append(self._before)
@@ -131,10 +138,8 @@ class Enabled:
         try:
             for name, model in models.items():
                 if backend_of(model) != OURS:
-                    before = set(vars(model))
-                    made = torch.compile(model, backend=OURS, options=dict(options))
+                    made, self._left[name] = compiled_with_ours(model, options=dict(options))
                     self._plain[name], self._compiled[name] = model, made
-                    self._left[name] = vars(model).keys() - before
                     setattr(self._pipe, name, made)
         except BaseException:
             self.end()
@@ -159,8 +164,7 @@ class Enabled:
         for name in mine:
             setattr(self._pipe, name, self._plain[name])
         for name, left in self._left.items():
-            for attribute in left:
-                vars(self._plain[name]).pop(attribute, None)
+            clean(self._plain[name], left)
         for known in (self._plain, self._compiled, self._left):
             known.clear()
         self._chosen = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from deltapass.schedule.made_for import Sampler, sampler_of
@@ -15,5 +16,15 @@ def sampler_of_call(pipe: Any, guidance: Any = None) -> Sampler:
     takes = inspect.signature(type(pipe).__call__).parameters
     default = getattr(takes.get(GUIDANCE), "default", None)
     value = default if guidance is None else guidance
-    known = float(value) if isinstance(value, int | float) else None
-    return sampler_of(pipe.scheduler, known)
+    return sampler_of(pipe.scheduler, float(value) if isinstance(value, int | float) else None)
+
+
+def guidance_given(kind: type, given: Sequence[Any], named: Mapping[str, Any]) -> Any:
+    """The strength of guidance in the arguments of a call, by name or by position; else None."""
+    if GUIDANCE in named or not given:
+        return named.get(GUIDANCE)
+    try:
+        bound = inspect.signature(kind.__call__).bind_partial(None, *given, **named)
+    except TypeError:  # the call itself says better what is wrong with it
+        return None
+    return bound.arguments.get(GUIDANCE)

@@ -60,7 +60,7 @@ class MadeFor:
 
     def other_model(self, structure: str) -> str:
         """How another model differs; empty for the same one, and where nothing is known of it."""
-        if structure and structure != self.structure:
+        if structure and self.structure and structure != self.structure:
             return "the shapes of the model's weights differ"
         return ""
 

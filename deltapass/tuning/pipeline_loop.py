@@ -15,7 +15,7 @@ import torch
 from deltapass.errors import LoopError
 from deltapass.options import DEFAULT_STEPS
 from deltapass.pipelines.attach import attach, attachment_of, denoisers
-from deltapass.pipelines.compiled_by import OURS, backend_of
+from deltapass.pipelines.compiled_by import OURS, backend_of, clean, compiled_with_ours
 from deltapass.pipelines.sampler import GUIDANCE, sampler_of_call
 from deltapass.schedule.explicit import AnySchedule
 from deltapass.schedule.made_for import Sampler
@@ -117,8 +117,13 @@ def opened(
     with ExitStack() as after:
         for name, model in denoisers(pipe).items():
             if backend_of(model) != OURS:
-                setattr(pipe, name, _compiled(model, options))
+                # The plain model, whatever else it was compiled with.
+                plain = getattr(model, "_orig_mod", model)
+                chosen = {"lowering": "eager", **options}
+                made, left = compiled_with_ours(plain, dynamic=False, options=chosen)
+                after.callback(clean, plain, left)
                 after.callback(setattr, pipe, name, model)
+                setattr(pipe, name, made)
         if attachment_of(pipe) is None:
             after.enter_context(attach(pipe))
         if hasattr(pipe, "set_progress_bar_config"):
@@ -126,13 +131,6 @@ def opened(
             pipe.set_progress_bar_config(disable=True)
             after.callback(functools.partial(pipe.set_progress_bar_config, **before))
         yield loop
-
-
-def _compiled(model: torch.nn.Module, options: Mapping[str, Any]) -> Any:
-    """The plain model under ours, whatever else it was compiled with."""
-    plain = getattr(model, "_orig_mod", model)
-    chosen = {"lowering": "eager", **options}
-    return torch.compile(plain, backend=OURS, dynamic=False, options=chosen)
 
 
 def dealt(call: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def test_content_without_meaning_is_an_error(change: dict[str, Any], fact: str) 
 def test_what_differs_is_named() -> None:
     assert MADE.other_model("ab12") == MADE.other_model("") == ""
     assert "shapes of the model's weights" in MADE.other_model("cd")
+    assert replace(MADE, structure="").other_model("cd") == ""  # of a bundle it is not known
     assert MADE.other_sampler(SAMPLER) == ""
     assert MADE.other_sampler(Sampler()) == ""
     assert MADE.other_sampler(replace(SAMPLER, guidance=5.0)) == (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipeline_case import compiled
 import deltapass
 from deltapass.errors import CalibrationWarning
 from deltapass.schedule.explicit import ExplicitSchedule
-from deltapass.schedule.rules import Span
+from deltapass.schedule.rules import Schedule, Span
 from deltapass.tuning.calibration import Calibration
 
 pytestmark = [
@@ -113,5 +114,42 @@ def test_another_number_of_steps_cannot_fit() -> None:
 def test_the_pipeline_is_as_it_was() -> None:
     zoo = make_pipe("pixart-dpm")
     kind, model = type(zoo.pipe), zoo.pipe.transformer
+    before = set(vars(model))
     calibrated(zoo)
     assert type(zoo.pipe) is kind and zoo.pipe.transformer is model
+    assert set(vars(model)) == before
+
+
+def test_an_attached_pipeline_is_calibrated_for_the_schedule_it_runs() -> None:
+    zoo = make_pipe("pixart-dpm")
+    zoo.pipe.transformer = compiled(zoo.denoiser, lowering="eager", schedule="none")
+    deltapass.attach(zoo.pipe, schedule=rows_for(zoo))
+    found = deltapass.calibrate(
+        zoo.pipe, call=call_of(zoo), steps=STEPS, seeds=1, batch=1, progress=False
+    )
+    assert found.schedule.rows == rows_for(zoo).rows
+
+
+def test_an_enabled_pipeline_is_calibrated_for_its_preset() -> None:
+    zoo = make_pipe("pixart-dpm")
+    schedule = Schedule(cached_blocks=1, warm_up=2)
+    with deltapass.enable(zoo.pipe, schedule=schedule, quick=True, quiet=True):
+        found = deltapass.calibrate(
+            zoo.pipe, call=call_of(zoo), steps=STEPS, seeds=1, batch=1, progress=False
+        )
+    assert found.schedule.rows == schedule.table(STEPS, len(zoo.blocks))
+
+
+def test_guidance_by_position_is_known() -> None:
+    zoo = make_pipe("pixart-dpm")
+    takes = list(inspect.signature(type(zoo.pipe).__call__).parameters.values())
+    names = [parameter.name for parameter in takes]
+    given = {**call_of(zoo), "num_inference_steps": STEPS}
+    before = takes[1 : names.index("guidance_scale")]
+    position = [given.pop(each.name, each.default) for each in before]
+    found = calibrated(zoo)
+    zoo.pipe.transformer = compiled(zoo.denoiser, lowering="eager", schedule="none")
+    deltapass.attach(zoo.pipe, schedule=found.schedule)
+    given.pop("guidance_scale", None)
+    with pytest.warns(CalibrationWarning, match="guidance is 1.5, it was made for"):
+        zoo.pipe(*position, 1.5, **given, output_type="latent")
