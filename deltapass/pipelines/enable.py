@@ -79,8 +79,7 @@ class Enabled:
         self._entered: list[Chosen | None] = []
         self._plain: dict[str, nn.Module] = {}
         self._compiled: dict[str, Any] = {}
-        # Attributes that torch.compile puts on the model.
-        self._left: dict[str, AbstractSet[str]] = {}
+        self._left: dict[str, AbstractSet[str]] = {}  # attributes that compiling puts on it
 
     def __enter__(self) -> Enabled:
         self._entered.append(self._before)
@@ -121,10 +120,11 @@ class Enabled:
             except BaseException:
                 if before is not None:
                     self._begin(before.options)
-                    self._chosen = before
+                    self._chosen, self._attachment.schedule = before, before.schedule
                 raise
         self.name, self.times = chosen.name, None
         self._before, self._chosen = before, chosen
+        self._attachment.schedule = chosen.schedule  # for who asks it, as calibrating does
 
     def _check(self, options: Mapping[str, Any]) -> None:
         for name, model in denoisers(self._pipe).items():
@@ -180,14 +180,12 @@ class Enabled:
 
     def lent(self) -> AnySchedule | None:
         """The schedule of the call that begins."""
-        if is_paused(self._pipe):
-            return never()
-        return None if self._chosen is None else self._chosen.schedule
+        chosen = self._chosen
+        return never() if is_paused(self._pipe) else None if chosen is None else chosen.schedule
 
     def clock(self) -> Clock | None:
         """What times the steps of the call that begins; None if nobody wants to know."""
-        wanted = self.times is None and not is_paused(self._pipe)
-        return clock_of(self._pipe) if wanted else None
+        return clock_of(self._pipe) if self.times is None and not is_paused(self._pipe) else None
 
     def ended(self, report: SessionReport, seconds: Mapping[int, float]) -> None:
         """A call of the pipeline ended, and its steps were timed."""

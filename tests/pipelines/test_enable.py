@@ -29,6 +29,7 @@ from deltapass.errors import (
     ScheduleError,
     UnknownOptionError,
 )
+from deltapass.pipelines.attach import attachment_of
 from deltapass.pipelines.compiled_by import options_of
 from deltapass.schedule.presets import PRESETS, named_schedule
 from deltapass.sessions.session import active_session
@@ -91,6 +92,8 @@ def test_the_default_is_balanced_and_a_schedule_may_stand_for_it(zoo: Zoo) -> No
     deltapass.enable(zoo.pipe, schedule=own, quick=True)
     run(zoo)
     assert realised(enabled.last) == own.table(STEPS, len(zoo.blocks))
+    attachment = attachment_of(zoo.pipe)
+    assert attachment is not None and attachment.schedule is own, "which calibrating asks"
 
 
 def test_a_session_around_it_follows_the_preset_too(zoo: Zoo) -> None:
