@@ -73,20 +73,23 @@ def calibrate(  # noqa: PLR0913, D417 - what a user may say of it; loops say som
         OptionError: If a number is out of range.
         LoopError, AttachError: If nothing can be sampled so.
         CalibrationError: If no row could be fitted, or a delta is not finite.
-        ScheduleError: If the schedule does not fit the model or the steps, or its predictor keeps
-            no deltas.
+        ScheduleError: If it does not fit the model or the steps, or its predictor keeps no deltas.
     """
     sharing = _sharing(weights, per_branch, per_stream, regularisation)
     batches = _batches(seeds, batch)
     with open_loop(pipe_or_loop, call=call, steps=steps, options=options, sampler=sampler) as loop:
         subject = look_at(loop, batches[0])
-        attached = attachment_of(pipe_or_loop)
-        lent = None if attached is None else attached.schedule
-        chosen = schedule_or_none(schedule) or lent or subject.schedule
+        chosen = schedule_or_none(schedule) or _lent(pipe_or_loop) or subject.schedule
         with _bar(progress, len(batches)) as advance:
             found = fit_rows(loop, subject, chosen, batches, sharing, advance)
     _warn_of_weak(found)
     return found
+
+
+def _lent(pipe_or_loop: object) -> AnySchedule | None:
+    """What an enabled or attached pipeline lends its calls."""
+    attached = attachment_of(pipe_or_loop)
+    return None if attached is None else attached.schedule
 
 
 def fit_rows(  # noqa: PLR0913, PLR0917 - what a search has at hand
