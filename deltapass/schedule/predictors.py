@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, final
 
-import numpy as np
-
 from deltapass.schedule.checks import unknown_name
 
 MOST_BUFFERS: Final = 4  # of one stream: what a cached variant can be made for
@@ -109,6 +107,8 @@ def chebyshev_gains(at: Sequence[int], steps: int) -> tuple[float, ...]:
         at: Steps of all refreshes, newest first.
         steps: Length of the trajectory.
     """
+    import numpy as np  # here: commands that do no work read predictors' names, and start at once
+
     if len(at) == 1:
         return (1.0,)
     basis = np.array([chebyshev_basis(step, steps) for step in at])
