@@ -141,7 +141,8 @@ def _features_of_real(network: Any, subject: Any, asked: Asked) -> torch.Tensor:
 
 def _features(network: Any, images: torch.Tensor, path: Path) -> torch.Tensor:
     """Kept beside the images, for they take longer than all other measures together."""
-    said = float(images.double().sum())  # of these very images
+    # Of these very images, and of this network at this size.
+    said = (float(images.double().sum()), measures.FEATURES)
     if path.exists():
         held = torch.load(path)
         if held["of"] == said:

@@ -1,7 +1,7 @@
 """What values of images mean: which way is better, and which differences are too small to matter.
 
-The margins were set from plain runs alone, before any schedule was judged: each is less than what
-one step more or less of thirteen makes.
+The margins were chosen before any schedule was judged, and not from data: each is about what
+a reader would not care for.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from evidence.intervals import Values
 
 CEILING: Final = 100.0  # dB, of images that are equal: a mean must stay finite
 FEATURES: Final = (
-    "EfficientNet-Lite0, ImageNet weights, 1280 pooled features of images at 224 x 224"
+    "EfficientNet-Lite0, ImageNet weights, 1280 pooled features of images at 112 x 112"
 )
-SIDE: Final = 224
+SIDE: Final = 112
 BATCH: Final = 25
 
 
