@@ -30,8 +30,8 @@ from deltapass.sessions.report import SessionReport as SessionReport
 from deltapass.sessions.session import Session as Session
 from deltapass.sessions.session import session as session
 from deltapass.sessions.timeline import save_timeline as save_timeline
-from deltapass.tuning.calibrate import calibrate as calibrate
-from deltapass.tuning.calibration import Calibration as Calibration
-from deltapass.tuning.pareto import save_pareto as save_pareto
-from deltapass.tuning.tune import tune as tune
-from deltapass.tuning.tuned import Tuned as Tuned
+from deltapass.tuning.fit.calibrate import calibrate as calibrate
+from deltapass.tuning.fit.calibration import Calibration as Calibration
+from deltapass.tuning.search.pareto import save_pareto as save_pareto
+from deltapass.tuning.search.tune import tune as tune
+from deltapass.tuning.search.tuned import Tuned as Tuned

@@ -84,7 +84,7 @@ def calibrate_command(  # noqa: PLR0913, PLR0917 - one parameter an option is ho
     with clean_errors():
         from deltapass.cli.loops import trajectories
         from deltapass.schedule.files import save_schedule
-        from deltapass.tuning.calibrate import calibrate
+        from deltapass.tuning.fit.calibrate import calibrate
 
         subject, how = trajectories(source, given, guidance)
         found = calibrate(

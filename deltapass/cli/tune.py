@@ -90,7 +90,7 @@ def tune_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how typ
             check_file(beside, overwrite=overwrite)
     with clean_errors():
         from deltapass.cli.loops import trajectories
-        from deltapass.tuning.tune import tune
+        from deltapass.tuning.search.tune import tune
 
         subject, calling = trajectories(source, given, guidance)
         write(tune(subject, call=calling, **wanted), output)
@@ -106,7 +106,7 @@ def write(found: Any, output: Path) -> None:
     import json
 
     from deltapass.schedule.files import save_schedule
-    from deltapass.tuning.pareto import save_pareto
+    from deltapass.tuning.search.pareto import save_pareto
 
     Console().print(found)
     picture, numbers = _beside(output)

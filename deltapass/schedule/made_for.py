@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -107,6 +108,8 @@ def sampler_of(scheduler: Any, guidance: float | None = None) -> Sampler:
 
 def _frozen(value: Any) -> Any:
     """A setting as JSON holds it, with tuples for lists; NotImplemented where it cannot."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return NotImplemented
     if isinstance(value, list | tuple):
         parts = tuple(_frozen(part) for part in value)
         return NotImplemented if any(part is NotImplemented for part in parts) else parts

@@ -7,10 +7,10 @@ from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Final, NamedTuple, final
 
-from deltapass.errors import StepUnknownError
+from deltapass.errors import StepUnknownError, warn
 from deltapass.schedule.emissions import fresh_since, made_at, reads_after
 from deltapass.schedule.explicit import AnySchedule, ExplicitSchedule
-from deltapass.schedule.rules import Span
+from deltapass.schedule.rules import Schedule, Span, Table
 from deltapass.schedule.weights import Weights
 from deltapass.selector.model import ModelInfo, Repertoire
 from deltapass.selector.weighing import RowWeights, absorb
@@ -18,6 +18,10 @@ from deltapass.sessions.deltas import Absorb, Row
 from deltapass.sessions.report import branch_label
 
 SHARES: Final = ("boundary", "cached_blocks", "few_step_blocks")  # a number or a fraction
+TOO_SHORT: Final = (
+    "the schedule caches none of {} steps, which all run in full: it begins with more refreshes. "
+    "The preset 'paper' caches from the second or third step on."
+)
 MANY_TABLES: Final = 256  # a server's clients may bring any number of schedules
 MANY_LEVELS: Final = 4096  # steps at noise levels: image-to-image may start anywhere
 
@@ -65,7 +69,10 @@ class Rows:
     def _resolve(
         self, schedule: AnySchedule, steps: int, start: int, branch: str
     ) -> tuple[Row, ...]:
-        table = self._variants.realised(schedule.table(steps, self._model.blocks, start))
+        wanted = schedule.table(steps, self._model.blocks, start)
+        if isinstance(schedule, Schedule) and _is_too_short(schedule, wanted, start):
+            warn(TOO_SHORT.format(steps))
+        table = self._variants.realised(wanted)
         self._variants.prepare(table, schedule)  # now, at the first step, rather than in mid-run
         fitted, absorbing = self._fitted(schedule), _absorbing(schedule, steps)
         rows = []
@@ -153,6 +160,11 @@ class Rows:
         """How many steps ahead a cached step may read a delta emitted now."""
         longest = getattr(self._model.schedule, "longest", 1)
         return int(longest) * self._model.schedule.forecast.reads
+
+
+def _is_too_short(schedule: Schedule, table: Table, start: int) -> bool:
+    """Whether a whole trajectory of several steps is run in full, though the schedule caches."""
+    return schedule.caches and start == 0 and len(table) > 1 and not any(table)
 
 
 def _kinds(schedule: AnySchedule) -> tuple[type, ...]:

@@ -1,1 +1,1 @@
-"""Trajectories of one pipeline or loop, run under any schedule: what schedules are made on."""
+"""Schedules made for a model on its own trajectories; here, what runs these: loops."""

@@ -28,6 +28,11 @@ def test_a_sampler_is_what_json_can_hold_of_it() -> None:
     assert hash(MADE) == hash(replace(MADE))
 
 
+def test_settings_that_json_has_no_word_for_are_left_out() -> None:
+    config = {"lambda_min_clipped": -float("inf"), "shift": 1.0}
+    assert sampler_of(SimpleNamespace(config=config)).settings == (("shift", 1.0),)
+
+
 @pytest.mark.parametrize("made", [MADE, MadeFor(blocks=2, structure="x", steps=4)])
 def test_content_reads_back_equal(made: MadeFor) -> None:
     assert made_for_from(json.loads(json.dumps(made_for_content(made)))) == made

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from deltapass.errors import RefusalWarning
 from deltapass.schedule.explicit import AnySchedule, ExplicitSchedule
+from deltapass.schedule.presets import balanced
 from deltapass.schedule.rules import Schedule, Span, Table
 from deltapass.schedule.weights import Weights
 from deltapass.selector import rows as module
@@ -124,6 +126,17 @@ def test_weights_do_not_hold_for_a_smaller_span() -> None:
     row = rows.of(FITTED, 5)[4]
     assert row.planned == Span(0, 3)
     assert vectors_of(row, (2, 1)) == [[3.0, -2.0]]  # linear again
+
+
+def test_a_trajectory_too_short_for_its_schedule_is_said_once() -> None:
+    rows, _ = made(balanced())
+    with pytest.warns(RefusalWarning, match="caches none of 3 steps") as said:
+        for _ in range(2):
+            rows.of(balanced(), 3)
+    assert len(said) == 1
+    rows.of(balanced(), 20)
+    rows.of(balanced(), 20, 19)  # the end of a trajectory is no reason
+    rows.of(Schedule(interval=1), 3)  # nor is a schedule that never caches
 
 
 def test_no_more_tables_are_held_than_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""Tune: the schedule itself, searched on the final samples."""
