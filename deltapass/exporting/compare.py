@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
+from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 # Largest error over largest value that an engine's own rounding may cause, by type of the weights.
 TOLERANCES: Final[Mapping[str, float]] = {"float32": 2e-5, "float16": 2e-2, "bfloat16": 1e-1}
+# Of a model that rounds to 8 bits as it runs: what lies between two steps goes to either, by the
+# last bit of what an engine computed.
+TO_8_BITS: Final = 1e-1
+
+
+def rounds_to_8_bits(modules: Iterable[GraphModule]) -> bool:
+    """Whether a graph rounds floating-point values to a type of 8 bits as it runs."""
+    nodes = (node for module in modules for node in module.graph.nodes)
+    return any(
+        _size(node, floating=False) == 1 and any(_size(n) > 1 for n in node.all_input_nodes)
+        for node in nodes
+    )
+
+
+def _size(node: Node, floating: bool = True) -> int:
+    """Bytes of one number that a node makes; 0 for what is none, or not of that kind."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.dtype == torch.bool:
+        return 0
+    return value.dtype.itemsize if value.dtype.is_floating_point or not floating else 0
 
 
 def relative_error(given: Sequence[Any], wanted: Sequence[Any]) -> float:

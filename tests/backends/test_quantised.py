@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -29,7 +30,9 @@ from quantised import FLOAT8, Float8Linear, Int8Linear, quantise
 from torch import Tensor, nn
 
 import deltapass
-from deltapass.errors import BundleError
+from deltapass.errors import BundleError, VerificationError
+from deltapass.exporting import verify
+from deltapass.exporting.compare import TO_8_BITS
 
 LINEARS, INPUTS = 6, 5  # of a block: query, key and value share theirs
 INT8, FP8 = onnx.TensorProto.INT8, onnx.TensorProto.FLOAT8E4M3FN
@@ -38,6 +41,8 @@ INT8, FP8 = onnx.TensorProto.INT8, onnx.TensorProto.FLOAT8E4M3FN
 def export(kind: Any, folder: Path, **options: Any) -> deltapass.BundlePlan:
     model = make("adaln")
     args, kwargs = model.inputs(999.0, 0)
+    if "schedule" not in options:
+        options["interval"] = 2  # the paper's schedule, which parts the blocks
     return deltapass.export(quantise(model, kind), args, kwargs, folder, batch=(1, 4), **options)
 
 
@@ -58,7 +63,7 @@ def matrices(path: Path, kind: int) -> int:
 def test_a_bundle_gives_what_the_quantised_model_gives(kind: Any, tmp_path: Path) -> None:
     plan = export(kind, tmp_path / "b")  # verified against the model, or it raises
     assert plan.attributes["dtype"] == "float32"
-    assert plan.verified is not None
+    assert plan.verified is not None and plan.verified["tolerance"] == TO_8_BITS
     assert any(name.startswith("cached") for name in plan.verified["variants"])
     if kind is Int8Linear:  # torch.onnx folds casts of weights as small as these
         check_block(tmp_path / "b" / "blocks_0_1.onnx", INT8)
@@ -70,6 +75,23 @@ def check_block(file: Path, held: int) -> None:
     assert operators(file)["QuantizeLinear"] == INPUTS
     assert operators(file)["DequantizeLinear"] == LINEARS + INPUTS
     assert "Cast" not in operators(file)
+
+
+@pytest.mark.slow
+def test_where_engines_differ_by_whole_steps_a_wrong_weight_is_found_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = verify.row_errors
+
+    def wrong(plan: deltapass.BundlePlan, *given: Any) -> Any:
+        table = [
+            replace(row, weights=[[w + 1e-3 for w in v] for v in row.weights]) for row in plan.table
+        ]
+        return right(replace(plan, table=table), *given)
+
+    monkeypatch.setattr(verify, "row_errors", wrong)
+    with pytest.raises(VerificationError, match=r"row .* more than the tolerance of 2e-05"):
+        export(Int8Linear, tmp_path / "b", schedule="balanced")
 
 
 @pytest.mark.slow
