@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 DIRECTIONS = (
     "errors < libraries < schedule < options graph < compiler | sessions < selector < pipelines "
     "< assembly < backend < explanation < bundles < exporting < tuning < public < "
-    "demo < cli"
+    "demo < bench < cli"
 )
 # What backends see besides each other: the lowering and format interfaces, and their data.
 SEEN_BY_BACKENDS = {
