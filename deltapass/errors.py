@@ -521,6 +521,10 @@ class TuneError(DeltapassError, ValueError):
     """A search cannot be begun, or go on, as it was asked for."""
 
 
+class BenchError(DeltapassError, ValueError):
+    """A benchmark that cannot be run, read or compared as it was asked for."""
+
+
 # ---- run time ---------------------------------------------------------------------------------
 
 

@@ -106,6 +106,10 @@ EXAMPLES: dict[type[errors.DeltapassError], tuple[object, ...]] = {
         "there is no Ray at '10.0.0.1:6379': nobody answers",
         "Start one with `ray start --head` and give its address, or say 'local'",
     ),
+    errors.BenchError: (
+        "suite mine.toml: method 'delta-dti' is unknown",
+        "Did you mean 'delta-dit'? Methods are: plain, delta-dit",
+    ),
     errors.LoopError: ("the loop gave a list", "It must give the final samples as one tensor"),
     errors.StateError: ("the session is closed", "Open a new one"),
     errors.AttachError: ("this StableDiffusion3Pipeline is attached already", "Detach it first"),

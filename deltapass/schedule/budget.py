@@ -11,6 +11,7 @@ from typing import Final, final
 from deltapass.errors import OptionError, ScheduleError
 from deltapass.schedule.checks import check_count
 from deltapass.schedule.rules import (
+    Region,
     Schedule,
     Span,
     Table,
@@ -26,10 +27,10 @@ ROUNDING: Final = 1e-9  # a cost that equals the budget but for rounding keeps i
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """A Delta-DiT schedule that is chosen once the costs of a model are known.
+    """A schedule, Delta-DiT's by default, that is chosen once the costs of a model are known.
 
     `share` is the part of the plain trajectory's MACs that the cached one may cost, above 0.0 and
-    up to 1.0; `boundary` and `predictor` are those of the schedule.
+    up to 1.0; `boundary`, `predictor` and the regions are those of the schedule.
 
     Raises:
         OptionError: If the share lies outside.
@@ -39,6 +40,8 @@ class Budget:
     share: float
     boundary: int | float | None = None
     predictor: str = "reuse"
+    outline: Region = "deep"
+    detail: Region = "shallow"
 
     def __post_init__(self) -> None:
         number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
@@ -55,7 +58,7 @@ class Budget:
     @property
     def needs_steps(self) -> bool:
         """Whether the number of steps must be known: what it costs depends on the boundary."""
-        return isinstance(self.boundary, int)
+        return isinstance(self.boundary, int) and self.outline != self.detail
 
     def check_steps(self, steps: int) -> None:
         """Raise BoundaryOutsideError if the boundary lies outside `steps` steps."""
@@ -105,12 +108,13 @@ class Budget:
     ) -> Iterator[float]:
         """MACs of a trajectory under one interval, by the blocks cached, from none on."""
         yield steps * step_macs(None)
-        # Which steps are full depends on no block, so that two of them stand for any number: the
-        # phases of one cached block differ then, and one table serves every number of them.
+        # Which steps are full depends on no block, so that three of them stand for any number: the
+        # regions of one cached block differ then, and one table serves every number of them.
         rule = self._schedule(interval, cached=1)
-        rows = Counter(rule.table(steps, 2))
+        rows = Counter(rule.table(steps, 3))
         full = rows[None] * step_macs(None)
-        phases = [(r, rows[region_span(r, 1, 2)]) for r in (rule.outline, rule.detail)]
+        regions = dict.fromkeys((rule.outline, rule.detail))
+        phases = [(r, rows[region_span(r, 1, 3)]) for r in regions]
         for cached in range(1, blocks + 1):
             spans = ((region_span(region, cached, blocks), runs) for region, runs in phases)
             yield full + math.fsum(runs * step_macs(span) for span, runs in spans if runs)
@@ -121,6 +125,8 @@ class Budget:
             cached_blocks=cached,
             boundary=self.boundary,
             predictor=self.predictor,
+            outline=self.outline,
+            detail=self.detail,
         )
 
 

@@ -18,7 +18,7 @@ from deltapass.errors import (
 )
 from deltapass.schedule.budget import Budget, StepMacs, interval_for_budget, table_macs
 from deltapass.schedule.presets import delta_cache, delta_dit
-from deltapass.schedule.rules import REGIONS, Schedule, Span, Table
+from deltapass.schedule.rules import REGIONS, Region, Schedule, Span, Table
 
 # table, method, schedule, steps, blocks, full MACs in T, printed MACs in T: the paper's figures,
 # not ours.
@@ -178,3 +178,25 @@ def test_a_share_lies_above_0_and_up_to_1(share: Any) -> None:
         Budget(share=share)
     with pytest.raises(ScheduleError, match=r"boundary is 1\.5"):
         Budget(share=0.5, boundary=1.5)
+
+
+@pytest.mark.parametrize("outline", REGIONS)
+@pytest.mark.parametrize("detail", REGIONS)
+def test_a_budget_counts_the_spans_of_its_own_regions(outline: Region, detail: Region) -> None:
+    macs = stack([1.0, 5.0, 2.0, 9.0, 1.0, 3.0], 0.5)
+    budget = Budget(share=0.7, outline=outline, detail=detail)
+    chosen = budget.choose(20, 6, macs)
+    assert (chosen.outline, chosen.detail) == (outline, detail)
+    cost = table_macs(chosen.table(20, 6), 6, macs)
+    assert cost <= 0.7 * 20 * macs(None)
+    assert budget.least(20, 6, macs) == pytest.approx(
+        min(
+            table_macs(
+                Schedule(interval=20, cached_blocks=n, outline=outline, detail=detail).table(20, 6),
+                6,
+                macs,
+            )
+            for n in range(1, 7)
+        )
+        / (20 * macs(None))
+    )

@@ -1,0 +1,1 @@
+"""What is compared: ways to sample, chosen by name."""

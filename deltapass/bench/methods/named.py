@@ -1,0 +1,90 @@
+"""The table of methods, by the names that suites use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+from deltapass.bench.methods.caching import (
+    DEEP,
+    by_preset,
+    by_rule,
+    by_span,
+    checked,
+    from_file,
+    interval_one,
+    is_file,
+)
+from deltapass.bench.methods.method import Context, MakeMethod, Method
+from deltapass.bench.suite import MethodSpec
+from deltapass.errors import BenchError, counted, did_you_mean
+
+
+def plain(spec: MethodSpec, context: Context) -> Method:
+    """The model as it is; with steps of its own the honest rival, fewer of them."""
+    lowering = checked(spec, ("lowering",)).get("lowering")
+    steps = spec.steps or context.steps
+    base = f"plain-{steps}" if lowering is None else f"plain-{lowering}-{steps}"
+    said = f"plain, {counted(steps, 'step')}"
+    return Method(
+        name=base,
+        label=spec.label or (said if lowering is None else f"{said}, {lowering}"),
+        kind="plain" if steps == context.steps else "steps",
+        steps=steps,
+        lowering=lowering,
+        settings=dict(spec.settings),
+        remark=spec.remark,
+    )
+
+
+METHODS: Final[Mapping[str, MakeMethod]] = MappingProxyType(
+    {
+        "plain": plain,
+        "interval-1": interval_one,
+        "delta-dit": by_rule("Δ-DiT"),
+        "reversed": by_rule("Δ-DiT, phases reversed", {"outline": "shallow", "detail": "deep"}),
+        "delta-cache-shallow": by_rule(
+            "Δ-Cache, shallow", {"outline": "shallow", "detail": "shallow"}
+        ),
+        "delta-cache-middle": by_rule("Δ-Cache, middle", {"outline": "middle", "detail": "middle"}),
+        "delta-cache-deep": by_rule("Δ-Cache, deep", DEEP),
+        "span": by_span,
+        "quality": by_preset,
+        "balanced": by_preset,
+        "fast": by_preset,
+        "linear": by_rule("linear forecast", {**DEEP, "predictor": "linear"}),
+        "quadratic": by_rule("quadratic forecast", {**DEEP, "predictor": "quadratic"}),
+        "adams-bashforth": by_rule(
+            "Adams-Bashforth forecast", {**DEEP, "predictor": "adams-bashforth"}
+        ),
+        "chebyshev": by_rule("Chebyshev fit", {**DEEP, "predictor": "chebyshev"}),
+    }
+)
+
+
+def method_of(spec: MethodSpec, context: Context) -> Method:
+    """The method that a suite means.
+
+    Raises:
+        BenchError: If there is none of that name, or a setting means nothing to it.
+        ScheduleError: If the model or the steps do not fit the schedule.
+    """
+    if spec.name in METHODS:
+        return METHODS[spec.name](spec, context)
+    if is_file(spec.name):
+        return from_file(spec, context)
+    raise BenchError(
+        f"there is no method {spec.name!r}",
+        f"{did_you_mean(spec.name, (*METHODS,))}Methods are: {', '.join(METHODS)}, a schedule's "
+        "file, or the name of a schedule that is tuned to the model",
+    )
+
+
+def check_distinct(methods: Sequence[Method]) -> None:
+    """Raise BenchError where two methods would go by one name."""
+    seen: set[str] = set()
+    for method in methods:
+        if method.name in seen:
+            raise BenchError(f"method {method.name} is there twice", "Leave out one of them")
+        seen.add(method.name)
