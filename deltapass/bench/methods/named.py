@@ -17,6 +17,7 @@ from deltapass.bench.methods.caching import (
     is_file,
 )
 from deltapass.bench.methods.method import Context, MakeMethod, Method
+from deltapass.bench.methods.rivals import LABELS, by_rival
 from deltapass.bench.suite import MethodSpec
 from deltapass.errors import BenchError, counted, did_you_mean
 
@@ -59,6 +60,7 @@ METHODS: Final[Mapping[str, MakeMethod]] = MappingProxyType(
             "Adams-Bashforth forecast", {**DEEP, "predictor": "adams-bashforth"}
         ),
         "chebyshev": by_rule("Chebyshev fit", {**DEEP, "predictor": "chebyshev"}),
+        **dict.fromkeys(LABELS, by_rival),
     }
 )
 
