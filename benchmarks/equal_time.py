@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import torch
 from evidence.judging import Asked, judge, machine_noise, parts
-from evidence.measures import FEATURES
 from evidence.methods import Method, methods, plain
 from evidence.page import PAGE, filled
 from evidence.samples import FIRST_SEED, Sampler, kept
@@ -25,6 +24,8 @@ from evidence.subjects import SUBJECTS, Subject
 from evidence.tables import markdown, numbers
 from evidence.times import rounds, times_of
 from measure import arguments, circumstances
+
+from deltapass.bench.metrics.features import FEATURES
 
 PLAIN_STEPS: Final = (16, 14, 13, 12, 11, 10, 9, 8, 7)
 NAMES: Final = ("paper", "linear", "quality", "balanced", "fast", "tuned")
@@ -120,7 +121,7 @@ def conclude(subject: Subject, chosen: Sequence[Method], args: Any) -> None:
         "options": {name: getattr(args, name) for name in NOTED},
         "images": asked.images,
         "first_seed": FIRST_SEED,
-        "judge": subject.judge(),
+        "judge": subject.judge.says(),
         "features": FEATURES,
         "timed": held or None,
         "plain_over_itself": None if noise is None else dataclasses.asdict(noise),

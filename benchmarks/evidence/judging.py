@@ -9,16 +9,18 @@ from typing import Any, Final
 
 import torch
 
-from evidence import measures
-from evidence.intervals import (
-    Difference,
-    Interval,
+from deltapass.bench.metrics.distances import kid_parts
+from deltapass.bench.metrics.features import FEATURES, EfficientLite
+from deltapass.bench.metrics.fidelity import batches, psnr
+from deltapass.bench.metrics.intervals import (
     Values,
     as_good_as,
     equal_time_rival,
+    holds,
     interval,
     paired,
 )
+from deltapass.bench.record import Difference, Interval
 from evidence.meanings import MEASURES
 from evidence.methods import Method, plain
 from evidence.samples import FIRST_SEED, PART, Sampler, kept
@@ -41,7 +43,12 @@ class Judged:
 
     def reached(self, measure: str) -> int | None:
         """The most plain steps that it is not worse than in one measure."""
-        return as_good_as({steps: pair[measure].holds for steps, pair in self.pairs.items()})
+        means = MEASURES[measure]
+        good = {
+            steps: holds(pair[measure], higher=means.higher, margin=means.margin)
+            for steps, pair in self.pairs.items()
+        }
+        return as_good_as(good)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +121,7 @@ def _values(
 ) -> dict[str, dict[str, Values]]:
     """Values by the method's name, and of REAL what can be had of them."""
     subject, seeds = sampler.subject, range(FIRST_SEED, FIRST_SEED + asked.images)
-    prompts, network = sampler.pipeline.examples(seeds), measures.load_features()
+    prompts, network = sampler.pipeline.examples(seeds), EfficientLite()
     wanted = kept(sampler, methods[0], asked.images, asked.work)
     fine = kept(sampler, plain(asked.fine), asked.images, asked.work)
     real = _features_of_real(network, subject, asked)
@@ -123,32 +130,32 @@ def _values(
         images = kept(sampler, method, asked.images, asked.work)
         path = asked.work / subject.name / "features" / f"{method.key()}-{asked.images}.pt"
         found[method.name] = {
-            "plain_psnr": measures.psnr(images, wanted),
-            "fine_psnr": measures.psnr(images, fine),
-            **subject.exact(images, prompts),
-            "kid": measures.kid_parts(_features(network, images, path), real),
+            "plain_psnr": psnr(images, wanted),
+            "fine_psnr": psnr(images, fine),
+            **subject.judge.exact(images, prompts),
+            "kid": kid_parts(_features(network, images, path), real),
         }
-    others = subject.real(asked.real, asked.images)
+    others = subject.judge.real(asked.real, asked.images)
     path = asked.work / subject.name / "features" / f"other-real-{asked.real}-{asked.images}.pt"
-    found[REAL] = {"kid": measures.kid_parts(_features(network, others, path), real)}
+    found[REAL] = {"kid": kid_parts(_features(network, others, path), real)}
     return found
 
 
 def _features_of_real(network: Any, subject: Any, asked: Asked) -> torch.Tensor:
     path = asked.work / subject.name / "features" / f"real-{asked.real}.pt"
-    return _features(network, subject.real(0, asked.real), path)
+    return _features(network, subject.judge.real(0, asked.real), path)
 
 
 def _features(network: Any, images: torch.Tensor, path: Path) -> torch.Tensor:
     """Kept beside the images, for they take longer than all other measures together."""
     # Of these very images, and of this network at this size.
-    said = (float(images.double().sum()), measures.FEATURES)
+    said = (float(images.double().sum()), FEATURES)
     if path.exists():
         held = torch.load(path)
         if held["of"] == said:
             found: torch.Tensor = held["features"]
             return found
-    found = measures.features_of(network, images)
+    found = torch.cat([network.pooled(part) for part in batches(images)])
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"of": said, "features": found}, path)
     return found

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from evidence.intervals import Interval
+import msgspec
+
+from deltapass.bench.record import Interval
 from evidence.judging import Judged
 from evidence.meanings import MEASURES, Measure
 from evidence.times import Share
@@ -51,7 +52,7 @@ def _numbers(one: Judged) -> dict[str, Any]:
 
 
 def _plain(value: Interval | Share) -> dict[str, float]:
-    return {name: round(number, DIGITS) for name, number in dataclasses.asdict(value).items()}
+    return {name: round(number, DIGITS) for name, number in msgspec.to_builtins(value).items()}
 
 
 # ---- a record as tables --------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from evidence import samples, tables
-from evidence.intervals import interval, paired
 from evidence.judging import Judged
 from evidence.meanings import MEASURES
 from evidence.methods import Method, cached, methods, plain
@@ -21,6 +20,7 @@ from evidence.page import filled, newest
 from evidence.samples import PART, kept
 from evidence.times import AGAIN, Times, rounds, share, times_of
 
+from deltapass.bench.metrics.intervals import interval, paired
 from deltapass.errors import OptionError, ScheduleError
 from deltapass.schedule.explicit import ExplicitSchedule
 from deltapass.schedule.files import save_schedule

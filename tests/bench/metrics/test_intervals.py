@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from evidence.intervals import as_good_as, equal_time_rival, interval, paired
+
+from deltapass.bench.metrics.intervals import (
+    FEW,
+    MANY,
+    as_good_as,
+    detectable,
+    equal_time_rival,
+    holds,
+    interval,
+    paired,
+    too_few,
+)
 
 
 def noisy(count: int, mean: float = 0.0, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(mean, 1.0, count)
+
+
+def judged(ours: np.ndarray, theirs: np.ndarray, higher: bool, margin: float) -> tuple[str, bool]:
+    found = paired(ours, theirs, higher=higher, margin=margin)
+    return found.verdict, holds(found, higher=higher, margin=margin)
 
 
 def test_interval_is_that_of_the_normal_distribution() -> None:
@@ -48,23 +64,19 @@ def test_less_is_better_where_it_is() -> None:
 @pytest.mark.parametrize("higher", [True, False])
 def test_the_same_is_what_is_surely_within_the_margin(higher: bool) -> None:
     ours, theirs = noisy(200), noisy(200, seed=1)
-    found = paired(ours, theirs, higher=higher, margin=1.0)
-    assert (found.verdict, found.holds) == ("same", True)
-    found = paired(ours, theirs, higher=higher, margin=0.01)
-    assert (found.verdict, found.holds) == ("inconclusive", False)
+    assert judged(ours, theirs, higher, 1.0) == ("same", True)
+    assert judged(ours, theirs, higher, 0.01) == ("inconclusive", False)
     assert paired(ours, ours, higher=higher, margin=0.01).verdict == "same"
 
 
 def test_what_may_be_better_by_much_and_worse_by_little_holds() -> None:
     wide = np.linspace(-1, 1, 50) + 0.2  # its mean is 0.2, and its interval from 0.04 to 0.36
-    found = paired(wide - 0.1, np.zeros(50), higher=True, margin=0.1)
-    assert (found.verdict, found.holds) == ("inconclusive", True)
-    assert not paired(wide - 0.3, np.zeros(50), higher=True, margin=0.1).holds
+    assert judged(wide - 0.1, np.zeros(50), True, 0.1) == ("inconclusive", True)
+    assert not judged(wide - 0.3, np.zeros(50), True, 0.1)[1]
 
 
 def test_worse_is_worse_within_the_margin_too() -> None:
-    found = paired(np.zeros(50) - 0.01, np.zeros(50), higher=True, margin=0.1)
-    assert (found.verdict, found.holds) == ("worse", False)
+    assert judged(np.zeros(50) - 0.01, np.zeros(50), True, 0.1) == ("worse", False)
 
 
 def test_other_images_cannot_be_paired() -> None:
@@ -83,3 +95,28 @@ def test_rival_is_never_quicker_than_the_method() -> None:
     assert equal_time_rival(0.50, plain) == 10
     assert equal_time_rival(0.52, plain) == 13
     assert equal_time_rival(0.90, plain) is None
+
+
+def test_interval_of_very_many_goes_on_where_the_bootstrap_ends() -> None:
+    few, many = noisy(MANY), noisy(MANY + 1)
+    assert interval(many).low == pytest.approx(interval(few).low, abs=0.002)
+    assert interval(many).high == pytest.approx(interval(few).high, abs=0.002)
+
+
+def test_a_difference_as_small_as_detectable_is_seen_in_eight_cases_of_ten() -> None:
+    smallest = detectable(noisy(100))
+    seen = 0
+    for seed in range(200):
+        found = paired(noisy(100, smallest, seed=seed), np.zeros(100), higher=True, margin=0)
+        seen += found.verdict == "better"
+    assert 0.7 <= seen / 200 <= 0.9
+    assert found.detectable == pytest.approx(smallest, rel=0.3)
+
+
+def test_one_image_can_show_nothing() -> None:
+    assert detectable(np.ones(1)) == float("inf")
+
+
+def test_few_images_are_warned_of() -> None:
+    assert too_few(FEW) is None
+    assert f"{FEW - 1} images" in str(too_few(FEW - 1))

@@ -7,51 +7,40 @@ far tighter than comparing two means.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deltapass.bench.record import Difference, Interval, Verdict
+
 Values = NDArray[np.float64]
-Verdict = Literal["better", "same", "worse", "inconclusive"]
 
 RESAMPLES: Final = 10_000
 LEVEL: Final = 0.95
 SEED: Final = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean, and where it would lie for other images of the same kind (95 % of resamples)."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Ours less theirs, the same images; the verdict is of ours.
-
-    `holds` is whether ours is at least as good: surely not worse by more than the margin.
-    """
-
-    difference: Interval
-    verdict: Verdict
-    holds: bool
+# Of more images the mean is as normal as a bootstrap could show, whose resamples are too many.
+MANY: Final = 2_000
+NORMAL: Final = 1.959964  # standard errors on either side of a mean that hold LEVEL
+POWER: Final = 0.841621  # standard errors more, for eight chances in ten to see a difference
+FEW: Final = 30  # images, below which a percentile interval is surely too narrow
 
 
 def interval(values: Values) -> Interval:
-    """Mean and percentile bootstrap interval of one value an image, (N,)."""
+    """Mean of one value an image, (N,), and its interval: percentiles of the bootstrap."""
+    mean = float(values.mean())
+    if len(values) > MANY:
+        half = NORMAL * _standard_error(values)
+        return Interval(mean=mean, low=mean - half, high=mean + half)
     means = _draws(len(values)) @ values / len(values)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(values.mean()), float(low), float(high))
+    return Interval(mean=mean, low=float(low), high=float(high))
 
 
 def paired(ours: Values, theirs: Values, *, higher: bool, margin: float) -> Difference:
-    """The difference over the same images, and whether it is beyond doubt.
+    """Ours less theirs, image by image, and whether it is beyond doubt; the verdict is of ours.
 
     "better" and "worse" are intervals that leave zero out; "same" is one around zero that is all
     within the margin; "inconclusive" reaches farther, on one side at least.
@@ -67,10 +56,38 @@ def paired(ours: Values, theirs: Values, *, higher: bool, margin: float) -> Diff
     """
     if ours.shape != theirs.shape:
         raise ValueError(f"{len(ours)} images cannot be paired with {len(theirs)}")
-    found = interval(ours - theirs)
-    gain, loss = (found.low, found.high) if higher else (-found.high, -found.low)
-    verdict = _verdict(gain, loss, margin)
-    return Difference(found, verdict, verdict != "worse" and gain > -margin)
+    less = ours - theirs
+    found = interval(less)
+    verdict = _verdict(*_gain_and_loss(found, higher), margin)
+    return Difference(difference=found, verdict=verdict, detectable=detectable(less))
+
+
+def detectable(less: Values) -> float:
+    """The smallest difference that so many pairs show in eight cases of ten.
+
+    By the spread of the differences that were found, (N,), two-sided at LEVEL.
+    """
+    return (NORMAL + POWER) * _standard_error(less)
+
+
+def holds(found: Difference, *, higher: bool, margin: float) -> bool:
+    """Whether ours is at least as good: surely not worse by more than the margin, nor worse."""
+    return found.verdict != "worse" and _gain_and_loss(found.difference, higher)[0] > -margin
+
+
+def too_few(images: int) -> str | None:
+    """A warning, where intervals of so few images promise more than they hold."""
+    if images >= FEW:
+        return None
+    return (
+        f"{images} images of a method are few: intervals are too narrow below {FEW}, and most "
+        "differences cannot be seen"
+    )
+
+
+def _gain_and_loss(found: Interval, higher: bool) -> tuple[float, float]:
+    """The ends of a difference's interval, turned so that more is better."""
+    return (found.low, found.high) if higher else (-found.high, -found.low)
 
 
 def _verdict(gain: float, loss: float, margin: float) -> Verdict:
@@ -80,6 +97,13 @@ def _verdict(gain: float, loss: float, margin: float) -> Verdict:
     if loss < 0:
         return "worse"
     return "same" if -margin < gain and loss < margin else "inconclusive"
+
+
+def _standard_error(values: Values) -> float:
+    """Of the mean of (N,); that of one value alone is not known, and so infinite."""
+    if len(values) < 2:
+        return math.inf
+    return float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
 def as_good_as(holds: Mapping[int, bool]) -> int | None:

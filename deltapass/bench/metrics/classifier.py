@@ -12,6 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from deltapass.bench.metrics.fidelity import batches
+from deltapass.errors import BenchError
+
 EPOCHS: Final = 3
 BATCH: Final = 128
 RATE: Final = 2e-3
@@ -42,11 +45,11 @@ def trained(path: Path, data: Any) -> tuple[nn.Module, float]:
         data: Split name -> (images (N, 1, 28, 28) in -1..1, labels (N,)).
 
     Raises:
-        ValueError: If it learnt too little to judge anything.
+        BenchError: If it learnt too little to judge anything.
     """
     model = make()
     if path.exists():
-        kept = torch.load(path)
+        kept = torch.load(path, weights_only=True)
         model.load_state_dict(kept["weights"])
         return model.eval(), kept["accuracy"]
     with torch.random.fork_rng():
@@ -55,9 +58,10 @@ def trained(path: Path, data: Any) -> tuple[nn.Module, float]:
         _train(model, *data("train"))
     accuracy = float(right(model, *data("t10k")).double().mean())
     if accuracy < LEAST:
-        raise ValueError(
+        raise BenchError(
             f"the classifier is {accuracy:.1%} right on the test images, below {LEAST:.0%}, so it "
-            "cannot judge. Is the data set whole, and Fashion-MNIST?"
+            "cannot judge",
+            "Is the data set whole, and Fashion-MNIST?",
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"weights": model.state_dict(), "accuracy": accuracy}, path)
@@ -71,9 +75,10 @@ def _train(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None
     model.train()
     for _ in range(EPOCHS):
         order = torch.randperm(len(images))
-        for chosen in order[: len(order) // BATCH * BATCH].split(BATCH):
+        for chosen in order[: len(order) // BATCH * BATCH].view(-1, BATCH):
             optimiser.zero_grad(set_to_none=True)
-            F.cross_entropy(model(images[chosen]), labels[chosen]).backward()
+            loss: Any = F.cross_entropy(model(images[chosen]), labels[chosen])
+            loss.backward()
             optimiser.step()
             rate.step()
     model.eval()
@@ -82,5 +87,5 @@ def _train(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None
 @torch.no_grad()
 def right(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Whether each image in -1..1 is taken for its class, (N,) of bool."""
-    found = [model(part).argmax(1) for part in images.split(500)]
+    found = [model(part).argmax(1) for part in batches(images)]
     return torch.cat(found) == labels

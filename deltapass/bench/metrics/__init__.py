@@ -1,0 +1,1 @@
+"""What images are judged by: one value an image, means with intervals, verdicts on pairs."""

@@ -1,0 +1,164 @@
+"""Images of all rows in, everything that is said of their quality out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+import numpy as np
+import torch
+
+from deltapass.bench.metrics.context import JudgingContext
+from deltapass.bench.metrics.intervals import Values, interval, paired, too_few
+from deltapass.bench.metrics.table import ALONE_NEVER, MEASURES, Meter
+from deltapass.bench.record import Difference, Interval, Measure
+from deltapass.errors import BenchError, DeltapassError
+
+ENOUGH_FOR_FID: Final = 2_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What a record says of quality: see `Row` for `means`, `values` and `against`, by row name.
+
+    `measures` have their titles filled in, and the floor where there is one; those that could not
+    be had are left out, and `warnings` say why.
+    """
+
+    measures: tuple[Measure, ...]
+    means: Mapping[str, Mapping[str, Interval]]
+    values: Mapping[str, Mapping[str, tuple[float, ...]]]
+    against: Mapping[str, Mapping[str, Mapping[str, Difference]]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def judge_rows(
+    images: Mapping[str, torch.Tensor],
+    reference: str,
+    context: JudgingContext,
+    *,
+    measures: Sequence[str],
+    against: Collection[str] = (),
+) -> Judgement:
+    """Judge the images of all rows, and compare them image by image.
+
+    Args:
+        images: Row name -> (N, C, H, W) in 0..1, all of the same seeds; read a row at a time.
+        reference: Name of the row of plain steps that the others are compared with.
+        context: What they are judged by besides.
+        measures: Keys of MEASURES.
+        against: Rows that the others are compared with, besides the reference: fewer plain steps.
+
+    Raises:
+        BenchError: For an unknown measure, or rows that are not of the same images.
+    """
+    context = dataclasses.replace(context, plain=images[reference])
+    meters, why_not = usable(measures, context)
+    values = {name: _values_of(name, images[name], reference, meters, context) for name in images}
+    return Judgement(
+        measures=tuple(_told(meter, context, len(images[reference])) for meter in meters),
+        means={
+            name: {measure: interval(found) for measure, found in each.items()}
+            for name, each in values.items()
+        },
+        values={
+            name: {measure: tuple(map(float, found)) for measure, found in each.items()}
+            for name, each in values.items()
+        },
+        against={name: _pairs(name, values, {reference, *against}) for name in values},
+        warnings=(*why_not, *_warnings(meters, len(images[reference]))),
+    )
+
+
+def usable(
+    measures: Sequence[str], context: JudgingContext
+) -> tuple[tuple[Meter, ...], tuple[str, ...]]:
+    """The measures that can be had, and why the others cannot, a sentence each.
+
+    Raises:
+        BenchError: For a name that is none of MEASURES.
+    """
+    unknown = [name for name in measures if name not in MEASURES]
+    if unknown:
+        raise BenchError(
+            f"there is no measure {', '.join(unknown)}", f"Measures are {', '.join(MEASURES)}"
+        )
+    there, why_not = [], []
+    for name in dict.fromkeys(measures):
+        try:
+            MEASURES[name].ready(context)
+            there.append(MEASURES[name])
+        except DeltapassError as error:
+            why_not.append(f"{name} was not measured: {error}")
+    return tuple(there), tuple(why_not)
+
+
+def _values_of(
+    name: str,
+    images: torch.Tensor,
+    reference: str,
+    meters: Sequence[Meter],
+    context: JudgingContext,
+) -> dict[str, Values]:
+    """By the measure's name; the reference's nearness to itself says nothing and is left out."""
+    plain = context.plain
+    if plain is not None and images.shape != plain.shape:
+        raise BenchError(
+            f"{name!r} has images of {tuple(images.shape)}, the reference of {tuple(plain.shape)}",
+            "Draw all rows of the same prompts and seeds, at one size",
+        )
+    chosen = [meter for meter in meters if name != reference or not meter.to_plain]
+    return {meter.means.name: meter.values(images, context) for meter in chosen}
+
+
+def _pairs(
+    name: str, values: Mapping[str, Mapping[str, Values]], others: Collection[str]
+) -> dict[str, dict[str, Difference]]:
+    """This row less others, by their names and the measure's."""
+    return {
+        other: {
+            measure: difference_of(measure, found, values[other][measure])
+            for measure, found in values[name].items()
+            if measure in values[other]
+        }
+        for other in values
+        if other in others and other != name
+    }
+
+
+def difference_of(measure: str, ours: Values, theirs: Values) -> Difference:
+    """Paired by image; the verdict by the measure's own margin and direction."""
+    means = MEASURES[measure].means
+    return paired(ours, theirs, higher=means.higher, margin=means.margin)
+
+
+def _told(meter: Meter, context: JudgingContext, images: int) -> Measure:
+    """What the measure means here, with its floor."""
+    title = meter.means.title.format(steps=context.steps, fine=context.fine_steps)
+    return msgspec.structs.replace(meter.means, title=title, floor=_floor(meter, context, images))
+
+
+def _floor(meter: Meter, context: JudgingContext, images: int) -> Interval | None:
+    """Of as many real images, to other real ones."""
+    if not meter.of_real or context.judge is None:
+        return None
+    try:
+        found = meter.values(context.other_real(images), context)
+    except BenchError:  # not enough real ones for two sets
+        return None
+    return interval(found) if np.isfinite(found).all() else None
+
+
+def _warnings(meters: Sequence[Meter], images: int) -> list[str]:
+    names = {meter.means.name for meter in meters}
+    found = [too_few(images)] if too_few(images) else []
+    if names & {"fid", "fid_inception"} and images < ENOUGH_FOR_FID:
+        found.append(
+            f"FID of {images} images is mostly bias: compare rows of this record alone, or read KID"
+        )
+    if names == {ALONE_NEVER}:
+        found.append("CLIP score alone decides nothing: it passes black frames")
+    return [each for each in found if each]
