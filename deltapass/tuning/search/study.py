@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from deltapass.errors import TuneError
@@ -42,6 +43,7 @@ def storage_of(place: str | None) -> BaseStorage | str | None:
     from optuna.storages.journal import JournalFileBackend
 
     try:
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(place))
     except OSError as error:
         raise TuneError(f"trials cannot be kept in {place}: {error}", "Choose another file") from (

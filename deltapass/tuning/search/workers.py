@@ -162,7 +162,8 @@ def _connect(ray: Any, address: str) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise TuneError(
             f"there is no Ray at {address!r}: {error}",
-            f"Start one with `ray start --head` and give its address, or say {LOCAL!r}",
+            f"Start one with `ray start --head` and give its address, or say {LOCAL!r}. If one is "
+            "there, it may ask for its token (RAY_AUTH_TOKEN_PATH) or for RAY_AUTH_MODE as its own",
         ) from error
 
 

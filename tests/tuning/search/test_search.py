@@ -133,10 +133,16 @@ def test_what_was_cut_off_is_begun_again(tmp_path: Path) -> None:
     assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
 
 
-@pytest.mark.parametrize("place", ["/nowhere/at/all.journal", "sqlite:////nowhere/at/all.db"])
+@pytest.mark.parametrize("place", ["/dev/null/all.journal", "sqlite:////nowhere/at/all.db"])
 def test_a_place_that_takes_no_trials_is_an_error(place: str) -> None:
     with pytest.raises(TuneError, match="trials cannot be kept in"):
         search(Made(), place)
+
+
+def test_a_new_folder_is_made_for_the_trials(tmp_path: Path) -> None:
+    place = tmp_path / "new" / "trials.journal"
+    search(Made(), str(place))
+    assert place.exists()
 
 
 def test_a_database_may_keep_the_trials(tmp_path: Path) -> None:
