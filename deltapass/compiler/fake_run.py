@@ -121,7 +121,7 @@ def spec_of(value: Any) -> Any:
 
 def _record(module: fx.GraphModule, arguments: Sequence[Any], *, sharing: bool) -> FakeRun:
     fakes = to_fake(arguments, sharing=sharing)
-    operators = _Operators()
+    operators = OperatorCosts()
     recorder = _Recorder(module, operators, known_floats(module, arguments), sharing=sharing)
     mode = next((f.fake_mode for f in fakes if isinstance(f, FakeTensor)), FakeTensorMode())
     with mode, operators:
@@ -130,8 +130,11 @@ def _record(module: fx.GraphModule, arguments: Sequence[Any], *, sharing: bool) 
 
 
 @final
-class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every primitive operation: counts its MACs, and notes which storages it writes."""
+class OperatorCosts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every primitive operation: counts its MACs, and notes which storages it writes.
+
+    `macs` may be read and set anew at any time.
+    """
 
     supports_higher_order_operators = True
 
@@ -168,7 +171,7 @@ class _Recorder(Leaving):
     def __init__(
         self,
         module: fx.GraphModule,
-        operators: _Operators,
+        operators: OperatorCosts,
         floats: Mapping[fx.Node, float],
         *,
         sharing: bool,

@@ -1,0 +1,1 @@
+"""Multiply-accumulates of whole trajectories, and the paper's own columns of them counted again."""
