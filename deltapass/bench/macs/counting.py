@@ -65,51 +65,54 @@ def count_call(model: nn.Module, inputs: Mapping[str, Any]) -> ModuleMacs:
         model: On meta tensors, or any.
         inputs: Tensors of the model's device.
     """
-    found: dict[str, Macs] = {}
-    within: list[tuple[str, bool]] = [("", False)]
-    costs = OperatorCosts()
-    modules = dict(model.named_modules())
-
-    def settle() -> None:
-        """What was counted since the last time belongs to the module that is running."""
-        path, layer = within[-1]
-        made, costs.macs = costs.macs, Macs()
-        # On a sliced input torch runs a linear layer as a batched product; it stays a layer.
-        made = Macs(made.full, made.full) if layer else made
-        if made.full:
-            found[path] = found.get(path, Macs()) + made
-
-    def entered(path: str, module: nn.Module) -> Any:
-        around = {each for each in _above(path) if not isinstance(modules[each], HOLDERS)}
-
-        def hook(*_: Any) -> None:
-            settle()
-            # A part that another module borrows is the work of the one that calls it.
-            running = path if around <= {each for each, _ in within} else within[-1][0]
-            within.append((running, isinstance(module, LAYERS)))
-
-        return hook
-
-    def left(*_: Any) -> None:
-        settle()
-        within.pop()
-
-    hooks = [
-        hook
-        for path, module in modules.items()
-        for hook in (
-            module.register_forward_pre_hook(entered(path, module)),
-            module.register_forward_hook(left),
-        )
-    ]
+    counter = _Counter(dict(model.named_modules()))
+    hooks = [hook for path in counter.modules for hook in counter.hooks(path)]
     try:
-        with costs:
+        with counter.costs:
             model(**inputs)
-        settle()
+        counter.settle()
     finally:
         for hook in hooks:
             hook.remove()
-    return ModuleMacs(MappingProxyType(found))
+    return ModuleMacs(MappingProxyType(counter.found))
+
+
+@final
+class _Counter:
+    """Knows which module is running, and whose the operations are."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.modules = modules
+        self.found: dict[str, Macs] = {}
+        self.costs = OperatorCosts()
+        self._within: list[tuple[str, bool]] = [("", False)]  # path, and whether it is a layer
+
+    def hooks(self, path: str) -> tuple[Any, Any]:
+        """What tells when a module begins and ends; to be removed."""
+        module = self.modules[path]
+        layer = isinstance(module, LAYERS)
+        around = {each for each in _above(path) if not isinstance(self.modules[each], HOLDERS)}
+
+        def entered(*_: Any) -> None:
+            self.settle()
+            # A part that another module borrows is the work of the one that calls it.
+            borrowed = around - {each for each, _ in self._within}
+            self._within.append((self._within[-1][0] if borrowed else path, layer))
+
+        def left(*_: Any) -> None:
+            self.settle()
+            self._within.pop()
+
+        return module.register_forward_pre_hook(entered), module.register_forward_hook(left)
+
+    def settle(self) -> None:
+        """What was counted since the last time belongs to the module that is running."""
+        path, layer = self._within[-1]
+        made, self.costs.macs = self.costs.macs, Macs()
+        # On a sliced input torch runs a linear layer as a batched product; it stays a layer.
+        made = Macs(made.full, made.full) if layer else made
+        if made.full:
+            self.found[path] = self.found.get(path, Macs()) + made
 
 
 def _above(path: str) -> list[str]:
