@@ -16,6 +16,7 @@ from typing import Final
 
 from deltapass.compiler.flow import Flow
 from deltapass.compiler.modules import ModuleCall, called_by
+from deltapass.compiler.places import find_places
 from deltapass.compiler.repeats import find_repeats
 from deltapass.errors import NoBlocksError
 from deltapass.graph.program import Block, Captured, Stack
@@ -49,6 +50,9 @@ def find_blocks(captured: Captured) -> Stack:
         if not reason:
             return Stack(blocks=blocks, found_by=found_by, seams=_seams(flow, blocks))
         said = reason if said == NOTHING else said
+    nested = find_places(flow)
+    if nested is not None:
+        return nested
     raise NoBlocksError(captured.operations, said)
 
 

@@ -98,4 +98,6 @@ class _Finder:
         return block is None or self._place[self._addends.beginning(stream)] < block.first
 
     def _block_at(self, at: int) -> Block | None:
-        return next((block for block in self._blocks if block.first <= at < block.stop), None)
+        # Of blocks that lie inside each other, the innermost.
+        holding = (block for block in reversed(self._blocks) if block.first <= at < block.stop)
+        return next(holding, None)

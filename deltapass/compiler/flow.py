@@ -49,7 +49,7 @@ class Flow:
         self.captured = captured
         self._addends = Addends(captured)
         self._place = {node.name: at for at, node in enumerate(captured.nodes)}
-        self._of_sample = _reached(captured)
+        self._of_sample = reached(captured)
         self._known: dict[tuple[Block, ...], tuple[Stream, ...]] = {}
 
     def macs(self, *blocks: Block) -> float:
@@ -161,7 +161,7 @@ class Flow:
         return self.captured.nodes[self._place[name]]
 
 
-def _reached(captured: Captured) -> frozenset[str]:
+def reached(captured: Captured) -> frozenset[str]:
     """Names of all values that depend on the noisy sample."""
     data = [i for i in captured.inputs if i.spec and i.role in (Role.SAMPLE, Role.DATA)]
     starts = [i.name for i in data if i.role is Role.SAMPLE]

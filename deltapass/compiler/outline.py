@@ -15,6 +15,7 @@ Weights are arguments of a body, so a body is lowered once however many blocks u
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +26,7 @@ from torch import fx
 from deltapass.errors import NoBlocksError
 from deltapass.graph.keys import Key, comparable, key_of_attribute
 from deltapass.graph.program import (
+    Block,
     Body,
     Call,
     Captured,
@@ -36,6 +38,9 @@ from deltapass.graph.program import (
     TensorSpec,
     Varying,
 )
+from deltapass.schedule.rules import Span
+
+BlockCalls = tuple[tuple[int, ...], ...]
 
 
 @final
@@ -45,13 +50,14 @@ class Outline:
 
     Attributes:
         program: Prologue, blocks (with whatever lies between them) and epilogue.
-        block_calls: For every block, the index of its call in `program.calls`.
+        block_calls: For every block, the index of its call in `program.calls`; of one that others
+            lie inside of, those of its way down and of its way up.
         captured: The graph it came from.
         stack: The blocks.
     """
 
     program: Program
-    block_calls: tuple[int, ...]
+    block_calls: BlockCalls
     captured: Captured
     stack: Stack
 
@@ -63,7 +69,15 @@ class Outline:
     @property
     def block_macs(self) -> tuple[Macs, ...]:
         """Multiply-accumulates of every block."""
-        return tuple(self.program.calls[index].body.macs for index in self.block_calls)
+        calls = self.program.calls
+        return tuple(
+            sum((calls[index].body.macs for index in own), Macs()) for own in self.block_calls
+        )
+
+    def calls_of(self, span: Span) -> tuple[int, int]:
+        """Index of the first call of a span, and of the first one behind it."""
+        own = [index for block in self.block_calls[span.start : span.stop] for index in block]
+        return min(own), max(own) + 1
 
 
 def outline(captured: Captured, stack: Stack) -> Outline:
@@ -80,20 +94,37 @@ def outline(captured: Captured, stack: Stack) -> Outline:
         NoBlocksError: If a region hands on something other than tensors.
     """
     builder = _Builder(captured)
-    block_calls = []
-    position = 0
-    for index, block in enumerate(stack.blocks):
-        builder.add("prologue" if index == 0 else "between", position, block.first)
-        builder.add("block", block.first, block.stop)
-        block_calls.append(len(builder.calls) - 1)
-        position = block.stop
-    builder.add("epilogue", position, len(captured.nodes))
+    add = _add_nested if stack.is_nested else _add_in_turn
+    block_calls = add(builder, stack.blocks)
     return Outline(
         program=_program(captured, builder.calls),
-        block_calls=tuple(block_calls),
+        block_calls=block_calls,
         captured=captured,
         stack=stack,
     )
+
+
+def _add_in_turn(builder: _Builder, blocks: Sequence[Block]) -> BlockCalls:
+    """Calls of blocks that follow each other."""
+    calls = []
+    position = 0
+    for index, block in enumerate(blocks):
+        builder.add("prologue" if index == 0 else "between", position, block.first)
+        calls.append((builder.add("block", block.first, block.stop),))
+        position = block.stop
+    builder.add("epilogue", position, len(builder.captured.nodes))
+    return tuple(calls)
+
+
+def _add_nested(builder: _Builder, blocks: Sequence[Block]) -> BlockCalls:
+    """Calls of blocks that lie inside each other: down to the innermost, and up again."""
+    builder.add("prologue", 0, blocks[0].first)
+    pairs = tuple(itertools.pairwise(blocks))
+    down = [builder.add("block", outer.first, inner.first) for outer, inner in pairs]
+    innermost = builder.add("block", blocks[-1].first, blocks[-1].stop)
+    up = [builder.add("block", inner.stop, outer.stop) for outer, inner in reversed(pairs)]
+    builder.add("epilogue", blocks[0].stop, len(builder.captured.nodes))
+    return (*zip(down, reversed(up), strict=True), (innermost,))
 
 
 def _program(captured: Captured, calls: Sequence[Call]) -> Program:
@@ -120,13 +151,17 @@ class _Builder:
     calls: list[Call] = field(default_factory=list)
     bodies: dict[Key, Body] = field(default_factory=dict)
 
-    def add(self, label: str, first: int, stop: int) -> None:
-        """Turn the operations at positions [first, stop) into one call."""
+    def add(self, label: str, first: int, stop: int) -> int:
+        """Turn the operations at positions [first, stop), if any, into one call.
+
+        Returns:
+            The index of the last call.
+        """
         nodes = self.captured.nodes[first:stop]
         kept = (n for n in nodes if n.op not in ("placeholder", "output") and not self._follows(n))
         own = tuple(kept)
         if not own:
-            return
+            return len(self.calls) - 1
         region = _Region(self.captured, (*self._followers(own), *own), own)
         key = region.key()
         if key not in self.bodies:
@@ -137,6 +172,7 @@ class _Builder:
             tuple(node.name for node in nodes) for nodes in (region.inputs, region.outputs)
         )
         self.calls.append(Call(label=label, body=self.bodies[key], inputs=inputs, outputs=outputs))
+        return len(self.calls) - 1
 
     def _follows(self, node: fx.Node) -> bool:
         """Whether whatever reads a node takes it along: sub-graphs, numbers made of a float."""

@@ -216,8 +216,8 @@ class SpanFinder:
 
     def _share(self, span: Span) -> float:
         """What skipping a span saves of the model's MACs, with attention; 1.0 where it has none."""
-        program, at = self._outline.program, self._outline.block_calls
-        calls = program.calls[at[span.start] : at[span.stop - 1] + 1]
+        program, (first, stop) = self._outline.program, self._outline.calls_of(span)
+        calls = program.calls[first:stop]
         total = program.macs.full
         return sum(call.body.macs.full for call in calls) / total if total else 1.0
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from deltapass.compiler.addends import Addends
 from deltapass.compiler.streams import Stream, pair_streams
 from deltapass.errors import StreamError
-from deltapass.graph.program import Captured, Stack
+from deltapass.graph.program import Captured, Stack, TensorSpec
 from deltapass.schedule.rules import Span
 
 
@@ -26,8 +26,11 @@ def streams_of_span(
     """The streams of a span, in as few parts as there can be.
 
     Raises:
-        StreamError: As `pair_streams` for the whole span, or for a part that no seam cuts.
+        StreamError: As `pair_streams` for the whole span, or for a part that no seam cuts; where
+            blocks lie inside each other, as `stream_between`.
     """
+    if stack.is_nested:
+        return (stream_between(captured, stack, span),)
 
     def paired(stop: int) -> tuple[Stream, ...]:
         blocks = stack.blocks[span.start : stop]
@@ -44,3 +47,22 @@ def streams_of_span(
             rest = streams_of_span(captured, stack, Span(cut, span.stop), addends)
             return (*first, *rest)
         raise
+
+
+def stream_between(captured: Captured, stack: Stack, span: Span) -> Stream:
+    """The one stream of a span of nested blocks: from its place on the way down to that up.
+
+    Raises:
+        StreamError: If the span leaves out the innermost blocks, or the values at its two ends
+            differ in shape or type.
+    """
+    place = stack.places[span.start]
+    if span.stop < len(stack):
+        inner = "leaves the span before its innermost block, and blocks lie inside each other"
+        raise StreamError(str(span), stack.places[span.stop].live_in, inner)
+    entered, left = (captured.values[name] for name in (place.live_in, place.live_out))
+    if not (isinstance(entered, TensorSpec) and isinstance(left, TensorSpec)):
+        raise StreamError(str(span), place.live_out, "is no tensor")
+    if (entered.shape, entered.dtype, entered.device) != (left.shape, left.dtype, left.device):
+        raise StreamError(str(span), place.live_out, f"is {left}, and what enters is {entered}")
+    return Stream(live_in=place.live_in, live_out=place.live_out, spec=left)

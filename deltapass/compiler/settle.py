@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 from deltapass.compiler.outline import Outline
@@ -43,6 +43,8 @@ def _chosen(budget: Budget, outline: Outline, options: Options) -> Schedule:
     """
     if options.steps is None and budget.needs_steps:
         raise unknown_length("its budget depends on where the boundary lies")
+    if outline.stack.is_nested:  # no span of its outer blocks can be cached
+        budget = replace(budget, detail=budget.outline)
     steps, blocks = options.planned_steps, len(outline.stack)
     costs = StepCosts(outline)
     try:

@@ -45,9 +45,9 @@ def segmented(
         engines know no strides.
     """
     program, at = outline.program, outline.block_calls
-    inner = {position for span in spans for position in (at[span.start], at[span.stop - 1] + 1)}
+    inner = {position for span in spans for position in outline.calls_of(span)}
     seams = (s for span in spans for s in outline.stack.seams_within(span.start, span.stop))
-    inner |= {position for seam in seams for position in (at[seam - 1] + 1, at[seam])}
+    inner |= {position for seam in seams for position in (at[seam - 1][-1] + 1, at[seam][0])}
     cuts = sorted({0, *inner, len(program.calls)})
     specs = {name: dense(spec) for name, spec in program.specs.items()}
     merged = (
@@ -76,16 +76,24 @@ def dense(spec: TensorSpec) -> TensorSpec:
 
 
 def _name(outline: Outline, first: int, stop: int) -> str:
-    """`prologue`, `blocks_7_21`, `epilogue`, or what of these lies together."""
-    blocks = [block for block, at in enumerate(outline.block_calls) if first <= at < stop]
+    """`prologue`, `blocks_7_21`, `epilogue`, or what of these lies together.
+
+    The way up of nested blocks is `up_21_7`.
+    """
+    begins = [own[0] for own in outline.block_calls]
+    last = max(own[-1] for own in outline.block_calls)
+    blocks = [block for block, at in enumerate(begins) if first <= at < stop]
+    up = [b for b, own in enumerate(outline.block_calls) if first <= own[-1] < stop]
     words = []
-    if first < outline.block_calls[0]:
+    if first < begins[0]:
         words.append("prologue")
     if blocks:
         words.append(f"blocks_{blocks[0]}_{blocks[-1] + 1}")
-    elif outline.block_calls[0] < first <= outline.block_calls[-1]:
-        words.append(f"between_{sum(at < first for at in outline.block_calls)}")
-    if stop > outline.block_calls[-1] + 1:
+    elif up:
+        words.append(f"up_{up[-1] + 1}_{up[0]}")
+    elif begins[0] < first <= last:
+        words.append(f"between_{sum(at < first for at in begins)}")
+    if stop > last + 1:
         words.append("epilogue")
     return "_".join(words)
 

@@ -1,0 +1,182 @@
+"""Stage 2 for U-shaped models: the places on the way down and up between which a part can be left out.
+
+Takes a captured graph; gives blocks that lie inside each other, or nothing. A U-shaped model joins
+what it had on its way down to what comes back up, by concatenation:
+
+    a = down(x);  b = inner(a, ...);  y = up(cat(b, a))
+
+Between a and b lies an **inner part**: all that is computed of a and ends in b, and that no other
+value leaves. So b is all of it that the rest of the model reads, and a all that it reads of the
+sample. That is dominance: a dominates b from the noisy sample on, and b post-dominates all of what
+is read of a but for what goes past the inner part. No names, no classes, no operators but the join.
+Source: Delta-Cache between two places of equal resolution, Appendix G; DeepCache, arXiv:2312.00858.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+from torch import fx
+
+from deltapass.compiler.flow import Flow, reached
+from deltapass.compiler.streams import CONCATENATIONS
+from deltapass.graph.program import Block, Captured, Place, Stack
+
+LEAST_SHARE: Final = 0.5  # of the model's multiply-accumulates, what the outermost block holds
+Tree = Mapping[fx.Node, fx.Node | None]  # node -> its nearest (post-)dominator; None: there is none
+
+
+def find_places(flow: Flow) -> Stack | None:
+    """The blocks between places, the outermost first; each holds all those after it.
+
+    Args:
+        flow: What is known of a graph.
+
+    Returns:
+        The stack, with a place for every block; None if the model has no such inner part, or none
+        that holds most of its work.
+    """
+    captured = flow.captured
+    found = sorted(_Finder(captured).inner_parts(), key=lambda part: -flow.macs(part.block))
+    nested: list[_Inner] = []
+    for part in found:
+        if not nested or part.lies_within(nested[-1]):
+            nested.append(part)
+    if not nested or flow.macs(nested[0].block) < LEAST_SHARE * flow.macs_of_model:
+        return None
+    return Stack(
+        blocks=tuple(part.block for part in nested),
+        found_by="what is joined again",
+        places=tuple(part.place for part in nested),
+    )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Inner:
+    """One inner part: its nodes, and the values at its two ends."""
+
+    block: Block
+    place: Place
+
+    def lies_within(self, other: _Inner) -> bool:
+        """Whether the other part begins before it and goes on behind it."""
+        return other.block.first < self.block.first and self.block.stop < other.block.stop
+
+
+@final
+class _Finder:
+    """Reads the part of a graph that depends on the noisy sample and that some result needs."""
+
+    def __init__(self, captured: Captured) -> None:
+        self._captured = captured
+        self._at = {node: at for at, node in enumerate(captured.nodes)}
+        names = reached(captured)
+        needed: set[fx.Node] = set()
+        for node in reversed(captured.nodes):
+            if node.op == "output" or not needed.isdisjoint(node.users):
+                needed.add(node)
+        self._needed = needed
+        self._nodes = [node for node in captured.nodes if node.name in names and node in needed]
+        known = set(self._nodes)
+        self._reads = {n: [r for r in n.all_input_nodes if r in known] for n in self._nodes}
+        self._users = {n: sorted(u for u in n.users if u in known) for n in self._nodes}
+        self._dominator = _tree(self._nodes, self._reads)
+        self._behind = _tree(self._nodes[::-1], self._users)
+        self._above = self._ancestors()
+
+    def inner_parts(self) -> Iterator[_Inner]:
+        """One for every value that goes past an inner part: the largest that it goes past."""
+        for value in self._nodes:
+            if self._captured.spec(value) is None or len(self._users[value]) < 2:
+                continue
+            ends = self._ends(value)
+            spec = self._captured.spec(value)
+            alike = [end for end in ends if _form(self._captured.spec(end)) == _form(spec)]
+            for end in [*reversed(alike), *reversed(ends)][:1]:
+                block = self._block(value, end)
+                if block is not None:
+                    yield _Inner(block, Place(live_in=value.name, live_out=end.name))
+
+    def _ends(self, value: fx.Node) -> list[fx.Node]:
+        """Where an inner part that a value goes past can end, the last one before the join last."""
+        ends: list[fx.Node] = []
+        for end in _chain(self._behind, self._users[value][0]):
+            if all(self._leads(user, end) for user in self._users[value]):
+                return ends if ends and end.target in CONCATENATIONS else []
+            if self._captured.spec(end) is not None and self._is_inner(value, end):
+                ends.append(end)
+        return []
+
+    def _is_inner(self, value: fx.Node, end: fx.Node) -> bool:
+        """Whether nothing but the value enters between the two, and nothing but the end leaves."""
+        entered = any(node is value for node in _chain(self._dominator, end))
+        inside = (user for user in self._users[value] if self._leads(user, end))
+        return entered and all(
+            any(node is end for node in _chain(self._behind, user)) for user in inside
+        )
+
+    def _block(self, value: fx.Node, end: fx.Node) -> Block | None:
+        """The nodes between two values, if they lie together and no other value of them is read."""
+        inside = [n for n in self._nodes if self._leads(n, end) and self._leads(value, n)]
+        first = min(self._at[node] for node in inside if node is not value)
+        stop = self._at[end] + 1
+        for node in self._captured.nodes[first : stop - 1]:
+            if any(self._at[user] >= stop for user in node.users if user in self._needed):
+                return None
+        return Block(name=value.name, first=first, stop=stop)
+
+    def _leads(self, one: fx.Node, other: fx.Node) -> bool:
+        """Whether a value is the other, or something that was computed for it."""
+        return one is other or bool(self._above[other] >> self._at[one] & 1)
+
+    def _ancestors(self) -> dict[fx.Node, int]:
+        above: dict[fx.Node, int] = {}
+        for node in self._nodes:
+            mask = 0
+            for read in self._reads[node]:
+                mask |= above[read] | 1 << self._at[read]
+            above[node] = mask
+        return above
+
+
+def _form(spec: Any) -> object:
+    return spec and (spec.shape, spec.dtype, spec.device)
+
+
+def _chain(tree: Tree, node: fx.Node) -> Iterator[fx.Node]:
+    """A node, and what lies above it in a tree, the nearest first."""
+    at: fx.Node | None = node
+    while at is not None:
+        yield at
+        at = tree[at]
+
+
+def _tree(nodes: Iterable[fx.Node], before: Mapping[fx.Node, Sequence[fx.Node]]) -> Tree:
+    """Node -> the last node that lies on all ways to it. `nodes` begin where the ways begin."""
+    above: dict[fx.Node, fx.Node | None] = {}
+    depth: dict[fx.Node | None, int] = {None: 0}
+    for node in nodes:
+        common: fx.Node | None = None
+        for count, one in enumerate(before[node]):
+            common = _meet(one, common, above, depth) if count else one
+        above[node] = common
+        depth[node] = depth[common] + 1
+    return above
+
+
+def _meet(
+    one: fx.Node | None,
+    other: fx.Node | None,
+    above: Tree,
+    depth: Mapping[fx.Node | None, int],
+) -> fx.Node | None:
+    """The lowest node above both, or one of them."""
+    while one is not other:
+        if depth[one] >= depth[other] and one is not None:
+            one = above[one]
+        elif other is not None:
+            other = above[other]
+    return one
