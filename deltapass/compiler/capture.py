@@ -182,9 +182,9 @@ def _unreserved(name: str) -> str:
 
 
 def _is_settled(node: fx.Node, numbers: Collection[fx.Node]) -> bool:
-    """Whether a node only checks numbers that are literals now."""
+    """Whether a node only checks numbers that are literals now, or gives and does nothing."""
     name = getattr(node.target, "__name__", "")
-    checks = name.startswith(("_assert_scalar", "_check", "sym_constrain"))
+    checks = name.startswith(("_assert_scalar", "_check", "sym_constrain", "_log_api_usage_once"))
     return checks and all(value in numbers for value in node.all_input_nodes)
 
 

@@ -48,8 +48,11 @@ UNKNOWN_TO_FAKES: Final = (
     DynamicOutputShapeException,
     UnsupportedOperatorException,
 )
-# Operators that give nothing and change nothing but what they are given: checks, writes.
-SILENT: Final = ("_assert", "_check", "sym_constrain", "setitem", "__setitem__", "copy_")
+# Operators that give nothing and change nothing but what they are given: checks, writes, a note
+# that torch takes of a module that is made in forward.
+SILENT: Final = (
+    "_assert", "_check", "sym_constrain", "setitem", "__setitem__", "copy_", "_log_api_usage_once",
+)  # fmt: skip
 PLAIN: Final = (int, float, bool, complex, str, torch.dtype, torch.device, torch.Size)
 
 

@@ -1,4 +1,4 @@
-"""Stage 2 for U-shaped models: the places on the way down and up between which a part can be left out.
+"""Stage 2 for U-shaped models: the places between which a part of them can be left out.
 
 Takes a captured graph; gives blocks that lie inside each other, or nothing. A U-shaped model joins
 what it had on its way down to what comes back up, by concatenation:
@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Final, final
 
 from torch import fx
 
 from deltapass.compiler.flow import Flow, reached
 from deltapass.compiler.streams import CONCATENATIONS
-from deltapass.graph.program import Block, Captured, Place, Stack
+from deltapass.graph.program import Block, Place, Stack
 
 LEAST_SHARE: Final = 0.5  # of the model's multiply-accumulates, what the outermost block holds
 Tree = Mapping[fx.Node, fx.Node | None]  # node -> its nearest (post-)dominator; None: there is none
@@ -38,8 +38,7 @@ def find_places(flow: Flow) -> Stack | None:
         The stack, with a place for every block; None if the model has no such inner part, or none
         that holds most of its work.
     """
-    captured = flow.captured
-    found = sorted(_Finder(captured).inner_parts(), key=lambda part: -flow.macs(part.block))
+    found = sorted(_Finder(flow).inner_parts(), key=lambda part: -flow.macs(part.block))
     nested: list[_Inner] = []
     for part in found:
         if not nested or part.lies_within(nested[-1]):
@@ -70,8 +69,9 @@ class _Inner:
 class _Finder:
     """Reads the part of a graph that depends on the noisy sample and that some result needs."""
 
-    def __init__(self, captured: Captured) -> None:
-        self._captured = captured
+    def __init__(self, flow: Flow) -> None:
+        captured = flow.captured
+        self._flow, self._captured = flow, captured
         self._at = {node: at for at, node in enumerate(captured.nodes)}
         names = reached(captured)
         needed: set[fx.Node] = set()
@@ -88,17 +88,23 @@ class _Finder:
         self._above = self._ancestors()
 
     def inner_parts(self) -> Iterator[_Inner]:
-        """One for every value that goes past an inner part: the largest that it goes past."""
+        """One for every value that goes past an inner part: the largest that it goes past.
+
+        One that ends in a value of its own shape is preferred, if it holds half of that.
+        """
         for value in self._nodes:
             if self._captured.spec(value) is None or len(self._users[value]) < 2:
                 continue
-            ends = self._ends(value)
-            spec = self._captured.spec(value)
-            alike = [end for end in ends if _form(self._captured.spec(end)) == _form(spec)]
-            for end in [*reversed(alike), *reversed(ends)][:1]:
-                block = self._block(value, end)
-                if block is not None:
-                    yield _Inner(block, Place(live_in=value.name, live_out=end.name))
+            form, ends = self._form(value), self._ends(value)
+            parts = [self._inner(value, end) for end in ends[-1:]]
+            alike = [end for end in ends if self._form(end) == form]
+            parts += [self._inner(value, end) for end in alike[-1:]]
+            yield from self._preferred([part for part in parts if part is not None])
+
+    def _preferred(self, parts: Sequence[_Inner]) -> Sequence[_Inner]:
+        """The last of two parts if it is worth half of the first, else the first."""
+        first, *rest = [self._flow.macs(part.block) for part in parts] or [0.0]
+        return parts[-1:] if rest and rest[0] >= first / 2 else parts[:1]
 
     def _ends(self, value: fx.Node) -> list[fx.Node]:
         """Where an inner part that a value goes past can end, the last one before the join last."""
@@ -118,15 +124,20 @@ class _Finder:
             any(node is end for node in _chain(self._behind, user)) for user in inside
         )
 
-    def _block(self, value: fx.Node, end: fx.Node) -> Block | None:
-        """The nodes between two values, if they lie together and no other value of them is read."""
+    def _form(self, node: fx.Node) -> object:
+        spec = self._captured.spec(node)
+        return spec and (spec.shape, spec.dtype, spec.device)
+
+    def _inner(self, value: fx.Node, end: fx.Node) -> _Inner | None:
+        """What lies between two values, if it lies together and no other value of it is read."""
         inside = [n for n in self._nodes if self._leads(n, end) and self._leads(value, n)]
         first = min(self._at[node] for node in inside if node is not value)
         stop = self._at[end] + 1
         for node in self._captured.nodes[first : stop - 1]:
             if any(self._at[user] >= stop for user in node.users if user in self._needed):
                 return None
-        return Block(name=value.name, first=first, stop=stop)
+        block = Block(name=value.name, first=first, stop=stop)
+        return _Inner(block, Place(live_in=value.name, live_out=end.name))
 
     def _leads(self, one: fx.Node, other: fx.Node) -> bool:
         """Whether a value is the other, or something that was computed for it."""
@@ -140,10 +151,6 @@ class _Finder:
                 mask |= above[read] | 1 << self._at[read]
             above[node] = mask
         return above
-
-
-def _form(spec: Any) -> object:
-    return spec and (spec.shape, spec.dtype, spec.device)
 
 
 def _chain(tree: Tree, node: fx.Node) -> Iterator[fx.Node]:

@@ -171,7 +171,7 @@ def test_schedule_that_never_caches_has_no_spans_and_no_bytes() -> None:
 def test_span_of_one_stream_goes_from_live_in_to_live_out() -> None:
     found = plan_span(outlined("adaln"), DEEP)
     (stream,) = found.streams
-    calls = [outlined("adaln").program.calls[at] for at in outlined("adaln").block_calls]
+    calls = [outlined("adaln").program.calls[at] for (at,) in outlined("adaln").block_calls]
     assert stream.live_in in calls[2].inputs
     assert (stream.live_out,) == calls[5].outputs
     assert stream.spec == outlined("adaln").program.specs[stream.live_out]

@@ -167,7 +167,7 @@ def test_weights_of_skipped_blocks_are_read_by_nobody() -> None:
     found = outlined("adaln")
     program = cached("adaln", DEEP)
     read = {name for call in program.calls for name in call.inputs}
-    for index, at in enumerate(found.block_calls):
+    for index, (at,) in enumerate(found.block_calls):
         own = found.program.weights & set(found.program.calls[at].inputs)
         assert len(own) == 12
         assert own & read == (set() if DEEP.start <= index < DEEP.stop else own)
