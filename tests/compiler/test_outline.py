@@ -69,7 +69,7 @@ def cut(before: Callable[..., Any], blocks: Sequence[Callable[..., Any]], *given
 
 
 def bodies(found: Outline) -> list[str]:
-    return [found.program.calls[at].body.name for at in found.block_calls]
+    return [found.program.calls[at].body.name for (at,) in found.block_calls]
 
 
 # ---- running the calls -------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_shared_body_is_called_with_each_blocks_own_weights() -> None:
     found = outlined("adaln")
     taken = [
         {name for name in found.program.calls[at].inputs if name in found.program.weights}
-        for at in found.block_calls
+        for (at,) in found.block_calls
     ]
     assert len(taken[0]) == 12
     assert len(set.union(*taken)) == 4 * 12
@@ -196,7 +196,7 @@ def test_what_lies_between_blocks_is_a_call_of_its_own() -> None:
     blocks = (Block(name="0", first=1, stop=2), Block(name="1", first=3, stop=4))
     found = outline(captured, Stack(blocks=blocks, found_by="hand"))
     assert [call.label for call in found.program.calls] == ["block", "between", "block"]
-    assert found.block_calls == (0, 2)
+    assert found.block_calls == ((0,), (2,))
 
 
 # ---- what makes two bodies differ --------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_stride_only_difference_gives_another_body() -> None:
         [scaled(2.0), lambda x: ((x + torch.tanh(x) * 2.0).contiguous(),), scaled(2.0)],
         torch.ones(D, D),
     )
-    first, last = (found.program.calls[found.block_calls[at]].body for at in (0, 2))
+    first, last = (found.program.calls[found.block_calls[at][0]].body for at in (0, 2))
     assert first.key != last.key
     assert first.inputs[0].shape == last.inputs[0].shape
     assert (first.inputs[0].stride, last.inputs[0].stride) == ((1, D), (D, 1))
@@ -274,7 +274,7 @@ def test_order_of_first_use_makes_other_blocks_of_one_body_equal() -> None:
 
     found = cut(lambda x: (x.sin(), x.cos()), [block, block], torch.ones(D, D))
     assert bodies(found) == ["block_0", "block_0"]
-    first, second = (found.program.calls[at].inputs for at in found.block_calls)
+    first, second = (found.program.calls[at].inputs for (at,) in found.block_calls)
     assert set(first) & set(second) == {"cos"}
 
 
