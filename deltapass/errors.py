@@ -186,8 +186,8 @@ class NoBlocksError(UnsupportedGraphError):
         super().__init__(
             f"no stack of repeated blocks in a graph of {counted(operations, 'operation')} "
             f"({found})",
-            "Compile the whole denoiser. One whose work does not lie in blocks that follow each "
-            "other on a residual stream, such as a U-Net, cannot be cached",
+            "Compile the whole denoiser. One whose work lies neither in blocks that follow each "
+            "other on a residual stream nor between skips that a U-Net joins cannot be cached",
         )
 
 

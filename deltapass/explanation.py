@@ -53,7 +53,8 @@ class VariantCost:
 class Report:
     """What the pass makes of a model.
 
-    `inputs` has a line for each role: the inputs that have it, and how that was found.
+    `inputs` has a line for each role: the inputs that have it, and how that was found. `nested` has
+    one for each block of a U-shaped model: what skipping it and all inside it saves.
     MACs are for the example batch; `plain_macs` and `trajectory_macs` for all `steps` steps, with
     nothing cached and under the schedule, which `schedule` shows in one line, whose words `legend`
     explains. `buffer_bytes` is the most one branch holds at a time. `budget` is the share of the
@@ -64,6 +65,7 @@ class Report:
     steps: int
     inputs: tuple[str, ...] = ()
     blocks: str = ""
+    nested: tuple[str, ...] = ()
     bodies: tuple[str, ...] = ()
     spans: tuple[str, ...] = ()
     variants: tuple[VariantCost, ...] = ()
@@ -99,6 +101,7 @@ class Report:
     def _head(self) -> Iterator[str]:
         yield from (f"input     {line}" for line in self.inputs)
         yield f"blocks    {self.blocks}"
+        yield from (f"inside    {line}" for line in self.nested)
         yield f"bodies    {len(self.bodies)} distinct: {', '.join(self.bodies)}"
         yield from (f"span      {span}" for span in self.spans)
         yield f"schedule  {self.schedule}"
@@ -189,6 +192,7 @@ def report_of(plan: Plan, steps: int, budget: float | None = None) -> Report:
         steps=steps,
         inputs=roles_shown(outlined),
         blocks=str(outlined.stack),
+        nested=tuple(_nested_lines(outlined)),
         bodies=tuple(
             f"{body.name} ({counted(body.operations, 'operation')})" for body in outlined.bodies
         ),
@@ -205,6 +209,16 @@ def report_of(plan: Plan, steps: int, budget: float | None = None) -> Report:
         buffer_bytes=plan.buffer_bytes(table),
         budget=budget,
     )
+
+
+def _nested_lines(outlined: Outline) -> Iterator[str]:
+    """For each nested block the share of the model's MACs within it, and its ends."""
+    blocks, specs = len(outlined.stack), outlined.program.specs
+    for at, ends in enumerate(outlined.stack.ends):
+        span = Span(at, blocks)
+        entered, left = specs[ends.live_in], specs[ends.live_out]
+        shapes = str(left) if entered.shape == left.shape else f"{entered} to {left}, no delta"
+        yield f"{span}: {outlined.share(span):.1%} of the full MACs, {shapes}"
 
 
 def _variant_costs(plan: Plan, table: Table) -> Iterator[VariantCost]:

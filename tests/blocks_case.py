@@ -11,7 +11,8 @@ from torch import fx
 from deltapass.compiler.blocks import find_blocks
 from deltapass.compiler.capture import capture
 from deltapass.compiler.tracing import trace
-from deltapass.graph.program import Captured, Stack
+from deltapass.graph.program import Captured
+from deltapass.graph.stack import Stack
 
 Graph = tuple[fx.GraphModule, tuple[Any, ...]]
 

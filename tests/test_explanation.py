@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
-from models import make
+from models import make, randomise
+from models.unet import UNetDenoiser
 
 import deltapass
 from deltapass.errors import NoBlocksError, StreamError, TraceError, UnknownOptionError
@@ -132,6 +135,19 @@ def test_refusal_is_reported_or_raised() -> None:
         report_of("no_blocks", strict=True)
 
 
+def test_nested_blocks_are_listed_with_what_they_save() -> None:
+    model = randomise(UNetDenoiser())
+    report = deltapass.explain(model, *model.inputs(500.0)[0])
+    shares = [float(re.findall(r"(\d+\.\d)%", line)[0]) for line in report.nested]
+    assert shares == sorted(shares, reverse=True)
+    assert len(shares) == 4
+    assert [line.endswith("no delta") for line in report.nested] == [False, True, True, False]
+    whole = next(cost for cost in report.variants if cost.name == "cached_0_4").macs.full
+    plain = report.plain_macs.full / report.steps
+    assert 100 * (1 - whole / plain) == pytest.approx(shares[0], abs=0.06)
+    assert f"inside    {report.nested[0]}" in str(report)
+
+
 def test_unknown_option_is_an_error() -> None:
     with pytest.raises(UnknownOptionError, match="strict"):
         report_of("adaln", stict=True)
@@ -168,6 +184,21 @@ def test_macs_of_real_sizes_agree_with_the_paper(
     assert report.plain_macs.paper / 1e12 == pytest.approx(printed, rel=1e-3)
     assert report.trajectory_macs.paper / 1e12 == pytest.approx(printed_cached, rel=1e-3)
     assert report.expected_speedup == pytest.approx(1.6, rel=1e-3)
+
+
+def test_macs_of_a_unet_agree_with_the_paper() -> None:
+    """Table 11: every other step without what lies between the second skip's ends."""
+    pytest.importorskip("diffusers")
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        model = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        inputs = torch.empty(2, 4, 64, 64), torch.empty(2), torch.empty(2, 77, 768)
+    options = {"schedule": "delta-cache-deep", "cached_blocks": 11, "steps": 20}
+    report = deltapass.explain(model.eval().requires_grad_(False), *inputs, options=options)
+    assert report.plain_macs.paper / 1e12 == pytest.approx(13.553, rel=1e-3)
+    assert report.trajectory_macs.paper / 1e12 == pytest.approx(7.923, rel=1e-3)
+    assert len(report.nested) == 12
 
 
 def test_explaining_often_meets_no_recompile_limit() -> None:

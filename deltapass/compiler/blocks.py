@@ -16,10 +16,11 @@ from typing import Final
 
 from deltapass.compiler.flow import Flow
 from deltapass.compiler.modules import ModuleCall, called_by
-from deltapass.compiler.places import find_places
+from deltapass.compiler.nested import find_nested
 from deltapass.compiler.repeats import find_repeats
 from deltapass.errors import NoBlocksError
-from deltapass.graph.program import Block, Captured, Stack
+from deltapass.graph.program import Captured
+from deltapass.graph.stack import Block, Stack
 
 MIN_BLOCKS: Final = 2
 # Of the model's multiply-accumulates, the least that blocks hold together; of theirs, the most that
@@ -50,7 +51,7 @@ def find_blocks(captured: Captured) -> Stack:
         if not reason:
             return Stack(blocks=blocks, found_by=found_by, seams=_seams(flow, blocks))
         said = reason if said == NOTHING else said
-    nested = find_places(flow)
+    nested = find_nested(flow)
     if nested is not None:
         return nested
     raise NoBlocksError(captured.operations, said)

@@ -18,7 +18,8 @@ from torch import fx
 
 from deltapass.compiler.addends import ADDITIONS, CARRIERS, PARTS, Addends, same_shape
 from deltapass.compiler.outline import Outline
-from deltapass.graph.program import Block, Captured, Found, Role, Stack, shown
+from deltapass.graph.program import Captured, Found, Role, shown
+from deltapass.graph.stack import Block, Stack
 
 aten = torch.ops.aten
 

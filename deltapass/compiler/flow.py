@@ -24,7 +24,8 @@ from deltapass.compiler.addends import (
 from deltapass.compiler.repeats import signatures
 from deltapass.compiler.streams import CONCATENATIONS, Stream, pair_streams
 from deltapass.errors import StreamError
-from deltapass.graph.program import Block, Captured, Macs, Role
+from deltapass.graph.program import Captured, Macs, Role
+from deltapass.graph.stack import Block
 
 aten = torch.ops.aten
 

@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, final
 
-from deltapass.graph.program import Block, Captured
+from deltapass.graph.program import Captured
+from deltapass.graph.stack import Block
 
 
 @final

@@ -26,7 +26,6 @@ from torch import fx
 from deltapass.errors import NoBlocksError
 from deltapass.graph.keys import Key, comparable, key_of_attribute
 from deltapass.graph.program import (
-    Block,
     Body,
     Call,
     Captured,
@@ -34,10 +33,10 @@ from deltapass.graph.program import (
     Macs,
     Program,
     Role,
-    Stack,
     TensorSpec,
     Varying,
 )
+from deltapass.graph.stack import Block, Stack
 from deltapass.schedule.rules import Span
 
 BlockCalls = tuple[tuple[int, ...], ...]
@@ -73,6 +72,13 @@ class Outline:
         return tuple(
             sum((calls[index].body.macs for index in own), Macs()) for own in self.block_calls
         )
+
+    def share(self, span: Span) -> float:
+        """What skipping a span saves of the model's MACs, with attention; 1.0 where it has none."""
+        first, stop = self.calls_of(span)
+        total = self.program.macs.full
+        skipped = sum(call.body.macs.full for call in self.program.calls[first:stop])
+        return skipped / total if total else 1.0
 
     def calls_of(self, span: Span) -> tuple[int, int]:
         """Index of the first call of a span, and of the first one behind it."""

@@ -177,7 +177,7 @@ class SpanFinder:
         except StreamError as error:
             plan = self._smaller(wanted, error, strict=strict)
         if not self._is_worth_it(plan.span):
-            raise SmallSpanError(str(plan.span), self._share(plan.span), self._remedy(None))
+            raise SmallSpanError(str(plan.span), self._outline.share(plan.span), self._remedy(None))
         return plan
 
     def _smaller(self, wanted: Span, whole: StreamError, *, strict: bool) -> SpanPlan:
@@ -214,15 +214,8 @@ class SpanFinder:
                 return span
         return None
 
-    def _share(self, span: Span) -> float:
-        """What skipping a span saves of the model's MACs, with attention; 1.0 where it has none."""
-        program, (first, stop) = self._outline.program, self._outline.calls_of(span)
-        calls = program.calls[first:stop]
-        total = program.macs.full
-        return sum(call.body.macs.full for call in calls) / total if total else 1.0
-
     def _is_worth_it(self, span: Span) -> bool:
-        return self._share(span) >= LEAST_SHARE
+        return self._outline.share(span) >= LEAST_SHARE
 
     def _remedy(self, span: Span | None) -> str:
         """How to ask for what can be cached: this span, else the largest of the whole stack."""

@@ -13,7 +13,8 @@ import numpy as np
 from torch import fx
 
 from deltapass.graph.keys import comparable
-from deltapass.graph.program import Block, Captured
+from deltapass.graph.program import Captured
+from deltapass.graph.stack import Block
 
 
 def find_repeats(captured: Captured) -> tuple[Block, ...]:

@@ -16,7 +16,8 @@ from __future__ import annotations
 from deltapass.compiler.addends import Addends
 from deltapass.compiler.streams import Stream, pair_streams
 from deltapass.errors import StreamError
-from deltapass.graph.program import Captured, Stack, TensorSpec
+from deltapass.graph.program import Captured, TensorSpec
+from deltapass.graph.stack import Stack
 from deltapass.schedule.rules import Span
 
 
@@ -50,19 +51,19 @@ def streams_of_span(
 
 
 def stream_between(captured: Captured, stack: Stack, span: Span) -> Stream:
-    """The one stream of a span of nested blocks: from its place on the way down to that up.
+    """The one stream of a span of nested blocks: between the two ends of its first one.
 
     Raises:
         StreamError: If the span leaves out the innermost blocks, or the values at its two ends
             differ in shape or type.
     """
-    place = stack.places[span.start]
+    ends = stack.ends[span.start]
     if span.stop < len(stack):
         inner = "leaves the span before its innermost block, and blocks lie inside each other"
-        raise StreamError(str(span), stack.places[span.stop].live_in, inner)
-    entered, left = (captured.values[name] for name in (place.live_in, place.live_out))
+        raise StreamError(str(span), stack.ends[span.stop].live_in, inner)
+    entered, left = (captured.values[name] for name in (ends.live_in, ends.live_out))
     if not (isinstance(entered, TensorSpec) and isinstance(left, TensorSpec)):
-        raise StreamError(str(span), place.live_out, "is no tensor")
+        raise StreamError(str(span), ends.live_out, "is no tensor")
     if (entered.shape, entered.dtype, entered.device) != (left.shape, left.dtype, left.device):
-        raise StreamError(str(span), place.live_out, f"is {left}, and what enters is {entered}")
-    return Stream(live_in=place.live_in, live_out=place.live_out, spec=left)
+        raise StreamError(str(span), ends.live_out, f"is {left}, and what enters is {entered}")
+    return Stream(live_in=ends.live_in, live_out=ends.live_out, spec=left)

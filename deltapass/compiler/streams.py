@@ -27,7 +27,8 @@ from deltapass.compiler.addends import (
     read_before,
 )
 from deltapass.errors import StreamError
-from deltapass.graph.program import Block, Captured, TensorSpec
+from deltapass.graph.program import Captured, TensorSpec
+from deltapass.graph.stack import Block
 
 aten = torch.ops.aten
 

@@ -17,7 +17,8 @@ from deltapass.compiler.outline import Outline, outline
 from deltapass.compiler.plan import plan_span
 from deltapass.compiler.rewrite import cached_program, inline, refresh_program
 from deltapass.errors import MissingLibraryError
-from deltapass.graph.program import Block, Body, Stack, TensorSpec
+from deltapass.graph.program import Body, TensorSpec
+from deltapass.graph.stack import Block, Stack
 from deltapass.options import LOWERINGS
 from deltapass.schedule.rules import Span
 

@@ -16,7 +16,7 @@ from deltapass.compiler.blocks import find_blocks
 from deltapass.compiler.capture import capture
 from deltapass.compiler.tracing import trace
 from deltapass.errors import NoBlocksError
-from deltapass.graph.program import Stack
+from deltapass.graph.stack import Stack
 
 
 @functools.cache

@@ -18,7 +18,8 @@ from deltapass.compiler.outline import Outline, outline
 from deltapass.compiler.tracing import trace
 from deltapass.errors import InternalError, NoBlocksError
 from deltapass.graph.executable import Executable
-from deltapass.graph.program import Block, Stack, TensorSpec
+from deltapass.graph.program import TensorSpec
+from deltapass.graph.stack import Block, Stack
 from deltapass.graph.verify import verify
 
 D = 8

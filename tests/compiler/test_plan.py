@@ -21,7 +21,7 @@ from deltapass.compiler.plan import Plan, make_plan, plan_span
 from deltapass.compiler.settle import plan_for
 from deltapass.compiler.tracing import trace
 from deltapass.errors import NoBlocksError, SmallSpanError, StreamError, TooManyCachedBlocksError
-from deltapass.graph.program import Block, Stack
+from deltapass.graph.stack import Block, Stack
 from deltapass.options import parse_options
 from deltapass.schedule.emissions import emissions, held_deltas, reads_after
 from deltapass.schedule.explicit import ExplicitSchedule

@@ -14,7 +14,8 @@ from torch import Tensor, fx
 from deltapass.compiler.capture import capture
 from deltapass.compiler.repeats import find_repeats
 from deltapass.compiler.tracing import trace
-from deltapass.graph.program import Block, Captured
+from deltapass.graph.program import Captured
+from deltapass.graph.stack import Block
 
 D = 8
 

@@ -27,7 +27,8 @@ from deltapass.compiler.rewrite import (
 from deltapass.compiler.tracing import trace
 from deltapass.errors import StreamError
 from deltapass.graph.executable import Executable
-from deltapass.graph.program import Block, Program, Role, Stack, TensorSpec
+from deltapass.graph.program import Program, Role, TensorSpec
+from deltapass.graph.stack import Block, Stack
 from deltapass.graph.verify import verify
 from deltapass.schedule.rules import Span
 

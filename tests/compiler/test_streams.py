@@ -20,7 +20,8 @@ from deltapass.compiler.roles import assign_roles
 from deltapass.compiler.streams import pair_streams
 from deltapass.compiler.tracing import trace
 from deltapass.errors import StreamError
-from deltapass.graph.program import Block, Captured, Role
+from deltapass.graph.program import Captured, Role
+from deltapass.graph.stack import Block
 from deltapass.options import StatedInputs
 
 D, T, S = 8, 6, 3

@@ -9,17 +9,8 @@ import pytest
 import torch
 from torch import fx
 
-from deltapass.graph.program import (
-    Block,
-    Body,
-    Call,
-    Captured,
-    Literal,
-    Macs,
-    Program,
-    Stack,
-    TensorSpec,
-)
+from deltapass.graph.program import Body, Call, Captured, Literal, Macs, Program, TensorSpec
+from deltapass.graph.stack import Block, Stack
 
 CPU = torch.device("cpu")
 

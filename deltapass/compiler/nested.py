@@ -1,14 +1,14 @@
-"""Stage 2 for U-shaped models: the places between which a part of them can be left out.
+"""Stage 2 for U-shaped models: blocks that lie inside each other, each between two of its values.
 
-Takes a captured graph; gives blocks that lie inside each other, or nothing. A U-shaped model joins
-what it had on its way down to what comes back up, by concatenation:
+Takes a captured graph; gives a stack of nested blocks, or nothing. A U-shaped model joins what it
+had on its way down to what comes back up, by concatenation:
 
     a = down(x);  b = inner(a, ...);  y = up(cat(b, a))
 
-Between a and b lies an **inner part**: all that is computed of a and ends in b, and that no other
-value leaves. So b is all of it that the rest of the model reads, and a all that it reads of the
-sample. That is dominance: a dominates b from the noisy sample on, and b post-dominates all of what
-is read of a but for what goes past the inner part. No names, no classes, no operators but the join.
+A nested block is all that lies between a and b: b is all of it that the rest of the model reads,
+and a all that it reads of the sample. That is dominance: a dominates b from the noisy sample on,
+and b post-dominates whatever reads a but for what goes past the block. No operator but the join is
+looked at, no name and no class.
 Source: Delta-Cache between two places of equal resolution, Appendix G; DeepCache, arXiv:2312.00858.
 """
 
@@ -22,21 +22,21 @@ from torch import fx
 
 from deltapass.compiler.flow import Flow, reached
 from deltapass.compiler.streams import CONCATENATIONS
-from deltapass.graph.program import Block, Place, Stack
+from deltapass.graph.stack import Block, Ends, Stack
 
 LEAST_SHARE: Final = 0.5  # of the model's multiply-accumulates, what the outermost block holds
 Tree = Mapping[fx.Node, fx.Node | None]  # node -> its nearest (post-)dominator; None: there is none
 
 
-def find_places(flow: Flow) -> Stack | None:
-    """The blocks between places, the outermost first; each holds all those after it.
+def find_nested(flow: Flow) -> Stack | None:
+    """The nested blocks, the outermost first; each holds all those after it.
 
     Args:
         flow: What is known of a graph.
 
     Returns:
-        The stack, with a place for every block; None if the model has no such inner part, or none
-        that holds most of its work.
+        The stack, with the ends of every block; None if the model has no such block, or none that
+        holds most of its work.
     """
     found = sorted(_Finder(flow).inner_parts(), key=lambda part: -flow.macs(part.block))
     nested: list[_Inner] = []
@@ -48,7 +48,7 @@ def find_places(flow: Flow) -> Stack | None:
     return Stack(
         blocks=tuple(part.block for part in nested),
         found_by="what is joined again",
-        places=tuple(part.place for part in nested),
+        ends=tuple(part.ends for part in nested),
     )
 
 
@@ -58,7 +58,7 @@ class _Inner:
     """One inner part: its nodes, and the values at its two ends."""
 
     block: Block
-    place: Place
+    ends: Ends
 
     def lies_within(self, other: _Inner) -> bool:
         """Whether the other part begins before it and goes on behind it."""
@@ -137,7 +137,7 @@ class _Finder:
             if any(self._at[user] >= stop for user in node.users if user in self._needed):
                 return None
         block = Block(name=value.name, first=first, stop=stop)
-        return _Inner(block, Place(live_in=value.name, live_out=end.name))
+        return _Inner(block, Ends(live_in=value.name, live_out=end.name))
 
     def _leads(self, one: fx.Node, other: fx.Node) -> bool:
         """Whether a value is the other, or something that was computed for it."""

@@ -1,4 +1,4 @@
-"""Delta-Cache between two places of a U-shaped model, in eager PyTorch: hooks on what joins skips.
+"""Delta-Cache on nested blocks of a U-shaped model, in eager PyTorch: hooks on what joins skips.
 
 What such a module is given is the inner part's result with the skip behind it, of one shape. At a
 refresh their difference is kept, at a cached step the first half is replaced by skip + difference.
@@ -16,7 +16,7 @@ from reference import Call
 from torch import Tensor, nn
 
 
-class PlaceOracle:
+class NestedOracle:
     """Runs steps of `model`; `joins` are the modules that take a skip, the outermost first."""
 
     def __init__(self, model: nn.Module, joins: Sequence[nn.Module]) -> None:
@@ -25,16 +25,16 @@ class PlaceOracle:
 
     @torch.no_grad()
     def run(self, table: Sequence[Any], calls: Sequence[Call]) -> list[Any]:
-        """Outputs of a trajectory; a row is None for a refresh, or a span from its place on.
+        """Outputs of a trajectory; a row is None for a refresh, or a span to the innermost block.
 
         All cached rows are one span.
         """
-        (place,) = {row.start for row in table if row is not None}
+        (outermost,) = {row.start for row in table if row is not None}
         self._delta = None
         outputs = []
         for row, (args, kwargs) in zip(table, calls, strict=True):
             hook = self._refresh if row is None else self._cached
-            handle = self.joins[place].register_forward_pre_hook(hook)
+            handle = self.joins[outermost].register_forward_pre_hook(hook)
             try:
                 outputs.append(self.model(*args, **kwargs))
             finally:

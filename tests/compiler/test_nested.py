@@ -1,4 +1,4 @@
-"""compiler/places.py: blocks of U-shaped models lie inside each other, between two places."""
+"""compiler/nested.py: blocks of U-shaped models lie inside each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from driving import compiled, in_session
 from models import C, noise, randomise
 from models.streams import Call
 from models.unet import UNetDenoiser
-from place_oracle import PlaceOracle
+from nested_oracle import NestedOracle
 from torch import Tensor, nn
 
 import deltapass
@@ -46,16 +46,16 @@ def shapes(found: Outline) -> list[tuple[tuple[int, ...], ...]]:
     """Channels and height where each block begins and ends."""
     specs = found.program.specs
     return [
-        tuple(specs[name].shape[1:3] for name in (place.live_in, place.live_out))
-        for place in found.stack.places
+        tuple(specs[name].shape[1:3] for name in (ends.live_in, ends.live_out))
+        for ends in found.stack.ends
     ]
 
 
 # ---- finding them ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"late": True}, {"residuals": True}], ids=str)
-def test_every_skip_is_a_place(options: dict[str, bool]) -> None:
+@pytest.mark.parametrize("options", [{}, {"late": True}], ids=str)
+def test_every_skip_has_a_block(options: dict[str, bool]) -> None:
     found = outlined(**options)
     assert shapes(found) == [
         ((8, 8), (8, 8)),
@@ -117,12 +117,12 @@ def test_value_that_leaves_the_inner_part_makes_it_none() -> None:
 # ---- spans of them -----------------------------------------------------------------------------
 
 
-def test_span_goes_from_its_place_to_the_innermost_block() -> None:
+def test_span_lies_between_the_ends_of_its_first_block() -> None:
     finder, stack = SpanFinder(outlined()), outlined().stack
     for start in (0, 3):
         (stream,) = finder.plan(Span(start, 4)).streams
-        place = stack.places[start]
-        assert (stream.live_in, stream.live_out) == (place.live_in, place.live_out)
+        ends = stack.ends[start]
+        assert (stream.live_in, stream.live_out) == (ends.live_in, ends.live_out)
 
 
 def test_ends_of_other_shapes_shrink_the_span_to_the_next_that_agree() -> None:
@@ -154,7 +154,7 @@ def test_trajectory_equals_the_oracle(start: int) -> None:
     outputs, report = in_session(run, calls)
     table = (None, Span(start, 4)) * (STEPS // 2)
     assert tuple(entry.realised for entry in report.entries) == table
-    expected = PlaceOracle(model, model.joins).run(table, calls)
+    expected = NestedOracle(model, model.joins).run(table, calls)
     assert all(map(torch.equal, outputs, expected))
 
 
@@ -165,7 +165,7 @@ def test_default_schedule_skips_the_outermost_inner_part() -> None:
 
 
 @pytest.mark.parametrize("share", [0.5, 0.7, 0.95])
-def test_budget_chooses_among_the_places(share: float) -> None:
+def test_budget_chooses_among_the_blocks(share: float) -> None:
     report = deltapass.explain(model_of(), *model_of().inputs(500.0)[0], options={"budget": share})
     spans = {row for row in report.schedule_table if row is not None}
     assert spans <= {WHOLE, Span(3, 4)}
