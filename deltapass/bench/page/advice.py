@@ -7,13 +7,14 @@ takes no less time, fewer steps are the advice. What cannot be told apart from t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, final
+from typing import Final, final, get_args
 
 import msgspec
 
 from deltapass.bench.page.shares import by_cost, share, usable
-from deltapass.bench.record import Difference, Interval, Measure, Record, Row
+from deltapass.bench.record import Difference, Interval, Measure, Record, Row, Verdict
 
+VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 TIERS: Final = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 
 
@@ -77,6 +78,20 @@ def at_equal_time(row: Row, measure: Measure) -> Difference | None:
     if row.equal_time is None:
         return None
     return row.against.get(row.equal_time, {}).get(measure.name)
+
+
+def states_of(record: Record, row: Row) -> dict[Verdict, tuple[str, ...]]:
+    """In which measures a row is what, against the plain run that takes no less time."""
+    found: dict[Verdict, tuple[str, ...]] = {}
+    for state in VERDICTS:
+        names = tuple(
+            each.name.replace("_", " ")
+            for each in record.measures
+            if (pair := at_equal_time(row, each)) is not None and pair.verdict == state
+        )
+        if names:
+            found[state] = names
+    return found
 
 
 def is_alike(one: Row, other: Row, measure: Measure) -> bool:

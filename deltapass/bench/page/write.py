@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from deltapass.bench.page.advice import at_equal_time, named
+from deltapass.bench.page.advice import at_equal_time, named, states_of
 from deltapass.bench.page.beside import CSV_NAME, JSON_NAME, as_csv, as_json
 from deltapass.bench.page.data import data_of, embedded
 from deltapass.bench.page.figures import write_figures
@@ -108,7 +108,7 @@ def _warned(sections: Sequence[Section]) -> dict[str, list[Section]]:
 
 def _vocabulary() -> dict[str, Any]:
     """What templates call by name."""
-    functions = (at_equal_time, is_stable, named, share, timing)
+    functions = (at_equal_time, is_stable, named, share, states_of, timing)
     return {
         **{function.__name__: function for function in functions},
         **{"costs": COSTS, "kinds": KINDS, "marks": MARKS, "tiers": GLANCE},

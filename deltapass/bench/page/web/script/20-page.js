@@ -30,7 +30,7 @@ function startContents() {
     }
     const first = [...seen].sort((a, b) => a.getBoundingClientRect().top - b.getBoundingClientRect().top)[0];
     if (!first) return;
-    const link = links.get(first.getAttribute("aria-labelledby"));
+    const link = links.get(first.getAttribute("aria-labelledby").split(" ")[0]);
     for (const other of links.values()) other.removeAttribute("aria-current");
     if (link) link.setAttribute("aria-current", "location");
   }, { rootMargin: "-60px 0px -55% 0px" });

@@ -21,7 +21,7 @@ function pareto(section, data, chosen, width) {
     width, height, viewBox: `0 0 ${width} ${height}`, role: "group",
     "aria-label": `${measure.title} against ${titleOfCost(data, chosen.cost)}; ${rows.length} methods, the quickest first`,
   });
-  drawCorner(picture, at, measure);
+  drawCorner(picture, at, measure, small);
   drawAxes(picture, data, at, measure, chosen, [left, right, low, high], small);
   drawPlainCurve(picture, at, rows);
   drawFront(picture, at, rows, data.fronts[chosen.cost][measure.name]);
@@ -31,7 +31,7 @@ function pareto(section, data, chosen, width) {
 
 const titleOfCost = (data, cost) => data.costs.find((each) => each.name === cost).title.toLowerCase();
 
-function drawCorner(picture, at, measure) {
+function drawCorner(picture, at, measure, small) {
   const { left, right, top, bottom } = at.box;
   const identity = `corner-${Math.random().toString(36).slice(2)}`;
   const y = measure.higher ? top : bottom;
@@ -40,7 +40,7 @@ function drawCorner(picture, at, measure) {
       svg("stop", { offset: 0, "stop-color": "var(--better)", "stop-opacity": 0.2 }),
       svg("stop", { offset: 1, "stop-color": "var(--better)", "stop-opacity": 0 }))),
     svg("rect", { x: left, y: top, width: right - left, height: bottom - top, fill: `url(#${identity})` }),
-    text(left + 10, measure.higher ? top + 18 : bottom - 10, `${measure.higher ? "↖" : "↙"} best corner: quick and good`, { class: "better" }),
+    text(left + 10, measure.higher ? top + 18 : bottom - 10, `${measure.higher ? "↖" : "↙"} best corner${small ? "" : ": quick and good"}`, { class: "better" }),
   );
 }
 

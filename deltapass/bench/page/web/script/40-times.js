@@ -22,7 +22,7 @@ function times(data, width) {
   for (const value of ticks(0, most, small ? 4 : 8)) {
     picture.append(
       svg("line", { class: "grid-line", x1: x(value), x2: x(value), y1: top - 4, y2: height }),
-      text(x(value), top - 9, `${written(value * 100)} %`, { "text-anchor": "middle" }),
+      text(x(value), top - 9, `${written(value * 100)} %`, { "text-anchor": value === 0 && small ? "start" : "middle" }),
     );
   }
   rows.forEach((row, k) => {

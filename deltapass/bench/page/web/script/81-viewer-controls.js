@@ -10,7 +10,7 @@ Object.assign(Viewer.prototype, {
     this.modes = MODES.map(([name, title]) => element("button", { type: "button", "data-mode": name, onclick: () => this.set({ mode: name }) }, title));
     this.zoomOut = element("button", { type: "button", "aria-label": "Zoom out", onclick: () => this.zoomBy(1 / 1.6) }, "−");
     this.zoomIn = element("button", { type: "button", "aria-label": "Zoom in", onclick: () => this.zoomBy(1.6) }, "+");
-    this.zoomReset = element("button", { type: "button", "aria-label": "Zoom to the whole image", onclick: () => this.zoomTo(1) }, "1×");
+    this.zoomReset = element("button", { type: "button", onclick: () => this.zoomTo(1) }, "1×");
     this.thumbs = element("ul", { class: "thumbs", "aria-label": "Pairs, the worst first" });
     this.panes = element("div", { class: "panes" });
     this.amount = element("div", { class: "amount" });

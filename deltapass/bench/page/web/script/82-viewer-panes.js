@@ -56,6 +56,7 @@ Object.assign(Viewer.prototype, {
     }
     this.panes.classList.toggle("zoomed", view.zoom > 1);
     this.zoomReset.textContent = `${written(view.zoom, view.zoom < 1.05 ? 0 : 1)}×`;
+    this.zoomReset.setAttribute("aria-label", `${this.zoomReset.textContent}: show the whole image`);
     this.zoomOut.disabled = view.zoom <= 1;
     this.zoomIn.disabled = view.zoom >= MOST_ZOOM;
     const [, top] = all(".sheet", this.panes);
