@@ -1,4 +1,4 @@
-"""The page as people use it, in Chromium: by pointer and by keys, on a phone, in the dark, on paper.
+"""The page as people use it, in Chromium: by pointer, by keys, on a phone, in the dark, on paper.
 
 Skipped where no Chromium and no driver of its are installed.
 """
@@ -35,9 +35,10 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-DESKTOP, PHONE = (1280, 900), (375, 740)
-# Its axe is older than the rule that a <dl> may hold <div>s.
-AXE = {"rules": {"dlitem": {"enabled": False}}}
+DESKTOP, PHONE, PAPER = (1280, 900), (375, 740), (703, 1000)
+# This axe is older than <div>s in a <dl>; colours are measured by a test of their own.
+AXE = {"rules": {"dlitem": {"enabled": False}, "color-contrast": {"enabled": False}}}
+ONE_RECORD = "document.querySelectorAll('.record ~ .record').forEach(each => each.remove())"
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_quick_is_left_and_good_is_up_or_down_as_the_measure_says(browser: Any) 
     assert by_psnr["tuned-1.6x"][1] < by_psnr["delta-dit"][1] < by_psnr["shallow"][1]
     assert "broken" not in by_psnr
     assert len(many(browser, f"{RECORD} .pareto polyline.curve")) == 1
-    assert len(many(browser, f"{RECORD} .pareto path.front")) == 1
+    assert len(many(browser, f"{RECORD} .pareto .plot path.front")) == 1
 
 
 def test_another_measure_redraws_the_chart_and_the_advice(browser: Any) -> None:
@@ -199,15 +200,16 @@ def test_heads_sort_the_best_first_then_the_other_way(browser: Any) -> None:
 
 
 def test_heads_sort_by_keys_and_say_so(browser: Any) -> None:
-    focus(browser, head(browser, "Method"))
+    focus(browser, head(browser, "Steps"))
     press(browser, Keys.SPACE)
-    names = [
-        one(row, "th").text.splitlines()[0] for row in many(browser, f"{RECORD} tbody tr[data-row]")
-    ]
-    assert names == sorted(names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)] if name[0].isdigit() else [10**9, name.lower()])  # fmt: skip
-    assert "Sorted by Method" in one(browser, f"{RECORD} .methods [role=status]").get_attribute(
-        "textContent"
-    )
+    assert order(browser)[:4] == ["plain-8", "plain-10", "plain-13", "plain-16"]
+    press(browser, Keys.ENTER)
+    assert order(browser)[-1] == "plain-8"
+    said = one(browser, f"{RECORD} .methods [role=status]").get_attribute("textContent")
+    assert said == "Sorted by Steps, descending"
+    click(browser, head(browser, "Method"))
+    names = [one(row, "th").text for row in many(browser, f"{RECORD} tbody tr[data-row]")]
+    assert names[0].startswith("8 plain steps") and names[1].startswith("10 plain steps")
 
 
 def test_groups_of_columns_come_and_go(browser: Any) -> None:
@@ -261,12 +263,12 @@ def test_the_slider_moves_by_keys_and_by_pointer(browser: Any) -> None:
     assert style(browser, f"{RECORD} .divide", "left") != "0px"
     stage = one(browser, f"{RECORD} .stage")
     wide = stage.size["width"]
-    ActionChains(browser).move_to_element(stage).click_and_hold().move_by_offset(int(-wide / 4), 0).release().perform()  # fmt: skip
+    drag = ActionChains(browser).move_to_element(stage).click_and_hold()
+    drag.move_by_offset(int(-wide / 4), 0).release().perform()
     share = float(re.search(r"([\d.]+)%", style(browser, top, "clipPath"))[1])  # type: ignore[index]
     assert share == pytest.approx(25, abs=1)
-    assert float(one(browser, f"{RECORD} .amount input").get_attribute("value")) == pytest.approx(
-        share, abs=0.6
-    )
+    shown = one(browser, f"{RECORD} .amount input").get_attribute("value")
+    assert float(shown) == pytest.approx(share, abs=0.6)
 
 
 def test_onion_skin_switch_and_difference(browser: Any) -> None:
@@ -290,18 +292,22 @@ def test_onion_skin_switch_and_difference(browser: Any) -> None:
     assert brightness(browser) > before
 
 
+BRIGHTNESS = """
+const [selector, done] = arguments;
+const canvas = document.querySelector(selector);
+const look = () => {
+  const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+  let sum = 0, drawn = 0;
+  data.forEach((value, k) => { if (k % 4 === 3) drawn += value; else sum += value; });
+  if (drawn) done(sum / data.length); else setTimeout(look, 20);
+};
+look();
+"""
+
+
 def brightness(driver: Any) -> float:
     """The mean of the difference's pixels, once it is drawn."""
-    return float(
-        driver.execute_async_script(
-            "const done = arguments[1], canvas = document.querySelector(arguments[0]);"
-            "const look = () => { const data = canvas.getContext('2d')"
-            ".getImageData(0, 0, canvas.width, canvas.height).data; let sum = 0, seen = 0;"
-            "for (let k = 0; k < data.length; k += 4) { sum += data[k] + data[k+1] + data[k+2]; seen += data[k+3]; }"
-            "seen ? done(sum / data.length) : setTimeout(look, 20); }; look();",
-            f"{RECORD} canvas",
-        )
-    )
+    return float(driver.execute_async_script(BRIGHTNESS, f"{RECORD} canvas"))
 
 
 def test_one_zoom_holds_for_all_panes(browser: Any) -> None:
@@ -375,41 +381,51 @@ def test_hostile_texts_do_nothing(browser: Any) -> None:
     assert not many(browser, "img[src='x']")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_violation(browser: Any, scheme: str) -> None:
+def test_axe_finds_no_violation(browser: Any) -> None:
     axe = pytest.importorskip("axe_selenium_python").Axe(browser)
-    dress(browser, DESKTOP, scheme=scheme)
-    browser.execute_script(
-        "document.querySelectorAll('details').forEach(each => { each.open = true })"
-    )
+    browser.execute_script("document.querySelector('.again details').open = true")
     axe.inject()
-    found = browser.execute_async_script("axe.run(document, arguments[0]).then(arguments[1])", AXE)
-    assert len(found["passes"]) > 30
+    where = {"include": [[".top"], [".toc"], [".glance"], [RECORD], [".reading"]]}
+    run = "axe.run(arguments[0], arguments[1]).then(arguments[2])"
+    found = browser.execute_async_script(run, where, AXE)
+    assert len(found["passes"]) > 25
     problems = [(each["id"], each["nodes"][0]["html"]) for each in found["violations"]]
     assert problems == []
 
 
+# Every text that is seen, against the nearest background that is not clear.
 CONTRAST = """
 const context = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
-const parsed = (color) => { context.clearRect(0, 0, 1, 1); context.fillStyle = color; context.fillRect(0, 0, 1, 1);
-  const [r, g, b, a] = context.getImageData(0, 0, 1, 1).data; return [r, g, b, a / 255]; };
-const light = (rgb) => { const [r, g, b] = rgb.map(v => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-const behind = (element) => { for (let each = element; each; each = each.parentElement) {
-  const found = parsed(getComputedStyle(each).backgroundColor); if (found[3] > 0.7) return found; } return [255, 255, 255, 1]; };
-const worst = new Map();
+const parsed = (color) => {
+  context.clearRect(0, 0, 1, 1);
+  context.fillStyle = color;
+  context.fillRect(0, 0, 1, 1);
+  return [...context.getImageData(0, 0, 1, 1).data];
+};
+const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+const light = ([r, g, b]) => (
+  0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255));
+const behind = (element) => {
+  for (let each = element; each; each = each.parentElement) {
+    const found = parsed(getComputedStyle(each).backgroundColor);
+    if (found[3] > 180) return found;
+  }
+  return [255, 255, 255];
+};
+const worst = [];
 let count = 0;
 for (const element of document.querySelectorAll('body *')) {
-  const own = [...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
-  if (!own || !element.checkVisibility({ visibilityProperty: true }) || element.closest('script, style, .unseen, :disabled')) continue;
+  const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+  if (!own || !element.checkVisibility({ visibilityProperty: true })) continue;
+  if (element.closest('script, style, .unseen, :disabled')) continue;
   const style = getComputedStyle(element);
   const color = parsed(element instanceof SVGElement ? style.fill : style.color);
-  const [a, b] = [light(color.slice(0, 3)), light(behind(element).slice(0, 3))].sort((x, y) => y - x);
-  count += 1;
+  const [a, b] = [light(color), light(behind(element))].sort((x, y) => y - x);
   const ratio = (a + 0.05) / (b + 0.05);
-  if (ratio < 4.5) worst.set(element.tagName + '.' + (element.getAttribute('class') || '') + ' in ' + (element.parentElement.className), ratio);
+  if (ratio < 4.5) worst.push([element.outerHTML.slice(0, 90), ratio]);
+  count += 1;
 }
-return [count, [...worst]];
+return [count, worst];
 """
 
 
@@ -435,6 +451,16 @@ def test_dark_follows_the_system_and_the_switch_wins(browser: Any, page: Path) -
     assert style(browser, "body", "backgroundColor") == dark
 
 
+# What reaches past the right edge, other than within a part that scrolls by itself.
+BEYOND = """
+const apart = '.scroll, .thumbs, pre, svg, .stage, .unseen';
+return [...document.querySelectorAll('main *')]
+  .filter((each) => !each.closest(apart) && each.checkVisibility())
+  .filter((each) => each.getBoundingClientRect().right > innerWidth + 1)
+  .map((each) => each.outerHTML.slice(0, 90));
+"""
+
+
 def test_a_phone_scrolls_down_only(browser: Any) -> None:
     dress(browser, PHONE)
     assert browser.execute_script("return innerWidth") == PHONE[0]
@@ -442,45 +468,46 @@ def test_a_phone_scrolls_down_only(browser: Any) -> None:
         mode(browser, name)
         wide = browser.execute_script("return document.documentElement.scrollWidth")
         assert wide <= PHONE[0], name
-    beyond = browser.execute_script(
-        "return [...document.querySelectorAll('main *')].filter(each => !each.closest('.scroll, .thumbs, pre, svg, .stage, .unseen')"
-        " && each.checkVisibility() && each.getBoundingClientRect().right > innerWidth + 1).map(each => each.outerHTML.slice(0, 120))"
+    assert browser.execute_script(BEYOND) == []
+    charts = browser.execute_script(
+        "return [...document.querySelectorAll('.chart svg[width]')]"
+        ".map(each => each.getBoundingClientRect().right)"
     )
-    assert beyond == []
-    svgs = browser.execute_script(
-        "return [...document.querySelectorAll('.chart svg[width]')].map(each => each.getBoundingClientRect().right)"
-    )
-    assert len(svgs) > 10 and max(svgs) <= PHONE[0]
+    assert len(charts) > 10 and max(charts) <= PHONE[0]
+
+
+FOCUSED = """
+const here = document.activeElement;
+const halo = here.querySelector('.halo');
+const shown = here.matches('.theme input') ? here.nextElementSibling : here;
+const seen = getComputedStyle(shown).outlineStyle !== 'none'
+  || (halo && getComputedStyle(halo).stroke !== 'none');
+return [here.tagName.toLowerCase(), Boolean(seen)];
+"""
 
 
 def test_all_controls_are_reached_by_tab_and_show_it(browser: Any) -> None:
-    browser.execute_script(
-        "document.querySelectorAll('.record:not([data-index=\"0\"])').forEach(each => each.remove())"
-    )
+    browser.execute_script(ONE_RECORD)
+    browser.execute_script("document.querySelector('.again details').open = true")
     wanted = {"a", "button", "select", "input", "div", "g", "svg", "summary", "pre"}
     seen: set[str] = set()
     for _ in range(220):
         press(browser, Keys.TAB)
-        name, outlined = browser.execute_script(
-            "const e = document.activeElement, s = getComputedStyle(e);"
-            "const halo = e.querySelector && e.querySelector('.halo');"
-            "const near = e.matches('.theme input') ? getComputedStyle(e.nextElementSibling) : s;"
-            "return [e.tagName.toLowerCase(), near.outlineStyle !== 'none' || (halo && getComputedStyle(halo).stroke !== 'none')]"
-        )
+        name, shown = browser.execute_script(FOCUSED)
         if name == "body":
             break
-        assert outlined, name
+        assert shown, name
         seen.add(name)
     assert seen == wanted
 
 
 def test_paper_has_all_and_no_controls(browser: Any) -> None:
     browser.execute_script("dispatchEvent(new Event('beforeprint'))")
-    dress(browser, (794, 1000), scheme="dark", media="print")
+    dress(browser, PAPER, scheme="dark", media="print")
     assert style(browser, "body", "backgroundColor") == "rgb(255, 255, 255)"
     for hidden in (".toc", ".theme", f"{RECORD} .controls", f"{RECORD} .modes"):
         assert not one(browser, hidden).is_displayed(), hidden
     assert one(browser, f"{RECORD} .again pre").is_displayed()
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= 794
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= PAPER[0]
     printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
     assert printed.startswith(b"%PDF") and printed.count(b"/Type /Page\n") > 3

@@ -67,6 +67,7 @@ def _row(row: Row, record: Record, costs: Sequence[str]) -> dict[str, Any]:
         },
         "schedule": row.schedule,
         "errors": None if row.step_errors is None else [_finite(e) for e in row.step_errors],
+        "equalTime": row.equal_time,
         "against": {other: _states(row, other, record) for other in row.against},
     }
 

@@ -21,7 +21,7 @@ Object.assign(Viewer.prototype, {
         element("div", { class: "modes", role: "group", "aria-label": "Way of comparing" }, ...this.modes),
         element("div", { class: "modes", role: "group", "aria-label": "Zoom of all panes" }, this.zoomOut, this.zoomReset, this.zoomIn)),
       this.thumbs, this.prompt, this.panes, this.amount,
-      element("p", { class: "soft" }, "On an image: + and − zoom, arrow keys move, 0 shows all of it; drag, or pinch. One zoom holds for all panes."));
+      element("p", { class: "soft hint" }, "On an image: + and − zoom, arrow keys move, 0 shows all of it; drag, or pinch. One zoom holds for all panes."));
     place.append(this.root);
   },
 
