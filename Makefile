@@ -4,7 +4,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ARGS ?=
-BENCH ?= hot_path
+BENCH ?= *
 WORKERS ?= 2
 
 VENV := .venv
@@ -19,10 +19,10 @@ HEADERS := $(VENV)/onnxruntime-headers
 # Not in .venv, where importing it would fail for want of CUDA; the tests go round that.
 CONVERTERS := build/torch-tensorrt
 
-.PHONY: help demo test lint format wheel bench mutants runner converters
+.PHONY: help demo test lint format wheel bench bench-compare mutants runner converters
 
 help:
-	@echo "make demo | test | lint | format | wheel | bench | mutants | runner | converters   (options in ARGS)"
+	@echo "make demo | test | lint | format | wheel | bench | bench-compare | mutants | runner | converters   (options in ARGS)"
 
 # Installed again only when the project's metadata or the pins change. torch goes first and alone.
 $(STAMP): pyproject.toml $(PINS)
@@ -72,8 +72,12 @@ mutants: $(STAMP)
 	$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[mutation]'
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py $(ARGS)
 
-# One benchmark: those named test_*.py run under pytest-benchmark, the others are scripts.
+# All that run under pytest-benchmark, or one of them (BENCH=hot_path), or a script (BENCH=latency).
 bench: $(STAMP)
-	if test -f benchmarks/test_$(BENCH).py; \
+	if ls benchmarks/test_$(BENCH).py > /dev/null 2>&1; \
 	then OMP_NUM_THREADS=1 $(BIN)/pytest -p benchmark -s benchmarks/test_$(BENCH).py $(ARGS); \
 	else $(BIN)/python benchmarks/$(BENCH).py $(ARGS); fi
+
+# Two saved runs: make bench-compare A=0001 B=0002
+bench-compare: $(STAMP)
+	$(BIN)/python benchmarks/compare.py $(A) $(B) $(ARGS)

@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,20 +67,24 @@ def ratios(medians: dict[str, dict[str, float]]) -> dict[str, float]:
 def in_new_processes(case: str) -> list[dict[str, float]]:
     """One case with nothing cached, then once more."""
     with tempfile.TemporaryDirectory() as cache:
-        folder = {"TORCHINDUCTOR_CACHE_DIR": str(Path(cache, "inductor")), "TMPDIR": cache}
-        command = [sys.executable, *sys.argv, "--only", case]
-        runs = []
-        for _ in range(2):
-            done = subprocess.run(
-                command,
-                env={**os.environ, **folder},
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            run: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-            runs.append(run)
-    return runs
+        return [new_process(case, sys.argv[1:], Path(cache)) for _ in range(2)]
+
+
+def new_process(case: str, options: Sequence[str], cache: Path) -> dict[str, float]:
+    """The first call of a case in a process of its own, whose Inductor cache lies in a folder."""
+    done = subprocess.run(
+        [sys.executable, __file__, *options, "--only", case],
+        env={
+            **os.environ,
+            "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+            "TMPDIR": str(cache),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    run: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return run
 
 
 def first_call(args: Any) -> dict[str, float]:
