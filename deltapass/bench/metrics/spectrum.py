@@ -33,15 +33,15 @@ def relative_log_magnitude(images: torch.Tensor) -> torch.Tensor:
     kept = rings < min(height, width) // 2 + 1
     sums = torch.zeros(len(grey), int(rings[kept].max()) + 1, dtype=torch.float64)
     sums.index_add_(1, rings[kept], relative[:, kept].cpu())
-    members: torch.Tensor = rings[kept].bincount()
-    return sums / members
+    found: torch.Tensor = sums / rings[kept].bincount()
+    return found
 
 
 def _rings(height: int, width: int) -> torch.Tensor:
     """The ring that each frequency (H, W) belongs to; of unlike sides, by the shorter one's."""
     shorter = min(height, width)
     rows, columns = (torch.fft.fftfreq(side).double() for side in (height, width))
-    distance = (rows[:, None].square() + columns[None, :].square()).sqrt() * shorter
+    distance: torch.Tensor = (rows[:, None].square() + columns[None, :].square()).sqrt() * shorter
     return distance.round().long()
 
 
