@@ -7,7 +7,7 @@ import pytest
 from page_case import MEASURES, made_up_record, speed_record
 
 from deltapass.bench.page.advice import advise, advise_at, front
-from deltapass.bench.page.shares import END_TO_END, MACS, STEP, costs_of, share
+from deltapass.bench.page.shares import END_TO_END, MACS, STEP, costs_of, plain_curves, share
 from deltapass.bench.record import Difference, Interval, Macs, Record, Row, Times, Timing, Verdict
 
 PSNR, RIGHT, KID = MEASURES
@@ -138,3 +138,16 @@ def test_multiply_accumulates_are_the_last_resort() -> None:
     assert costs_of(record) == (MACS,)
     assert share(record.rows[0], STEP) is None
     assert share(record.rows[0], MACS) == Interval(mean=0.5, low=0.5, high=0.5)
+
+
+def test_plain_runs_of_another_lowering_or_solver_are_curves_of_their_own() -> None:
+    def plain(name: str, steps: int, lowering: str = "inductor", **settings: str) -> Row:
+        made = row(name, 20 / steps, steps, kind="plain" if steps == 20 else "steps")
+        return msgspec.structs.replace(made, steps=steps, lowering=lowering, settings=settings)
+
+    rows = (
+        plain("a20", 20), plain("eager", 20, "eager"), plain("a10", 10), plain("a13", 13),
+        plain("b20", 20, solver="DDIM"), plain("b10", 10, solver="DDIM"), row("cached", 2, 30),
+    )  # fmt: skip
+    record = msgspec.structs.replace(speed_record(), rows=rows, reference="a20")
+    assert plain_curves(record) == (("a10", "a13", "a20"), ("b10", "b20"))

@@ -13,7 +13,16 @@ import msgspec
 
 from deltapass.bench.page.advice import front, speedup
 from deltapass.bench.page.pictures import Pictures
-from deltapass.bench.page.shares import COSTS, costs_of, is_stable, share, timing, usable
+from deltapass.bench.page.sections import has_strip
+from deltapass.bench.page.shares import (
+    COSTS,
+    costs_of,
+    is_stable,
+    plain_curves,
+    share,
+    timing,
+    usable,
+)
 from deltapass.bench.page.wording import KINDS, MARKS, scaled, seconds
 from deltapass.bench.record import Figure, Interval, Measure, Record, Row
 
@@ -29,6 +38,7 @@ def data_of(record: Record, pictures: Pictures) -> dict[str, Any]:
         "costs": [{"name": cost, "title": COSTS[cost]} for cost in costs],
         "measures": [_measure(measure) for measure in record.measures],
         "rows": [_row(row, record, costs) for row in record.rows],
+        "curves": plain_curves(record),
         "fronts": {
             cost: {each.name: front(record, cost, each) for each in record.measures}
             for cost in costs
@@ -66,6 +76,7 @@ def _row(row: Row, record: Record, costs: Sequence[str]) -> dict[str, Any]:
             for measure in record.measures
         },
         "schedule": row.schedule,
+        "strip": has_strip(row),
         "errors": None if row.step_errors is None else [_finite(e) for e in row.step_errors],
         "equalTime": row.equal_time,
         "against": {other: _states(row, other, record) for other in row.against},

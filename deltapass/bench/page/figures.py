@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from deltapass.bench.page.advice import front, named, value
-from deltapass.bench.page.shares import COSTS, by_cost, costs_of
+from deltapass.bench.page.shares import COSTS, by_cost, costs_of, plain_curves
 from deltapass.bench.record import Figure, Interval, Measure, Record, Row
 from deltapass.libraries import needs
 
@@ -72,14 +72,16 @@ def draw_pareto(record: Record, cost: str, measure: Measure) -> Drawn:
         MissingLibraryError: If matplotlib is not installed.
     """
     drawn, axes = _canvas()
-    plain = [
-        (cut, mean)
-        for row, cut in by_cost(record.rows, cost)
-        if row.kind in ("plain", "steps") and (mean := value(row, measure))
-    ]
-    if plain:
-        x, y = [cut.mean for cut, _ in plain], [mean.mean * measure.scale for _, mean in plain]
-        axes.plot(x, y, color=STYLES["steps"][0], linewidth=1.6, label="fewer plain steps")
+    for number, names in enumerate(plain_curves(record)):
+        plain = [
+            (cut.mean, mean.mean * measure.scale)
+            for row, cut in by_cost(record.rows, cost)
+            if row.name in names and (mean := value(row, measure))
+        ]
+        if len(plain) > 1:
+            x, y = zip(*plain, strict=True)
+            label = None if number else "fewer plain steps"
+            axes.plot(x, y, color=STYLES["steps"][0], linewidth=1.6, label=label)
     _draw_front(axes, record, cost, measure)
     for row, cut in by_cost(record.rows, cost):
         if mean := value(row, measure):

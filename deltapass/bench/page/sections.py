@@ -12,7 +12,7 @@ from deltapass.bench.page.advice import Advice, advise, advise_at, value
 from deltapass.bench.page.figures import plain_name
 from deltapass.bench.page.pictures import Pictures, choose_pictures
 from deltapass.bench.page.shares import MACS, costs_of
-from deltapass.bench.record import Measure, Record
+from deltapass.bench.record import Measure, Record, Row
 from deltapass.errors import counted
 
 GLANCE: Final = (1.25, 1.5, 1.75, 2.0, 3.0)  # speed-ups of the first table
@@ -96,6 +96,12 @@ def section_of(anchor: str, record: Record, source: Path) -> Section:
     )  # fmt: skip
 
 
+def has_strip(row: Row) -> bool:
+    """Whether its steps are worth a picture: some are not the plain model's."""
+    errors = row.kind in ("cache", "rival") and row.step_errors is not None
+    return errors or any(span is not None for span in row.schedule or ())
+
+
 def measures_judged(record: Record) -> tuple[Measure, ...]:
     """Measures that tell quality here; none of a model of random weights."""
     if record.model.random_weights:
@@ -118,7 +124,7 @@ def paper_table(paper: Mapping[str, Any]) -> PaperTable:
         title=str(paper.get("title", "The paper's table")),
         columns=columns,
         rows=tuple(rows),
-        notes=tuple(str(paper[key]) for key in ("about", "source", "note") if paper.get(key)),
+        notes=tuple(str(paper[key]) for key in ("label", "about") if paper.get(key)),
     )
 
 
@@ -140,7 +146,7 @@ def _contents(
     yield "methods", "All methods"
     if pictures.uris:
         yield "images", "Images side by side"
-    if any(row.schedule or row.step_errors for row in record.rows):
+    if any(has_strip(row) for row in record.rows):
         yield "schedules", "Schedules, step by step"
     if any(cost != MACS for cost in costs):
         yield "times", "Times"

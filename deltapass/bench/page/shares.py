@@ -10,6 +10,7 @@ from typing import Final
 from deltapass.bench.record import Interval, Record, Row, Timing
 
 END_TO_END, DENOISER, STEP, MACS = "end_to_end", "denoiser", "step", "macs"
+APART: Final = ("solver", "weights")  # settings that make plain runs another model's, so to say
 # In the order in which they are preferred. Multiply-accumulates are no time: the last resort.
 COSTS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -49,6 +50,23 @@ def is_stable(row: Row, cost: str) -> bool:
     """Whether a row's time kept to the rule of stability; multiply-accumulates always do."""
     found = timing(row, cost)
     return found is None or found.stability == "stable"
+
+
+def plain_curves(record: Record) -> tuple[tuple[str, ...], ...]:
+    """Names of plain rows that differ by nothing but their steps, a group each, the fewest first.
+
+    Runs of another lowering, solver or other weights are curves of their own.
+    """
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in record.rows:
+        if row.kind in ("plain", "steps"):
+            key = (row.lowering, *(str(row.settings.get(name)) for name in APART))
+            groups.setdefault(key, []).append(row)
+    return tuple(
+        tuple(row.name for row in sorted(rows, key=lambda row: row.steps))
+        for rows in groups.values()
+        if len(rows) > 1
+    )
 
 
 def usable(value: Interval | None) -> bool:

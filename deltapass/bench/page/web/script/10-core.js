@@ -62,7 +62,10 @@ function extent(values, room = 0.06) {
 
 const tip = document.getElementById("tip");
 
+let anchor = null; // what the tip belongs to, where keys brought it: it follows when that scrolls
+
 function showTip(words, x, y) {
+  anchor = null;
   tip.textContent = words;
   tip.hidden = false;
   const box = tip.getBoundingClientRect();
@@ -75,10 +78,15 @@ function showTip(words, x, y) {
 function showTipAt(target, words) {
   const box = target.getBoundingClientRect();
   showTip(words, box.left + box.width / 2, box.top);
+  anchor = target;
 }
 
-const hideTip = () => { tip.hidden = true; };
-addEventListener("scroll", hideTip, { passive: true });
+function hideTip() {
+  anchor = null;
+  tip.hidden = true;
+}
+
+addEventListener("scroll", () => (anchor ? showTipAt(anchor, tip.textContent) : hideTip()), { passive: true });
 addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
 
 // Draws when the width changes: texts keep their size at every width.

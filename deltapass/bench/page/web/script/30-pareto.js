@@ -23,7 +23,7 @@ function pareto(section, data, chosen, width) {
   });
   drawCorner(picture, at, measure, small);
   drawAxes(picture, data, at, measure, chosen, [left, right, low, high], small);
-  drawPlainCurve(picture, at, rows);
+  data.curves.forEach((names) => drawPlainCurve(picture, at, rows, names));
   drawFront(picture, at, rows, data.fronts[chosen.cost][measure.name]);
   drawPoints(picture, section, data, at, rows, measure, chosen);
   return picture;
@@ -81,8 +81,8 @@ function drawAxes(picture, data, at, measure, chosen, [left, right, low, high], 
   }
 }
 
-function drawPlainCurve(picture, at, rows) {
-  const plain = rows.filter(({ row }) => row.kind === "plain" || row.kind === "steps");
+function drawPlainCurve(picture, at, rows, names) {
+  const plain = rows.filter(({ row }) => names.includes(row.name));
   if (plain.length < 2) return;
   const up = plain.map(({ x, y }) => `${at.x(x[0])},${at.y(y[2])}`);
   const down = plain.map(({ x, y }) => `${at.x(x[0])},${at.y(y[1])}`).reverse();

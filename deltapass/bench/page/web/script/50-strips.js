@@ -1,6 +1,6 @@
 // A schedule step by step, and under it the error of every step.
 function strips(place, data) {
-  const rows = data.rows.filter((row) => row.schedule || row.errors);
+  const rows = data.rows.filter((row) => row.strip);
   const most = Math.max(...rows.flatMap((row) => (row.errors || []).map((each) => each || 0)), 1e-12);
   for (const row of rows) {
     const plot = element("div", { class: "plot" });
@@ -76,17 +76,18 @@ function stepInWords(row, k) {
 function watchSteps(picture, row, { left, column, count, height, start, gap }) {
   const mark = svg("rect", { class: "column", y: start - 2, width: Math.max(2, column - gap), height: height - 20 - start, visibility: "hidden" });
   picture.append(mark);
-  const go = (k, x, y) => {
+  const go = (k) => {
     mark.setAttribute("x", left + k * column);
     mark.setAttribute("visibility", "visible");
     picture.setAttribute("aria-valuenow", k);
     picture.setAttribute("aria-valuetext", stepInWords(row, k));
-    showTip(stepInWords(row, k), x, y);
   };
   const leave = () => { mark.setAttribute("visibility", "hidden"); hideTip(); };
   picture.addEventListener("pointermove", (event) => {
     const k = Math.floor((event.clientX - picture.getBoundingClientRect().left - left) / column);
-    if (k >= 0 && k < count) go(k, event.clientX, event.clientY); else leave();
+    if (k < 0 || k >= count) return leave();
+    go(k);
+    return showTip(stepInWords(row, k), event.clientX, event.clientY);
   });
   picture.addEventListener("pointerleave", leave);
   picture.addEventListener("blur", leave);
@@ -96,7 +97,7 @@ function watchSteps(picture, row, { left, column, count, height, start, gap }) {
     if (next === undefined) return;
     event.preventDefault();
     const k = clamp(next, 0, count - 1);
-    const box = picture.getBoundingClientRect();
-    go(k, box.left + left + k * column, box.top);
+    go(k);
+    showTipAt(mark, stepInWords(row, k));
   });
 }
