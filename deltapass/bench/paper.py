@@ -11,17 +11,17 @@ from typing import Any, Final
 from deltapass.errors import BenchError
 
 FOLDER: Final = Path(__file__).parents[1] / "assets" / "paper"
-LABEL: Final = "the paper's figures, measured by its authors (latency in ms on an A100); not ours"
+SOURCE: Final = "the paper's figures, measured by its authors (latency in ms on an A100); not ours"
 
 
 @functools.cache
 def paper_tables() -> MappingProxyType[str, Any]:
-    """Key of a suite's `paper` -> `title`, `about`, `columns`, `rows` and `label`.
+    """Key of a suite's `paper` -> `title`, `about`, `columns`, `rows` and `source`.
 
     Rows have one value a column; an empty text stands where the paper has no figure.
     """
     read = tomllib.loads((FOLDER / "tables.toml").read_text())
-    return MappingProxyType({name: {**table, "label": LABEL} for name, table in read.items()})
+    return MappingProxyType({name: {**table, "source": SOURCE} for name, table in read.items()})
 
 
 def paper_table(name: str) -> dict[str, Any]:

@@ -1,12 +1,10 @@
-"""A record as tables for people: markdown, and CSV for whoever wants to compute.
+"""A record as tables for people, in markdown; `page/beside.py` has it as CSV.
 
 Nothing is decided here: times, means and verdicts are the record's own.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -156,70 +154,13 @@ def verdict(found: Difference | None, measure: Measure) -> str:
 def paper_markdown(paper: Mapping[str, Any]) -> str:
     """The paper's table as it printed it, under a line that says whose it is."""
     lines = [[_plain(value) for value in row] for row in paper["rows"]]
-    label = paper.get("label", "the paper's figures; not ours")
+    label = paper.get("source", "the paper's figures; not ours")
     head = f"{paper.get('title', 'The paper')} of the paper ({label}): {paper.get('about', '')}"
     return f"{head.rstrip(': ')}\n\n{table(list(paper['columns']), lines)}"
 
 
 def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-# ---- CSV -----------------------------------------------------------------------------------------
-
-
-def csv_text(record: Record) -> str:
-    """A line a row with plain numbers, unscaled; what does not exist is empty."""
-    lines = [_flat(row, record) for row in record.rows]
-    titles = list(dict.fromkeys(title for line in lines for title in line))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, titles, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
-
-
-def _flat(row: Row, record: Record) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "suite": record.suite.get("name", ""),
-        "model": record.model.name,
-        "row": row.name,
-        "label": row.label,
-        "kind": row.kind,
-        "steps": row.steps,
-        "lowering": row.lowering,
-        "failure": row.failure,
-        "compile_seconds": row.compile_seconds,
-        "peak_bytes": row.peak_bytes,
-        **{each: getattr(row.counts, each) for each in row.counts.__struct_fields__},
-    }
-    if row.macs is not None:
-        found |= {f"macs_{each}": getattr(row.macs, each) for each in ("paper", "full", "share")}
-    for name in ("end_to_end", "denoiser", "step"):
-        found |= _flat_timing(name, None if row.times is None else getattr(row.times, name))
-    found["equal_time"] = row.equal_time
-    pairs = row.against.get(row.equal_time or "", {})
-    for name in (measure.name for measure in record.measures):
-        if name in row.means:
-            mean = row.means[name]
-            found |= {name: mean.mean, f"{name}_low": mean.low, f"{name}_high": mean.high}
-        if name in pairs:
-            found[f"{name}_verdict"] = pairs[name].verdict
-            found[f"{name}_difference"] = pairs[name].difference.mean
-            found[f"{name}_detectable"] = pairs[name].detectable
-    return {title: value for title, value in found.items() if value is not None}
-
-
-def _flat_timing(name: str, timing: Timing | None) -> dict[str, Any]:
-    if timing is None:
-        return {}
-    return {
-        f"{name}_seconds": timing.median,
-        f"{name}_share": timing.share,
-        f"{name}_share_low": timing.share_low,
-        f"{name}_share_high": timing.share_high,
-        f"{name}_stability": timing.stability,
-    }
 
 
 # ---- text ----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ def test_every_row_has_a_value_for_every_column() -> None:
     assert len(paper_tables()) == 11
     for table in paper_tables().values():
         assert all(len(row) == len(table["columns"]) for row in table["rows"])
-        assert "not ours" in table["label"]
+        assert "not ours" in table["source"]
 
 
 def test_tables_are_found_by_name() -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
 import msgspec
 from bench_records import record, row, timing, values
 
 from deltapass.bench.metrics.table import MEASURES
 from deltapass.bench.paper import paper_table
 from deltapass.bench.record import Counts, Interval, Row, Times
-from deltapass.bench.tables import NO_STEPS, csv_text, equal_time_table, markdown, values_table
+from deltapass.bench.tables import NO_STEPS, equal_time_table, markdown, values_table
 
 
 def rows() -> tuple[Row, ...]:
@@ -91,13 +88,3 @@ def test_the_floor_is_a_line_of_its_own() -> None:
     measures = tuple(msgspec.structs.replace(each, floor=floor) for each in made.measures)
     table = values_table(msgspec.structs.replace(made, measures=measures))
     assert "50.0 (40.0 to 60.0)" in cells(table, "real images")
-
-
-def test_csv_has_plain_numbers() -> None:
-    lines = list(csv.DictReader(io.StringIO(csv_text(record(*rows())))))
-    assert [line["row"] for line in lines] == ["plain", "plain-13", "ours"]
-    ours = lines[2]
-    assert float(ours["end_to_end_share"]) == 0.6
-    assert 30 < float(ours["psnr"]) < 32
-    assert ours["psnr_verdict"] == "better"
-    assert lines[0]["psnr"] == ""
