@@ -6,6 +6,7 @@ alone. CLIP's score of a black frame is not far from that of a picture.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -27,27 +28,20 @@ IMAGE_REWARD: Final = "DELTAPASS_IMAGEREWARD"
 HPS: Final = "DELTAPASS_HPSV2"
 
 
+@torch.no_grad()
 def clip_scores(images: torch.Tensor, prompts: Sequence[Any]) -> Values:
     """CLIP score of each image in 0..1 with its prompt, 0..100: (N, C, H, W), N texts -> (N,).
 
+    Not by torchmetrics: what its 1.9 expects of CLIP is not what transformers 5 gives.
+
     Raises:
         BenchError: As `clip_ready`.
-        MissingLibraryError: If torchmetrics or transformers is not installed.
+        MissingLibraryError: If transformers is not installed.
     """
-    with needs("torchmetrics", "bench"):
-        from torchmetrics.functional.multimodal import clip_score
-
     both = _clip(clip_ready(prompts))
-    texts = as_texts(prompts)
-    pictures = _as_bytes(images)
-    return as_values(
-        torch.stack(
-            [
-                clip_score(picture, text, model_name_or_path=lambda: both).detach()
-                for picture, text in zip(pictures, texts, strict=True)
-            ]
-        )
-    )
+    seen = torch.cat([_seen(both, part) for part in batches(images)])
+    said = torch.cat([_said(both, text) for text in as_texts(prompts)])
+    return as_values(100 * (seen * said).sum(1).clamp_min(0))
 
 
 def clip_features(images: torch.Tensor, folder: Path, store: FeatureStore) -> torch.Tensor:
@@ -56,19 +50,25 @@ def clip_features(images: torch.Tensor, folder: Path, store: FeatureStore) -> to
     Raises:
         MissingLibraryError: If transformers is not installed.
     """
-    loaded: list[tuple[Any, Any]] = []
+    loaded = functools.cache(lambda: _clip(folder))
+    kind = f"clip-{folder.resolve().name}"
+    return store.kept(kind, images, lambda part: _seen(loaded(), part))
 
-    @torch.no_grad()
-    def taken(part: torch.Tensor) -> torch.Tensor:
-        if not loaded:
-            loaded.append(_clip(folder))
-        model, processor = loaded[0]
-        given = processor(images=list(_as_bytes(part)), return_tensors="pt")
-        seen = model.vision_model(given["pixel_values"]).pooler_output
-        found: torch.Tensor = torch.nn.functional.normalize(model.visual_projection(seen), dim=1)
-        return found
 
-    return store.kept(f"clip-{folder.resolve().name}", images, taken)
+@torch.no_grad()
+def _seen(both: tuple[Any, Any], images: torch.Tensor) -> torch.Tensor:
+    model, processor = both
+    given = processor(images=list(_as_bytes(images)), return_tensors="pt")
+    seen = model.vision_model(given["pixel_values"]).pooler_output
+    return torch.nn.functional.normalize(model.visual_projection(seen), dim=1)
+
+
+@torch.no_grad()
+def _said(both: tuple[Any, Any], text: str) -> torch.Tensor:
+    model, processor = both
+    given = processor(text=[text], return_tensors="pt", truncation=True)
+    said = model.text_model(**given).pooler_output
+    return torch.nn.functional.normalize(model.text_projection(said), dim=1)
 
 
 def image_rewards(images: torch.Tensor, prompts: Sequence[Any]) -> Values:
