@@ -19,7 +19,9 @@ from deltapass.graph.copying import copy_of
 from deltapass.graph.executable import Lowered
 from deltapass.graph.program import Body, TensorSpec
 
-SIMPLE: Final = frozenset({torch.add, torch.sub, torch.mul, torch.empty_strided, "copy_"})
+SIMPLE: Final = frozenset(
+    {torch.add, torch.sub, torch.mul, torch.clone, torch.empty_strided, "copy_"}
+)
 
 
 @final

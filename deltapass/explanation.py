@@ -247,14 +247,17 @@ def _legend(table: Table, blocks: int) -> Iterator[str]:
     """What the words of a table's line mean, each that stands there."""
     yield "R: refresh"
     for span in sorted({row for row in table if row is not None}):
-        yield f"{row_text(span, blocks)}: {span} skipped"
+        skipped = " and what only serves them" if span.is_feature and span.start else ""
+        yield f"{row_text(span, blocks)}: {span} skipped{skipped}"
 
 
 def _span_line(plan: Plan, wanted: Span) -> str:
     spanned = plan.spans[wanted]
     streams = ", ".join(f"{stream.live_out} {stream.spec}" for stream in spanned.streams)
     less = f" (wanted {wanted}: {spanned.reason})" if spanned.reason else ""
-    return f"{spanned.span}{less}; streams: {streams}; {spanned.nbytes} bytes a delta"
+    return (
+        f"{spanned.span}{less}; streams: {streams}; {spanned.nbytes} bytes a {spanned.span.keeps}"
+    )
 
 
 def _variant_table(costs: tuple[VariantCost, ...]) -> RichTable:

@@ -34,6 +34,7 @@ OPTION_NAMES: Final = (
     "budget",
     "order",
     "predictor",
+    "keeps",
     "steps",
     "schedule",
     "preset",
@@ -174,9 +175,10 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
     Nothing given is the preset DEFAULT_SCHEDULE. `interval`, `cached_blocks` and `boundary` are
     fields of a named schedule ('delta-dit', the paper's, when none is named, as where `order` is
     given); `budget` chooses the first two, a `preset` the whole schedule. `predictor`
-    replaces that of the schedule, and `order` is short for it: 0 is "reuse", 1 is "linear". None
-    stands for "not given" for all of these, and for `schedule` and `steps`. `per_step` is short for
-    `inputs` with that key alone.
+    replaces that of the schedule, and `order` is short for it: 0 is "reuse", 1 is "linear".
+    `keeps` replaces that of the schedule, in all rows of a table. None stands for "not given" for
+    all of these, and for `schedule` and `steps`. `per_step` is short for `inputs` with that key
+    alone.
 
     Args:
         raw: Options by name, as given to torch.compile.
@@ -187,7 +189,8 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
         ContradictoryOptionsError: If a schedule object, file or 'none' comes with its fields, a
             budget or a preset with what it chooses, `order` or a schedule with fitted weights with
             a `predictor`, or `per_step` with the same key of `inputs`.
-        ScheduleError: If the schedule's name, file or fields cannot be used.
+        ScheduleError: If the schedule's name, file or fields cannot be used, or its fitted weights
+            are not for what it is to keep.
         OptionError: If another value cannot be used; see `Options` for the rest.
     """
     given: dict[str, Any] = dict(raw or {})
@@ -202,15 +205,14 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
         _refuse_beside_preset({"schedule": named, "budget": budget, **fields})
         named = preset_named(preset)
     order = given.pop("order", None)
-    predictor = _predictor(order, given.pop("predictor", None))
+    predictor, keeps = _predictor(order, given.pop("predictor", None)), given.pop("keeps", None)
     if budget is not None:
         schedule: AnySchedule | Budget = _budget(budget, named, fields)
     else:
         # Who sets a field of the paper's schedule, or its order, means that schedule.
         default = "delta-dit" if fields or order is not None else DEFAULT_SCHEDULE
         schedule = given_schedule(default if named is None else named, fields)
-    if predictor is not None:
-        schedule = _predicted(schedule, predictor)
+    schedule = _keeping(_predicted(schedule, predictor), keeps)
     given["inputs"] = _inputs(given.get("inputs"), given.pop("per_step", None))
     return Options(schedule=schedule, mode=mode, **given)
 
@@ -263,12 +265,23 @@ def _predictor(order: Any, predictor: Any) -> str | None:
     return ORDERS[order]
 
 
-def _predicted(schedule: AnySchedule | Budget, predictor: str) -> AnySchedule | Budget:
-    """The schedule with another predictor."""
+def _predicted(schedule: AnySchedule | Budget, predictor: str | None) -> AnySchedule | Budget:
+    """The schedule with another predictor, if one is asked for."""
+    if predictor is None:
+        return schedule
     if isinstance(schedule, ExplicitSchedule) and any(schedule.weights):
         why = "the schedule's rows have weights of their own"
         raise ContradictoryOptionsError("schedule", "predictor", why)
     return replace(schedule, predictor=predictor)
+
+
+def _keeping(schedule: AnySchedule | Budget, keeps: Any) -> AnySchedule | Budget:
+    """The schedule with another thing kept of its spans, if one is asked for."""
+    if keeps is None:
+        return schedule
+    if isinstance(schedule, ExplicitSchedule):
+        return schedule.keeping(keeps)
+    return replace(schedule, keeps=keeps)
 
 
 def _inputs(stated: Any, per_step: Any) -> StatedInputs:

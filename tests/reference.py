@@ -1,4 +1,4 @@
-"""Delta-Cache in eager PyTorch, without a graph: the oracle to equal bit for bit.
+"""Delta-Cache, and features in its place, in eager PyTorch: the oracle to equal bit for bit.
 
 Takes any model, its blocks in execution order, and how a block is called (`Streams`); replaces the
 blocks' `forward` while it runs. A span over a seam (deltapass/compiler/seams.py) is one span before
@@ -111,23 +111,29 @@ class DeltaCacheReference:
         return tuple(self._predict(start, index, stream) for stream in range(len(entering)))
 
     def _predict(self, start: int, index: int, stream: int) -> Tensor | None:
-        """What block `index` gives: what enters the span at block `start`, and the delta."""
+        """What block `index` gives: what enters the span at block `start`, and the delta.
+
+        Where the feature is kept, that alone.
+        """
         deltas: list[Tensor] = []
+        feature = getattr(self._span, "keeps", "delta") == "feature"
         for _, entered, left in self._history:
             live_in, live_out = entered[start][stream], left[index][stream]
             if live_out is None:
                 return None
-            deltas.append(_wide(live_out) - _wide(live_in))
-        own, live_in = self.given.get(int(self._place)), self._live_in[stream]
+            deltas.append(_wide(live_out) - (0 if feature else _wide(live_in)))
+        own = self.given.get(int(self._place))
+        live_in = None if feature else self._live_in[stream]
+        dtype = self._live_in[stream].dtype
         if self.predictor.depth == 1 and own is None:
-            return _sum(deltas[-1], live_in)
+            return deltas[-1].to(dtype) if live_in is None else _sum(deltas[-1], live_in)
         places = [place for place, _, _ in self._history]
         if self.predictor.accumulates:
             deltas = self._coefficients(deltas, places)
         weights = self.predictor.weights(self._place, places[::-1], self.steps)
         if own is not None:
             weights = tuple(own[stream % len(own)])
-        return _weighted_sum(deltas[::-1], weights, live_in)
+        return _weighted_sum(deltas[::-1], weights, live_in, dtype)
 
     def _coefficients(self, deltas: Sequence[Tensor], places: Sequence[Any]) -> list[Tensor]:
         """Those of the fit to all deltas, oldest first as deltas are, by its own recursion."""
@@ -156,18 +162,23 @@ def _wide(value: Tensor) -> Tensor:
     return value.float().clamp(-most, most)
 
 
-def _weighted_sum(deltas: Sequence[Tensor], weights: Sequence[float], live_in: Tensor) -> Tensor:
+def _weighted_sum(
+    deltas: Sequence[Tensor],
+    weights: Sequence[float],
+    live_in: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
     """live_in + the sum of weight times delta, newest first, in float32 at least; rounded once."""
-    wide = torch.promote_types(live_in.dtype, torch.float32)
+    wide = torch.promote_types(dtype, torch.float32)
     total = torch.zeros((), dtype=wide)
     for at, (weight, delta) in enumerate(zip(weights, deltas, strict=False)):
         term = torch.tensor(weight, dtype=torch.float32).to(wide) * delta.to(wide)
         total = total + term if at else term
-    total = total + live_in.to(wide)
-    if live_in.dtype == torch.float16:
+    total = total if live_in is None else total + live_in.to(wide)
+    if dtype == torch.float16:
         most = torch.finfo(torch.float16).max
         total = total.clamp(-most, most)
-    return total.to(live_in.dtype)
+    return total.to(dtype)
 
 
 def _sum(delta: Tensor, live_in: Tensor) -> Tensor:

@@ -201,6 +201,23 @@ def test_macs_of_a_unet_agree_with_the_paper() -> None:
     assert len(report.nested) == 12
 
 
+@pytest.mark.parametrize(
+    ("name", "cached", "printed"),
+    [("dit-xl-256", 14, 3.434), ("dit-xl-256", 21, 2.862), ("pixart-1024", 14, 64.238)],
+)
+def test_macs_of_faster_diffusion_agree_with_the_paper(
+    name: str, cached: int, printed: float
+) -> None:
+    pytest.importorskip("diffusers")
+    from denoisers import DENOISERS
+
+    denoiser = DENOISERS[name]("meta", torch.float32)
+    args, kwargs = denoiser.inputs(999.0)
+    options = {"schedule": "faster-diffusion", "cached_blocks": cached, "steps": 20}
+    report = deltapass.explain(denoiser.model, *args, options=options, **kwargs)
+    assert report.trajectory_macs.paper / 1e12 == pytest.approx(printed, rel=1e-3)
+
+
 def test_explaining_often_meets_no_recompile_limit() -> None:
     toy = make("adaln", depth=4)
     args, kwargs = toy.inputs(999.0, 0)

@@ -53,6 +53,7 @@ def test_the_list_of_options_is_frozen() -> None:
         "budget",
         "order",
         "predictor",
+        "keeps",
         "steps",
         "schedule",
         "preset",
@@ -85,6 +86,7 @@ def test_every_option_is_taken() -> None:
         "budget": None,  # it would choose the interval and the blocks
         "order": None,  # it would say what the predictor says
         "predictor": "quadratic",
+        "keeps": "feature",
         "steps": 10,
         "schedule": "reversed",
         "preset": None,  # it would be the whole schedule
@@ -98,7 +100,9 @@ def test_every_option_is_taken() -> None:
     assert parse_options(raw) == Options(
         lowering="eager",
         steps=10,
-        schedule=reversed_phases(interval=3, cached_blocks=5, boundary=4, predictor="quadratic"),
+        schedule=reversed_phases(
+            interval=3, cached_blocks=5, boundary=4, predictor="quadratic", keeps="feature"
+        ),
         fuse="whole",
         inputs=StatedInputs(sample=("video", "audio"), timestep="s", per_step=("residual", "pose")),
         strict=True,

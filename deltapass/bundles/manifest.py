@@ -199,7 +199,18 @@ class BundlePlan(Spec, frozen=True):
 
 def to_text(plan: BundlePlan) -> str:
     """plan.json as text."""
-    return json.dumps(msgspec.to_builtins(plan, enc_hook=dict), indent=1) + "\n"
+    content = msgspec.to_builtins(plan, enc_hook=dict)
+    for variant in content["variants"]:
+        variant["spans"] = [*map(_span_content, variant["spans"])]
+    for spanned in content["spans"]:
+        spanned |= {name: _span_content(spanned[name]) for name in ("wanted", "span")}
+    return json.dumps(content, indent=1) + "\n"
+
+
+def _span_content(span: list[Any]) -> list[Any]:
+    """A span as plan.json has it, where what is kept is named unless it is a delta."""
+    start, stop, keeps = span
+    return [start, stop] if keeps == "delta" else span
 
 
 def schema_text() -> str:

@@ -1,8 +1,12 @@
-"""The small bodies that the compiler adds to those of the model: a delta, a prediction, a copy.
+"""The small bodies that the compiler adds to those of the model: what is kept, and predictions.
 
 Deltas of float16 streams are float32. Models clip such streams at +-65504; the difference of two
 values within that range may lie outside of it, and infinity minus infinity is no number. bfloat16
-has the range of float32, so its deltas stay what the streams are.
+has the range of float32, so its deltas stay what the streams are. Features have the same types:
+a fit to them has coefficients beyond that range.
+
+What is kept and what a cached step makes of a feature are copies. A model's results may be views of
+a live-out, and whoever samples may write into these.
 """
 
 from __future__ import annotations
@@ -33,21 +37,33 @@ def delta_body(live_out: TensorSpec, live_in: TensorSpec) -> Body:
     return _body("delta", function, live_out=live_out, live_in=live_in)
 
 
-def predict_body(delta: TensorSpec, live_in: TensorSpec, live_out: TensorSpec, taken: int) -> Body:
-    """live_in + predicted delta, in the live-out's own layout and type.
+def feature_body(live_out: TensorSpec) -> Body:
+    """What a span hands on: a copy of its live-out, without gaps."""
+    function = _finite if live_out.dtype == torch.float16 else torch.clone
+    return _body("feature", function, live_out=live_out)
 
-    With `taken` 0 the delta is added as it is; else that many are summed by their weights. The sum
-    begins with the delta: it has the live-out's layout, which the next body expects, while the
+
+def predict_body(
+    kept: TensorSpec, live_in: TensorSpec | None, live_out: TensorSpec, taken: int
+) -> Body:
+    """live_in + predicted delta, in the live-out's own layout and type; without one, a feature.
+
+    With `taken` 0 what is kept is read as it is; else that many are summed by their weights. The
+    sum begins with the delta: it has the live-out's layout, which the next body expects, while the
     live-in may be laid out otherwise (a patch embedding is a transposed view).
     """
+    own = {} if live_in is None else {"live_in": live_in}
+    name = "delta" if own else "feature"
     if taken:
-        given = {f"delta_{age}": delta for age in range(taken)}
-        given["weights"] = weights_spec(delta, taken)
-        function: Callable[..., Any] = _weighted(live_out.dtype)
+        given = {f"{name}_{age}": kept for age in range(taken)}
+        given["weights"] = weights_spec(kept, taken)
+        function: Callable[..., Any] = _weighted(live_out.dtype, onto=bool(own))
     else:
-        given = {"delta": delta}
-        function = _narrow(torch.add) if live_out.dtype == torch.float16 else torch.add
-    body = _body(f"predict_{taken}", function, **given, live_in=live_in)
+        given = {name: kept}
+        function = torch.add if own else torch.clone
+        if live_out.dtype == torch.float16:
+            function = _narrow(torch.add) if own else _half
+    body = _body(f"predict_{taken}", function, **given, **own)
     return body if body.outputs[0].stride == live_out.stride else _in_layout(body, live_out)
 
 
@@ -61,17 +77,20 @@ def weights_spec(delta: TensorSpec, taken: int) -> TensorSpec:
     return TensorSpec(shape=(taken,), stride=(1,), dtype=torch.float32, device=delta.device)
 
 
-def _weighted(stream: torch.dtype) -> Callable[..., Any]:
-    """Sum of weight times delta, plus live-in, at least in float32; rounded once, at the end."""
+def _weighted(stream: torch.dtype, *, onto: bool) -> Callable[..., Any]:
+    """Sum of weight times what is kept, at least in float32; rounded once, at the end.
+
+    With `onto` the live-in is added too.
+    """
     half = stream in (torch.float16, torch.bfloat16)
     wide = torch.float32 if half else stream
 
     def predicted(*values: Any) -> Any:
-        *deltas, weights, live_in = values
-        terms = [
-            torch.mul(delta.to(wide), weights[age].to(wide)) for age, delta in enumerate(deltas)
-        ]
-        total = torch.add(functools.reduce(torch.add, terms), live_in.to(wide))
+        *kept, weights = values[:-1] if onto else values
+        terms = [torch.mul(each.to(wide), weights[age].to(wide)) for age, each in enumerate(kept)]
+        total = functools.reduce(torch.add, terms)
+        if onto:
+            total = torch.add(total, values[-1].to(wide))
         if stream == torch.float16:
             total = torch.clamp(total, -HALF_MAX, HALF_MAX)
         return total.to(stream) if half else total
@@ -82,6 +101,10 @@ def _weighted(stream: torch.dtype) -> Callable[..., Any]:
 def _finite(value: Any) -> Any:
     """A value as float32, infinities as the largest numbers of float16."""
     return torch.clamp(value.to(torch.float32), -HALF_MAX, HALF_MAX)
+
+
+def _half(feature: Any) -> Any:
+    return feature.to(torch.float16)
 
 
 def _wide_delta(live_out: Any, live_in: Any) -> Any:

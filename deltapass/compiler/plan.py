@@ -14,6 +14,7 @@ from typing import Final, final
 
 from deltapass.compiler.added_bodies import delta_dtype
 from deltapass.compiler.addends import Addends
+from deltapass.compiler.features import features_of_span
 from deltapass.compiler.outline import Outline
 from deltapass.compiler.seams import streams_of_span
 from deltapass.compiler.streams import Stream
@@ -23,6 +24,8 @@ from deltapass.errors import (
     StreamError,
     UnsupportedGraphError,
 )
+from deltapass.graph.dead_calls import drop_dead_calls, without_outputs
+from deltapass.graph.program import Program
 from deltapass.schedule.emissions import held_deltas
 from deltapass.schedule.explicit import AnySchedule
 from deltapass.schedule.rules import REGIONS, Span, Table, region_span
@@ -177,7 +180,7 @@ class SpanFinder:
         except StreamError as error:
             plan = self._smaller(wanted, error, strict=strict)
         if not self._is_worth_it(plan.span):
-            raise SmallSpanError(str(plan.span), self._outline.share(plan.span), self._remedy(None))
+            raise SmallSpanError(str(plan.span), self._share(plan.span), self._remedy(None))
         return plan
 
     def _smaller(self, wanted: Span, whole: StreamError, *, strict: bool) -> SpanPlan:
@@ -199,7 +202,10 @@ class SpanFinder:
 
     def _paired(self, span: Span) -> tuple[Stream, ...]:
         captured, stack = self._outline.captured, self._outline.stack
-        streams = streams_of_span(captured, stack, span, self._addends)
+        if span.is_feature:
+            streams = features_of_span(captured, stack, span)
+        else:
+            streams = streams_of_span(captured, stack, span, self._addends)
         for stream in streams:
             # An expanded view has no memory of its own to lay a sum out in.
             if 0 in stream.spec.stride:
@@ -214,8 +220,21 @@ class SpanFinder:
                 return span
         return None
 
+    def _share(self, span: Span) -> float:
+        """What skipping a span saves of the model's MACs, with attention; 1.0 where it has none."""
+        total = self._outline.program.macs.full
+        if not (span.is_feature and total):
+            return self._outline.share(span)
+        return 1 - self._left(span).macs.full / total  # what only serves the span is saved too
+
+    def _left(self, span: Span) -> Program:
+        """What is left of the program where its features stand in for a span."""
+        program, given = self._outline.program, {s.live_out for s in self._streams(span)}
+        calls = tuple(without_outputs(call, given) for call in program.calls)
+        return drop_dead_calls(replace(program, calls=calls))
+
     def _is_worth_it(self, span: Span) -> bool:
-        return self._outline.share(span) >= LEAST_SHARE
+        return self._share(span) >= LEAST_SHARE
 
     def _remedy(self, span: Span | None) -> str:
         """How to ask for what can be cached: this span, else the largest of the whole stack."""
@@ -223,10 +242,13 @@ class SpanFinder:
         if span is None or not self._is_worth_it(span):
             return "No other span of its blocks will do: run it without deltapass"
         for region in REGIONS:
-            if region_span(region, len(span), self._blocks) == span:
-                options = f"{{'schedule': 'delta-cache-{region}', 'cached_blocks': {len(span)}}}"
-                return f"{str(span).capitalize()} can be cached: give options={options}"
-        asked = f"a table (deltapass.ExplicitSchedule) of deltapass.Span({span.start}, {span.stop})"
+            if region_span(region, len(span), self._blocks, span.keeps) == span:
+                keeps = ", 'keeps': 'feature'" if span.is_feature else ""
+                named = f"'schedule': 'delta-cache-{region}', 'cached_blocks': {len(span)}{keeps}"
+                return f"{str(span).capitalize()} can be cached: give options={{{named}}}"
+        keeps = ", 'feature'" if span.is_feature else ""
+        where = f"deltapass.Span({span.start}, {span.stop}{keeps})"
+        asked = f"a table (deltapass.ExplicitSchedule) of {where}"
         return f"{str(span).capitalize()} can be cached: give {asked}"
 
 
@@ -236,4 +258,4 @@ def _within(wanted: Span, blocks: int) -> Iterator[Span]:
     for count in range(len(wanted), 0, -1):
         starts = range(wanted.start, wanted.stop - count + 1)
         for start in starts if shallow else reversed(starts):
-            yield Span(start, start + count)
+            yield Span(start, start + count, wanted.keeps)

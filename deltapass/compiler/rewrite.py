@@ -1,22 +1,29 @@
 """Stage 5: program + span plans -> static variants: refresh and cached.
 
-The whole pass is here: replace a span's live-outs by live-in + delta, and drop the calls nobody
-needs any more. It reads names and layouts only; it knows nothing of the model.
+The whole pass is here: replace a span's live-outs by live-in + delta, or by what was kept of them,
+and drop the calls nobody needs any more. It reads names and layouts only; it knows nothing of the
+model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 import torch
 from torch import fx
 
-from deltapass.compiler.added_bodies import delta_body, predict_body, weights_spec
+from deltapass.compiler.added_bodies import (
+    delta_body,
+    feature_body,
+    predict_body,
+    weights_spec,
+)
 from deltapass.compiler.plan import SpanPlan
 from deltapass.compiler.streams import Stream
 from deltapass.graph.copying import copy_into
+from deltapass.graph.dead_calls import drop_dead_calls, without_outputs
 from deltapass.graph.keys import Key
 from deltapass.graph.program import Body, Call, Program, TensorSpec
 from deltapass.graph.verify import verify
@@ -33,6 +40,10 @@ def refresh_program(program: Program, spans: Sequence[SpanPlan]) -> Program:
         return out                            out = epilogue(h28, c)
                                               return out, delta_7_28_0
 
+    Of a span that is kept by its feature it gives a copy of the live-out:
+
+                                              feature_7_28_0 = feature(h28)
+
     Returns:
         The variant; `deltas` holds one name for every stream of every span, in order.
     """
@@ -40,14 +51,12 @@ def refresh_program(program: Program, spans: Sequence[SpanPlan]) -> Program:
     names = []
     for plan in spans:
         for name, stream in zip(_delta_names(plan), plan.streams, strict=True):
-            body = delta_body(stream.spec, specs[stream.live_in])
-            inputs = (stream.live_out, stream.live_in)
-            call = Call(label="delta", body=body, inputs=inputs, outputs=(name,))
+            call = _kept(stream, name, specs)
             # As early as possible: the live-in need not stay alive until the end.
             calls.insert(_made_at(calls, stream.live_out) + 1, call)
-            specs[name] = body.outputs[0]
+            specs[name] = call.body.outputs[0]
             names.append(name)
-    title = "_".join(["refresh", *(f"{p.span.start}_{p.span.stop}" for p in spans)])
+    title = "_".join(["refresh", *(_title(plan) for plan in spans)])
     return verify(
         replace(program, name=title, calls=tuple(calls), deltas=tuple(names), specs=specs)
     )
@@ -65,6 +74,8 @@ def cached_program(program: Program, plan: SpanPlan, taken: int = 0) -> Program:
         return out
 
     With `taken` 1 to 4 that many deltas of every stream are summed by weights that are inputs too.
+    A feature is taken as it is (or so many are summed): h28 = predict_0(feature_7_28_0), and the
+    blocks before the span, which served it alone, are not there either.
 
     Returns:
         The variant; its inputs end with the delta buffers, newest of all streams first, then one
@@ -84,16 +95,15 @@ def cached_program(program: Program, plan: SpanPlan, taken: int = 0) -> Program:
         predictions.append(
             Call(
                 label=f"predict_{taken}",
-                body=predict_body(delta, specs[stream.live_in], stream.spec, taken),
-                inputs=(*buffers, *weights[at : at + 1], stream.live_in),
+                body=predict_body(delta, specs.get(stream.live_in), stream.spec, taken),
+                inputs=(*buffers, *weights[at : at + 1], *_live_in(stream)),
                 outputs=(stream.live_out,),
             )
         )
     calls = _with_predictions(program.calls, predictions)
-    title = f"cached_{plan.span.start}_{plan.span.stop}"
     changed = replace(
         program,
-        name=title,
+        name=f"cached_{_title(plan)}",
         inputs=(*program.inputs, *inputs, *weights),
         calls=calls,
         specs=specs,
@@ -102,8 +112,8 @@ def cached_program(program: Program, plan: SpanPlan, taken: int = 0) -> Program:
 
 
 def delta_name(plan: SpanPlan, stream: int) -> str:
-    """Name of the delta of one stream of a span."""
-    return f"delta_{plan.span.start}_{plan.span.stop}_{stream}"
+    """Name of the delta, or of the feature, of one stream of a span."""
+    return f"{plan.span.keeps}_{plan.span.start}_{plan.span.stop}_{stream}"
 
 
 def buffer_name(plan: SpanPlan, stream: int, age: int) -> str:
@@ -118,19 +128,8 @@ def weights_name(stream: int) -> str:
 
 
 def delta_spec(program: Program, stream: Stream) -> TensorSpec:
-    """Layout of the delta of one stream: that of the live-out, without gaps."""
-    return delta_body(stream.spec, program.specs[stream.live_in]).outputs[0]
-
-
-def drop_dead_calls(program: Program) -> Program:
-    """Leave out every call that no result needs."""
-    needed = {*program.value_results, *program.deltas}
-    kept = []
-    for call in reversed(program.calls):
-        if needed.intersection(call.outputs):
-            kept.append(call)
-            needed.update(call.inputs)
-    return replace(program, calls=tuple(reversed(kept)))
+    """Layout of what is kept of one stream: that of the live-out, without gaps."""
+    return _kept(stream, "", program.specs).body.outputs[0]
 
 
 def inline(program: Program) -> Body:
@@ -157,6 +156,25 @@ def inline(program: Program) -> Body:
     )
 
 
+def _kept(stream: Stream, name: str, specs: Mapping[str, TensorSpec]) -> Call:
+    """The call that gives the delta, or the feature, of one stream."""
+    if stream.live_in:
+        body, label = delta_body(stream.spec, specs[stream.live_in]), "delta"
+    else:
+        body, label = feature_body(stream.spec), "feature"
+    inputs = (stream.live_out, *_live_in(stream))
+    return Call(label=label, body=body, inputs=inputs, outputs=(name,))
+
+
+def _live_in(stream: Stream) -> tuple[str, ...]:
+    return (stream.live_in,) if stream.live_in else ()
+
+
+def _title(plan: SpanPlan) -> str:
+    kept = "_feature" if plan.span.is_feature else ""
+    return f"{plan.span.start}_{plan.span.stop}{kept}"
+
+
 def _delta_names(plan: SpanPlan) -> list[str]:
     return [delta_name(plan, index) for index in range(len(plan.streams))]
 
@@ -171,11 +189,5 @@ def _with_predictions(calls: Sequence[Call], predictions: Sequence[Call]) -> tup
     placed: list[Call] = []
     for call in calls:
         placed.extend(made[name] for name in call.outputs if name in made)
-        placed.append(_without_outputs(call, made))
+        placed.append(without_outputs(call, made))
     return tuple(placed)
-
-
-def _without_outputs(call: Call, names: Container[str]) -> Call:
-    """The call with the outputs in `names` renamed, so that nobody reads them."""
-    outputs = tuple(f"{name}_dropped" if name in names else name for name in call.outputs)
-    return replace(call, outputs=outputs)

@@ -57,13 +57,18 @@ def stream_between(captured: Captured, stack: Stack, span: Span) -> Stream:
         StreamError: If the span leaves out the innermost blocks, or the values at its two ends
             differ in shape or type.
     """
+    check_holds_innermost(stack, span)
     ends = stack.ends[span.start]
-    if span.stop < len(stack):
-        inner = "leaves the span before its innermost block, and blocks lie inside each other"
-        raise StreamError(str(span), stack.ends[span.stop].live_in, inner)
     entered, left = (captured.values[name] for name in (ends.live_in, ends.live_out))
     if not (isinstance(entered, TensorSpec) and isinstance(left, TensorSpec)):
         raise StreamError(str(span), ends.live_out, "is no tensor")
     if (entered.shape, entered.dtype, entered.device) != (left.shape, left.dtype, left.device):
         raise StreamError(str(span), ends.live_out, f"is {left}, and what enters is {entered}")
     return Stream(live_in=ends.live_in, live_out=ends.live_out, spec=left)
+
+
+def check_holds_innermost(stack: Stack, span: Span) -> None:
+    """Raise StreamError for a span of nested blocks that leaves out the innermost ones."""
+    if span.stop < len(stack):
+        inner = "leaves the span before its innermost block, and blocks lie inside each other"
+        raise StreamError(str(span), stack.ends[span.stop].live_in, inner)

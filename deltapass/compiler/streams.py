@@ -41,7 +41,7 @@ SLICE_ARGUMENTS: Final = 4  # aten.slice.Tensor(input, dim, start, end)
 class Stream:
     """One residual stream over a span: the value that enters and the value that leaves.
 
-    `spec` is that of the live-out.
+    `spec` is that of the live-out. Into a feature nothing enters: its `live_in` is empty.
     """
 
     live_in: str

@@ -1,6 +1,7 @@
 """From a plan to chains: the segments of a bundle, glue between them, variants as lists of both.
 
-Glue is what the rewrite adds, live-out - live-in and live-in + delta. It becomes a small segment
+Glue is what the rewrite adds, live-out - live-in and live-in + delta, or copies of a feature. It
+becomes a small segment
 like any other, so that whoever runs a bundle knows nothing but calls.
 """
 
@@ -26,6 +27,7 @@ from deltapass.exporting.segments import dense, segmented
 from deltapass.exporting.trace import Exported
 from deltapass.graph.program import Call, Program
 from deltapass.graph.sizes import Dimensions
+from deltapass.schedule.keeps import KEEPS
 from deltapass.schedule.rules import Span
 
 EXAMPLE_WEIGHTS: Final = (1.6, -0.9, 0.4, -0.1)  # of one stream, newest first
@@ -206,5 +208,5 @@ class _Builder:
 
 
 def _is_glue(call: Call) -> bool:
-    """Delta and prediction hold no weights and come from the rewrite."""
-    return call.label == "delta" or call.label.startswith("predict")
+    """What is kept and predictions hold no weights and come from the rewrite."""
+    return call.label in KEEPS or call.label.startswith("predict")

@@ -1,7 +1,8 @@
 """Stage 5 for engines: everything between two cuts becomes one segment.
 
 An engine holds its weights. So that each weight lies in one engine only, the stack is cut where
-some span begins or ends, or has a seam, and nowhere else; a variant is then a list of segments. For
+some span begins or ends, or has a seam, before the first block where a span is kept by its feature,
+and nowhere else; a variant is then a list of segments. For
 the spans 7:28 and 0:21 of 28 blocks, before:           after:
 
     h0, c = prologue(x, t)                   h0, c = prologue(x, t)
@@ -46,6 +47,8 @@ def segmented(
     """
     program, at = outline.program, outline.block_calls
     inner = {position for span in spans for position in outline.calls_of(span)}
+    if any(span.is_feature for span in spans):
+        inner.add(at[0][0])  # blocks before a feature are not run, what lies before them is
     seams = (s for span in spans for s in outline.stack.seams_within(span.start, span.stop))
     inner |= {position for seam in seams for position in (at[seam - 1][-1] + 1, at[seam][0])}
     cuts = sorted({0, *inner, len(program.calls)})

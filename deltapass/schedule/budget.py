@@ -10,6 +10,7 @@ from typing import Final, final
 
 from deltapass.errors import OptionError, ScheduleError
 from deltapass.schedule.checks import check_count
+from deltapass.schedule.keeps import Keeps
 from deltapass.schedule.rules import (
     Region,
     Schedule,
@@ -30,7 +31,7 @@ class Budget:
     """A schedule, Delta-DiT's by default, that is chosen once the costs of a model are known.
 
     `share` is the part of the plain trajectory's MACs that the cached one may cost, above 0.0 and
-    up to 1.0; `boundary`, `predictor` and the regions are those of the schedule.
+    up to 1.0; `boundary`, `predictor`, `keeps` and the regions are those of the schedule.
 
     Raises:
         OptionError: If the share lies outside.
@@ -42,6 +43,7 @@ class Budget:
     predictor: str = "reuse"
     outline: Region = "deep"
     detail: Region = "shallow"
+    keeps: Keeps = "delta"
 
     def __post_init__(self) -> None:
         number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
@@ -114,9 +116,9 @@ class Budget:
         rows = Counter(rule.table(steps, 3))
         full = rows[None] * step_macs(None)
         regions = dict.fromkeys((rule.outline, rule.detail))
-        phases = [(r, rows[region_span(r, 1, 3)]) for r in regions]
+        phases = [(r, rows[region_span(r, 1, 3, self.keeps)]) for r in regions]
         for cached in range(1, blocks + 1):
-            spans = ((region_span(region, cached, blocks), runs) for region, runs in phases)
+            spans = ((region_span(r, cached, blocks, self.keeps), runs) for r, runs in phases)
             yield full + math.fsum(runs * step_macs(span) for span, runs in spans if runs)
 
     def _schedule(self, interval: int = 2, cached: int | None = None) -> Schedule:
@@ -127,6 +129,7 @@ class Budget:
             predictor=self.predictor,
             outline=self.outline,
             detail=self.detail,
+            keeps=self.keeps,
         )
 
 

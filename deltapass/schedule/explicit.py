@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from deltapass.errors import ScheduleError, StepCountError
 from deltapass.schedule.checks import check_count, unknown_length
+from deltapass.schedule.keeps import Keeps
 from deltapass.schedule.made_for import MadeFor
 from deltapass.schedule.predictors import Predictor, predictor_named
 from deltapass.schedule.rules import Schedule, Span, Table, check_fits, distinct
@@ -20,7 +21,8 @@ class ExplicitSchedule:
 
     `weights` has one entry a step, or none at all: the weights of a cached row's newest deltas,
     which hold where these were made at the planned steps. Elsewhere, and in rows without, the
-    `predictor` of that name forecasts. `made_for` says what the weights were fitted to.
+    `predictor` of that name forecasts. `made_for` says what the weights were fitted to. A
+    row's span says whether its delta or its feature is kept.
 
     Raises:
         ScheduleError: If the rows or the weights cannot be used.
@@ -98,6 +100,18 @@ class ExplicitSchedule:
         given = [reads if w is None else w.depth for w in self.weights]
         given = given or [reads] * len(table)
         return tuple(0 if row is None else d for row, d in zip(table, given, strict=True))
+
+    def keeping(self, keeps: Keeps) -> ExplicitSchedule:
+        """The same rows, with their deltas or their features kept.
+
+        Raises:
+            ScheduleError: If that changes a row, and there are weights fitted to what it kept.
+        """
+        rows = tuple(None if row is None else Span(row.start, row.stop, keeps) for row in self.rows)
+        if rows != self.rows and any(self.weights):
+            fact = f"the schedule's weights are not fitted to a {keeps}"
+            raise ScheduleError(fact, f"Leave out 'keeps': {keeps!r}, or the weights")
+        return replace(self, rows=rows)
 
     def check_steps(self, steps: int) -> None:
         """Raise StepCountError unless the table has `steps` rows."""

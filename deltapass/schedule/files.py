@@ -14,30 +14,50 @@ from typing import Any, Final
 from deltapass.errors import ScheduleError, ScheduleFileError
 from deltapass.schedule.checks import check_count, unknown_name
 from deltapass.schedule.explicit import AnySchedule, ExplicitSchedule
+from deltapass.schedule.keeps import Keeps
 from deltapass.schedule.made_for import made_for_content, made_for_from
 from deltapass.schedule.predictors import REUSE
 from deltapass.schedule.presets import FIELD_NAMES, named_schedule
-from deltapass.schedule.rules import REGIONS, Schedule, Span, Table, check_fits, region_span
+from deltapass.schedule.rules import (
+    REGIONS,
+    Schedule,
+    Span,
+    Table,
+    check_fits,
+    region_span,
+)
 from deltapass.schedule.weights import weights_content, weights_from
 
 ROW_COUNT: Final = "After the region stands a number of blocks, from 1 to 'blocks'"
 FOLDED: Final = 3  # equal parts of a table in a row that are counted, not repeated
 TABLE_KEYS: Final = ("table", "blocks", "predictor", "weights", "made_for")
-ROW_FORM: Final = "Write 'refresh', 'start:stop' such as '7:28', or 'region:count' as 'deep:21'"
+ROW_FORM: Final = (
+    "Write 'refresh', 'start:stop' such as '7:28', or 'region:count' as 'deep:21'; "
+    "'feature' and a space may stand before either"
+)
 
 
 def table_rows(table: Table) -> list[str]:
-    """One text a step, as in a schedule file: 'refresh' or 'start:stop'."""
-    return ["refresh" if row is None else f"{row.start}:{row.stop}" for row in table]
+    """One text a step, as in a schedule file: 'refresh', 'start:stop' or 'feature start:stop'."""
+    return ["refresh" if row is None else _span_text(row) for row in table]
+
+
+def _span_text(span: Span) -> str:
+    return f"{'feature ' if span.is_feature else ''}{span.start}:{span.stop}"
 
 
 def row_text(row: Span | None, blocks: int) -> str:
-    """One word: R refreshes; d21, s21 skip the 21 deepest or shallowest blocks; 4:25 any other."""
+    """One word: R refreshes; d21, s21 skip the 21 deepest or shallowest blocks; 4:25 any other.
+
+    An f before it: by their feature.
+    """
     if row is None:
         return "R"
     if row.stop == blocks:
-        return f"d{len(row)}"
-    return f"s{len(row)}" if row.start == 0 else f"{row.start}:{row.stop}"
+        where = f"d{len(row)}"
+    else:
+        where = f"s{len(row)}" if row.start == 0 else f"{row.start}:{row.stop}"
+    return f"f{where}" if row.is_feature else where
 
 
 def table_text(table: Table, blocks: int) -> str:
@@ -73,9 +93,10 @@ def load_schedule(path: str | os.PathLike[str]) -> AnySchedule:
 
     The file holds either the fields of `Schedule` and perhaps a name, {"schedule": "reversed",
     "interval": 3}, or a table, {"table": ["refresh", "deep:21", "0:21"], "blocks": 28}, where
-    "blocks" is needed for regions only. With a table may stand "predictor", the name of one;
-    "weights", an entry a step: null, or {"shared": [[w0, w1]]} with a vector for all streams or
-    one a stream, newest delta first, and perhaps "branches", the same by name; and "made_for".
+    "blocks" is needed for regions only, and "feature deep:21" keeps the feature. With a table may
+    stand "predictor", the name of one; "weights", an entry a step: null, or {"shared": [[w0, w1]]}
+    with a vector for all streams or one a stream, newest delta first, and perhaps "branches", the
+    same by name; and "made_for".
 
     Raises:
         ScheduleFileError: If the file cannot be read, or a key or row in it has no meaning.
@@ -162,17 +183,22 @@ def _explicit(content: Mapping[str, Any]) -> ExplicitSchedule:
 def _row(step: int, text: object, blocks: int | None) -> Span | None:
     if text == "refresh":
         return None
-    match = re.fullmatch(r"(deep|shallow|middle|\d+):(\d+)", str(text), re.ASCII)
+    form = r"(feature )?(deep|shallow|middle|\d+):(\d+)"
+    match = re.fullmatch(form, str(text), re.ASCII)
     if match is None:
         raise ScheduleError(f"row {step} is {text!r}", ROW_FORM)
-    head, count = match[1], int(match[2])
+    keeps: Keeps = "feature" if match[1] else "delta"
+    head, count = match[2], int(match[3])
     region = next((region for region in REGIONS if region == head), None)
     if region is not None and blocks is None:
         raise ScheduleError(f"row {step} is {text!r} but there is no 'blocks'", "Add that key")
     if region is not None and not 1 <= count <= (blocks or 0):
         raise ScheduleError(f"row {step} is {text!r} and blocks is {blocks}", ROW_COUNT)
     try:
-        span = Span(int(head), count) if region is None else region_span(region, count, blocks or 0)
+        if region is None:
+            span = Span(int(head), count, keeps)
+        else:
+            span = region_span(region, count, blocks or 0, keeps)
         check_fits((span,), span.stop if blocks is None else blocks)
     except ScheduleError as error:
         raise ScheduleError(f"row {step} is {text!r}: {error.fact}", error.remedy) from error

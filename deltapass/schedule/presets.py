@@ -28,6 +28,15 @@ def reversed_phases(**fields: Any) -> Schedule:
     return Schedule(outline="shallow", detail="deep", **fields)
 
 
+def faster_diffusion(**fields: Any) -> Schedule:
+    """The paper's baseline Faster Diffusion: the feature of the first I blocks is reused.
+
+    I is `cached_blocks`. The encoder, whose features that method reuses, is taken to be those
+    blocks, as in models without a decoder of their own; the sample of a cached step is not read.
+    """
+    return Schedule(outline="shallow", detail="shallow", keeps="feature", **fields)
+
+
 def never() -> Schedule:
     """Every step refreshes: the plain model."""
     return Schedule(interval=1, cached_blocks=0)
@@ -69,6 +78,8 @@ SCHEDULES: Final[Mapping[str, Callable[..., Schedule]]] = MappingProxyType(
         "delta-cache-middle": functools.partial(delta_cache, "middle"),
         "delta-cache-shallow": functools.partial(delta_cache, "shallow"),
         "reversed": reversed_phases,
+        "faster-diffusion": faster_diffusion,
+        "deepcache": functools.partial(delta_cache, "deep", keeps="feature"),
         "none": never,
         "quality": quality,
         "balanced": balanced,

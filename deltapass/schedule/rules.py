@@ -20,6 +20,7 @@ from deltapass.errors import (
     TooManyCachedBlocksError,
 )
 from deltapass.schedule.checks import check_count, unknown_length
+from deltapass.schedule.keeps import Keeps, check_keeps
 from deltapass.schedule.predictors import Predictor, predictor_named
 
 Region = Literal["deep", "shallow", "middle"]
@@ -32,21 +33,30 @@ BOUNDARY: Final = 0.6
 class Span(Struct, frozen=True, order=True, array_like=True, forbid_unknown_fields=True):
     """Consecutive blocks skipped together: `start` up to, but without, `stop`.
 
-    In files [start, stop].
+    `keeps` says what a cached step has of them: see deltapass/schedule/keeps.py. In files
+    [start, stop] or [start, stop, "feature"].
     """
 
     start: int
     stop: int
+    keeps: Keeps = "delta"
 
     def __post_init__(self) -> None:
         check_count("start of a span", self.start, 0)
         check_count("stop of a span", self.stop, self.start + 1)
+        check_keeps(self.keeps)
+
+    @property
+    def is_feature(self) -> bool:
+        """Whether live-outs are kept, rather than what the span adds."""
+        return self.keeps == "feature"
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __str__(self) -> str:
-        return f"blocks {self.start}..{self.stop - 1}"
+        kept = " (feature)" if self.is_feature else ""
+        return f"blocks {self.start}..{self.stop - 1}{kept}"
 
 
 Table = tuple[Span | None, ...]  # one entry a step: None refreshes, a span is skipped
@@ -63,7 +73,8 @@ class Schedule:
     blocks (a number, or a fraction of the stack) in region `outline`, later ones in `detail`.
     Trajectories of up to FEW_STEPS steps skip `few_step_blocks` instead, if it is given. None
     stands for the paper's default, which depends on steps and blocks. `predictor` names how a
-    cached step's delta is forecast (PREDICTORS; the paper's is "reuse").
+    cached step's delta is forecast (PREDICTORS; the paper's is "reuse"), `keeps` whether it is a
+    "delta" or a "feature" (see `Span`).
 
     Raises:
         ScheduleError: If a field has a value that no trajectory could follow.
@@ -82,6 +93,7 @@ class Schedule:
     cool_down: int = 0
     max_consecutive: int | None = None
     predictor: str = "reuse"
+    keeps: Keeps = "delta"
 
     def __post_init__(self) -> None:
         for interval in self._intervals or ((),):
@@ -95,6 +107,7 @@ class Schedule:
         _check_region("outline", self.outline)
         _check_region("detail", self.detail)
         predictor_named(self.predictor)
+        check_keeps(self.keeps)
 
     @property
     def caches(self) -> bool:
@@ -239,7 +252,8 @@ class Schedule:
             raise TooManyCachedBlocksError(count, blocks)
         if not self.caches or not count:
             return None, None
-        return region_span(self.outline, count, blocks), region_span(self.detail, count, blocks)
+        where = count, blocks, self.keeps
+        return region_span(self.outline, *where), region_span(self.detail, *where)
 
     def _skipped(self, blocks: int, *, few: bool) -> int:
         """How many blocks a cached step skips."""
@@ -252,11 +266,11 @@ class Schedule:
         return min(blocks, max(1, _rounded(blocks * count))) if count else 0
 
 
-def region_span(region: Region, cached: int, blocks: int) -> Span:
+def region_span(region: Region, cached: int, blocks: int, keeps: Keeps = "delta") -> Span:
     """The span of `cached` blocks at the start, in the middle or at the end of the stack.
 
     Raises:
-        ScheduleError: If the region is unknown or `cached` is below 1.
+        ScheduleError: If the region or what it `keeps` is unknown, or `cached` is below 1.
         TooManyCachedBlocksError: If `cached` is above `blocks`.
 
     Source:
@@ -267,7 +281,7 @@ def region_span(region: Region, cached: int, blocks: int) -> Span:
     if cached > blocks:
         raise TooManyCachedBlocksError(cached, blocks)
     start = {"shallow": 0, "middle": (blocks - cached) // 2, "deep": blocks - cached}[region]
-    return Span(start, start + cached)
+    return Span(start, start + cached, keeps)
 
 
 # ---- checks -----------------------------------------------------------------------------------

@@ -102,9 +102,9 @@ def missing(row: Row, step: int, history: History | None) -> Doubt | None:
     if row.planned is None:
         return None
     if history is None or not history.deltas:
-        return Doubt(Cause.NO_DELTA, f"no refresh kept a delta of {row.planned}")
+        return Doubt(Cause.NO_DELTA, f"no refresh kept a {row.planned.keeps} of {row.planned}")
     if not row.fresh_since <= history.at[0] < step:
-        fact = f"its delta is from step {history.at[0]}, not {row.fresh_since}"
+        fact = f"its {row.planned.keeps} is from step {history.at[0]}, not {row.fresh_since}"
         return Doubt(Cause.SKIPPED, fact)
     return None
 

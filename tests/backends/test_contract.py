@@ -20,6 +20,7 @@ from deltapass.errors import MissingLibraryError
 from deltapass.graph.program import Body, TensorSpec
 from deltapass.graph.stack import Block, Stack
 from deltapass.options import LOWERINGS
+from deltapass.schedule.keeps import Keeps
 from deltapass.schedule.rules import Span
 
 D, T, S = 16, 6, 3
@@ -104,9 +105,9 @@ def joined() -> Outline:
     return outline(captured, Stack(blocks=tuple(blocks), found_by="hand"))
 
 
-def rewritten(label: str) -> Body:
+def rewritten(label: str, keeps: Keeps = "delta") -> Body:
     """A body that the rewrite makes, or a whole variant."""
-    plan = plan_span(joined(), Span(0, 2))
+    plan = plan_span(joined(), Span(0, 2, keeps))
     if label == "whole":
         return inline(cached_program(joined().program, plan, 1))
     program = refresh_program(joined().program, [plan])
@@ -127,6 +128,8 @@ BODIES: dict[str, Callable[[], Body]] = {
     "delta": lambda: rewritten("delta"),
     "predict_0": lambda: rewritten("predict_0"),
     "predict_1": lambda: rewritten("predict_1"),
+    "feature": lambda: rewritten("feature", "feature"),
+    "predict_0 of a feature": lambda: rewritten("predict_0", "feature"),
     "whole variant": lambda: rewritten("whole"),
 }
 

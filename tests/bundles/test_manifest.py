@@ -69,7 +69,7 @@ PLAN = BundlePlan(
         VariantSpec(
             name="refresh_1_3",
             kind="refresh",
-            spans=(Span(1, 3), Span(0, 2)),
+            spans=(Span(1, 3), Span(0, 2, "feature")),
             inputs=("x",),
             calls=(SegmentCall(segment="prologue", inputs=("x",), outputs=("out",)),),
             results=("out", Literal(None), Literal(3), Literal("text")),
@@ -135,7 +135,7 @@ def test_a_verified_plan_too(tmp_path: Path) -> None:
 
 def test_types_that_json_lacks_come_back(tmp_path: Path) -> None:
     plan = read_plan(put(tmp_path, CONTENT))
-    assert plan.variants[0].spans == (Span(1, 3), Span(0, 2))
+    assert plan.variants[0].spans == (Span(1, 3), Span(0, 2, "feature"))
     assert plan.variants[0].results[1:3] == (Literal(None), Literal(3))
     assert plan.dimensions["tokens"] == (2, None)
     assert plan.table[0].fit == FIT and plan.table[1].fit is None
@@ -148,6 +148,12 @@ def test_text_outside_ascii_is_kept(tmp_path: Path) -> None:
     named = replace(PLAN, attributes={**PLAN.attributes, "class": "D\u00e9bruiteur \u4e2d"})
     (tmp_path / PLAN_FILE).write_text(to_text(named), encoding="utf-8")
     assert read_plan(tmp_path) == named
+
+
+def test_a_span_says_what_is_kept_unless_it_is_a_delta() -> None:
+    content = json.loads(to_text(PLAN))
+    assert content["variants"][0]["spans"] == [[1, 3], [0, 2, "feature"]]
+    assert content["spans"][0]["span"] == [1, 3]
 
 
 # ---- the schema --------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from driving import compiled, in_session
 from models import C, noise, randomise
 from models.streams import Call
-from models.unet import UNetDenoiser
+from models.unet import NARROW, WIDE, UNetDenoiser
 from nested_oracle import NestedOracle
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ import deltapass
 from deltapass.backend import analyse
 from deltapass.compiler.outline import Outline
 from deltapass.compiler.plan import SpanFinder
+from deltapass.compiler.rewrite import cached_program
 from deltapass.compiler.tracing import trace
 from deltapass.errors import NoBlocksError, StreamError
 from deltapass.exporting.segments import segmented
@@ -156,6 +157,28 @@ def test_trajectory_equals_the_oracle(start: int) -> None:
     assert tuple(entry.realised for entry in report.entries) == table
     expected = NestedOracle(model, model.joins).run(table, calls)
     assert all(map(torch.equal, outputs, expected))
+
+
+@pytest.mark.parametrize("start", [0, 1, 3])
+def test_features_equal_the_oracle_where_shapes_differ_too(start: int) -> None:
+    model = model_of()
+    calls = calls_of(model)
+    run = compiled(model, schedule="deepcache", cached_blocks=4 - start, strict=True)
+    outputs, report = in_session(run, calls)
+    table = (None, Span(start, 4, "feature")) * (STEPS // 2)
+    assert tuple(entry.realised for entry in report.entries) == table
+    expected = NestedOracle(model, model.joins, (NARROW, WIDE, WIDE, WIDE)).run(table, calls)
+    assert all(map(torch.equal, outputs, expected))
+
+
+def test_a_feature_skips_what_lies_inside_and_no_skip() -> None:
+    found = outlined()
+    plan = SpanFinder(found).plan(Span(1, 4, "feature"))
+    assert [stream.live_out for stream in plan.streams] == [found.stack.ends[1].live_out]
+    left = [call.label for call in cached_program(found.program, plan).calls]
+    assert left == ["prologue", "block", "predict_0", "block", "epilogue"]
+    with pytest.raises(StreamError, match="blocks lie inside each other"):
+        SpanFinder(found).plan(Span(0, 3, "feature"))
 
 
 def test_default_schedule_skips_the_outermost_inner_part() -> None:

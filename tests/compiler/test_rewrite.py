@@ -20,12 +20,12 @@ from deltapass.compiler.rewrite import (
     cached_program,
     delta_name,
     delta_spec,
-    drop_dead_calls,
     inline,
     refresh_program,
 )
 from deltapass.compiler.tracing import trace
 from deltapass.errors import StreamError
+from deltapass.graph.dead_calls import drop_dead_calls
 from deltapass.graph.executable import Executable
 from deltapass.graph.program import Program, Role, TensorSpec
 from deltapass.graph.stack import Block, Stack
@@ -35,6 +35,7 @@ from deltapass.schedule.rules import Span
 Golden = Callable[[str, str], None]
 Traced = tuple[fx.GraphModule, tuple[Any, ...]]
 DEEP, SHALLOW = Span(1, 4), Span(0, 3)
+ADDED = ("delta", "feature", "predict")  # labels of the calls that the rewrite makes
 
 
 @functools.cache
@@ -47,6 +48,10 @@ def traced(name: str) -> Traced:
 @functools.cache
 def outlined(name: str) -> Outline:
     return analyse(*traced(name))
+
+
+def feature(span: Span) -> Span:
+    return Span(span.start, span.stop, "feature")
 
 
 def span(name: str, wanted: Span) -> SpanPlan:
@@ -80,7 +85,7 @@ def labels(program: Program) -> list[str]:
 
 def text(program: Program) -> str:
     """The program, and the code of the bodies that the rewrite made."""
-    small = {c.body.name: c.body for c in program.calls if c.label.startswith(("delta", "predict"))}
+    small = {c.body.name: c.body for c in program.calls if c.label.startswith(ADDED)}
     code = [f"{name}:\n{body.module.code.strip()}" for name, body in small.items()]
     return "\n\n".join([str(program), *code])
 
@@ -97,6 +102,13 @@ def test_refresh_reads_as_its_golden_text(name: str, golden: Golden) -> None:
 @pytest.mark.parametrize("name", ["adaln", "two_stream"])
 def test_cached_program_reads_as_its_golden_text(name: str, taken: int, golden: Golden) -> None:
     golden(f"cached_{name}_taken_{taken}", text(cached(name, SHALLOW, taken)))
+
+
+@pytest.mark.parametrize("taken", [0, 2])
+def test_programs_of_a_feature_read_as_their_golden_text(taken: int, golden: Golden) -> None:
+    wanted = Span(1, 3, "feature")
+    pair = refresh("two_stream", wanted), cached("two_stream", wanted, taken)
+    golden(f"feature_two_stream_taken_{taken}", "\n\n".join(map(text, pair)))
 
 
 # ---- refresh -----------------------------------------------------------------------------------
@@ -234,6 +246,66 @@ def test_weighted_sums_keep_half_precision() -> None:
     assert {spec.dtype for spec in (*predict.inputs[:2], *predict.outputs)} == {torch.bfloat16}
 
 
+# ---- features ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adaln", "two_stream", "cross_attention"])
+@pytest.mark.parametrize("wanted", [SHALLOW, DEEP])
+def test_features_are_the_live_outs(name: str, wanted: Span) -> None:
+    (result,), kept = run(refresh(name, feature(wanted)), *traced(name)[1])
+    assert torch.equal(result, traced(name)[0](*traced(name)[1])[0])
+    values, streams = values_of(name), span(name, feature(wanted)).streams
+    assert {stream.live_out for stream in streams} == {
+        stream.live_out for stream in span(name, wanted).streams
+    }
+    for given, stream in zip(kept, streams, strict=True):
+        assert torch.equal(given, values[stream.live_out])
+
+
+@pytest.mark.parametrize("name", ["adaln", "two_stream", "cross_attention"])
+@pytest.mark.parametrize("wanted", [SHALLOW, DEEP, Span(1, 3)])
+def test_fresh_features_give_the_model_bit_for_bit(name: str, wanted: Span) -> None:
+    inputs = traced(name)[1]
+    (expected,), kept = run(refresh(name, feature(wanted)), *inputs)
+    (actual,), _ = run(cached(name, feature(wanted)), *inputs, *kept)
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 4])
+@pytest.mark.parametrize("wanted", [Span(0, 4), DEEP, SHALLOW, Span(1, 3), Span(2, 3)])
+def test_blocks_before_a_feature_are_not_run(wanted: Span, taken: int) -> None:
+    after = ["block"] * (4 - wanted.stop)
+    program = cached("adaln", feature(wanted), taken)
+    assert labels(program) == ["prologue", f"predict_{taken}", *after, "epilogue"]
+
+
+@pytest.mark.parametrize("taken", [1, 2, 3, 4])
+def test_features_are_summed_by_their_weights(taken: int) -> None:
+    stream = span("adaln", feature(DEEP)).streams[0]
+    watched = replace(cached("adaln", feature(DEEP), taken), results=(stream.live_out,))
+    kept, weights = torch.randn(taken, *stream.spec.shape), torch.randn(taken)
+    (live_out,), _ = run(watched, *traced("adaln")[1], *kept, weights)
+    assert torch.equal(live_out, sum(weights[at] * kept[at] for at in range(taken)))
+
+
+def test_neither_a_feature_nor_what_is_made_of_it_shares_memory() -> None:
+    # Results of a model may be views of a live-out, and a sampler may write into them.
+    inputs = traced("adaln")[1]
+    (stream,) = span("adaln", feature(DEEP)).streams
+    watched = replace(refresh("adaln", feature(DEEP)), results=(stream.live_out,))
+    (live_out,), (kept,) = run(watched, *inputs)
+    taken = replace(cached("adaln", feature(DEEP)), results=(stream.live_out,))
+    (given,), _ = run(taken, *inputs, kept)
+    assert torch.equal(given, live_out)
+    assert len({value.data_ptr() for value in (live_out, kept, given)}) == 3
+
+
+def test_delta_and_feature_of_one_span_have_names_of_their_own() -> None:
+    program = refresh("adaln", DEEP, feature(DEEP))
+    assert program.deltas == ("delta_1_4_0", "feature_1_4_0")
+    assert program.name == "refresh_1_4_1_4_feature"
+
+
 # ---- layouts -----------------------------------------------------------------------------------
 
 
@@ -288,6 +360,19 @@ def test_delta_of_a_live_out_with_gaps_has_none() -> None:
     assert sum(delta.untyped_storage().nbytes() for delta in deltas) == plan.nbytes
 
 
+def test_feature_of_a_live_out_with_gaps_has_none_and_is_laid_out_as_it_was() -> None:
+    found = joined()
+    plan = plan_span(found, Span(0, 2, "feature"))
+    inputs = torch.randn(2, 5, 4), torch.randn(2, 3, 4)
+    _, kept = run(refresh_program(found.program, [plan]), *inputs)
+    assert [value.stride() for value in kept] == [(20, 4, 1), (12, 4, 1)]
+    assert sum(value.untyped_storage().nbytes() for value in kept) == plan.nbytes
+    outs = tuple(stream.live_out for stream in plan.streams)
+    given, _ = run(replace(cached_program(found.program, plan), results=outs), *inputs, *kept)
+    assert [TensorSpec.of(value) for value in given] == [stream.spec for stream in plan.streams]
+    assert all(torch.equal(one, other) for one, other in zip(given, kept, strict=True))
+
+
 def test_live_in_of_other_strides_does_not_change_the_live_outs() -> None:
     # The first live-in is a transposed view, as of a patch embedding.
     found = built(
@@ -339,10 +424,16 @@ def variants() -> dict[str, Program]:
         "refresh": refresh("two_stream", SHALLOW, DEEP),
         "cached": cached("two_stream", SHALLOW),
         "weighted": cached("two_stream", SHALLOW, 2),
+        "features": refresh("two_stream", feature(SHALLOW), DEEP),
+        "feature": cached("two_stream", feature(SHALLOW)),
+        "weighted features": cached("two_stream", feature(SHALLOW), 2),
     }
 
 
-@pytest.mark.parametrize("name", ["full", "refresh", "cached", "weighted"])
+VARIANTS = ["full", "refresh", "cached", "weighted", "features", "feature", "weighted features"]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
 def test_inlined_program_equals_the_calls_bit_for_bit(name: str) -> None:
     program = variants()[name]
     inputs = traced("two_stream")[1]
@@ -354,7 +445,7 @@ def test_inlined_program_equals_the_calls_bit_for_bit(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole, (*results, *deltas), strict=True))
 
 
-@pytest.mark.parametrize("name", ["full", "refresh", "cached", "weighted"])
+@pytest.mark.parametrize("name", VARIANTS)
 def test_inlined_program_has_the_operations_and_layouts_of_the_calls(name: str) -> None:
     program = variants()[name]
     body = inline(program)
@@ -365,7 +456,7 @@ def test_inlined_program_has_the_operations_and_layouts_of_the_calls(name: str) 
 
 
 def test_inlined_variants_have_keys_of_their_own() -> None:
-    assert len({inline(program).key for program in variants().values()}) == 4
+    assert len({inline(program).key for program in variants().values()}) == 7
 
 
 def test_variants_pass_the_check() -> None:

@@ -12,7 +12,7 @@ from models import Denoiser, make
 from reference import Call, DeltaCacheReference
 
 import deltapass
-from deltapass.errors import ScheduleError
+from deltapass.errors import RefusalWarning, ScheduleError
 from deltapass.exporting.compare import relative_error
 from deltapass.schedule.explicit import AnySchedule
 from deltapass.schedule.rules import Span, Table
@@ -70,14 +70,26 @@ def in_session(
     return outputs
 
 
+FEATURES: Table = tuple(row and Span(row.start, row.stop, "feature") for row in TABLE)
+MIXED: Table = (*TABLE[:4], *FEATURES[4:])
+
+
+@pytest.mark.parametrize("rows", [TABLE, FEATURES, MIXED], ids=["deltas", "features", "both"])
 @pytest.mark.parametrize("rule", RULES)
-def test_the_table_alone_tells_what_a_session_does(rule: str, model: Denoiser) -> None:
-    schedule = deltapass.ExplicitSchedule(TABLE, predictor=rule)
+def test_the_table_alone_tells_what_a_session_does(rule: str, rows: Table, model: Denoiser) -> None:
+    schedule = deltapass.ExplicitSchedule(rows, predictor=rule)
     bundle = memory_bundle(model, schedule=schedule)
     assert bundle.plan.predictor == rule
     played, run = play(bundle, calls_of(model)), in_session(bundle, model)
     assert all(map(torch.equal, played, run))
-    assert relative_error(run, oracle(model, TABLE, rule)) < TOLERANCE
+    assert relative_error(run, oracle(model, rows, rule)) < TOLERANCE
+
+
+def test_a_bundle_of_features_has_no_deltas(model: Denoiser) -> None:
+    bundle = memory_bundle(model, schedule=deltapass.ExplicitSchedule(FEATURES))
+    match = r"cannot skip blocks 1\.\.2; it can skip blocks 1\.\.2 \(feature\)"
+    with pytest.raises(RefusalWarning, match=match):
+        in_session(bundle, model, deltapass.ExplicitSchedule(TABLE))
 
 
 def test_rows_say_which_deltas_and_weights(roomy: MemoryBundle) -> None:

@@ -225,6 +225,25 @@ def test_cached_variants_of_segments_leave_out_those_of_the_span(
     assert torch.allclose(again[0], results[0], atol=1e-5)
 
 
+def test_blocks_before_a_feature_are_a_segment_that_its_variant_leaves_out(
+    plain: tuple[Denoiser, Exported, Outline],
+) -> None:
+    model, exported, found = plain
+    span = plan_span(found, Span(2, 5, "feature"))
+    program = segmented(found, [span.span])
+    refresh, cached = refresh_program(program, [span]), cached_program(program, span)
+    results, kept = run(refresh, exported)
+    assert torch.equal(results[0], plain_result(model))
+    assert [call.label for call in refresh.calls] == [
+        *("prologue", "blocks_0_2", "blocks_2_5", "feature", "blocks_5_6_epilogue")
+    ]
+    assert [call.label for call in cached.calls] == [
+        *("prologue", "predict_0", "blocks_5_6_epilogue")
+    ]
+    again, _ = run(cached, exported, **dict(zip(refresh.deltas, kept, strict=True)))
+    assert torch.equal(again[0], results[0])
+
+
 # ---- sizes -------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ from deltapass.schedule.presets import (
     SCHEDULES,
     delta_cache,
     delta_dit,
+    faster_diffusion,
     named_schedule,
     never,
     reversed_phases,
@@ -150,6 +151,8 @@ def test_defaults_scale_with_model_and_trajectory(
     assert table[1::2] == expected
     assert not any(table[::2])
     assert Schedule().spans(blocks, steps) == (Span(*deep), Span(*shallow))
+    features = tuple(row and Span(*shallow, "feature") for row in table)
+    assert faster_diffusion().table(steps, blocks) == features
 
 
 @pytest.mark.parametrize("schedule", [never(), Schedule(cached_blocks=0), Schedule(interval=1)])
@@ -378,6 +381,8 @@ def test_named_schedules_are_the_constructors() -> None:
         "delta-cache-middle",
         "delta-cache-shallow",
         "reversed",
+        "faster-diffusion",
+        "deepcache",
         "none",
         "quality",
         "balanced",

@@ -1,0 +1,21 @@
+"""What a cached step has of the blocks it skips: their delta, or their feature.
+
+The delta is what they add: live-out minus live-in. A cached step adds it to a live-in of its own,
+so that its sample still counts (Delta-Cache, Eq. 3). The feature is the live-out itself, in place
+of which it stands: all that lies before it and served it alone is left out as well.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+from deltapass.errors import ScheduleError
+
+Keeps = Literal["delta", "feature"]
+KEEPS: Final[tuple[Keeps, ...]] = get_args(Keeps)
+
+
+def check_keeps(value: object) -> None:
+    """Raise ScheduleError unless it is one of KEEPS."""
+    if value not in KEEPS:
+        raise ScheduleError(f"keeps is {value!r}", f"It must be one of {', '.join(KEEPS)}")
