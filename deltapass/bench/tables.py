@@ -1,4 +1,4 @@
-"""A record as tables for people, in markdown; `page/beside.py` has it as CSV.
+"""A record as tables for people, in markdown, and as CSV, which is that of the page.
 
 Nothing is decided here: times, means and verdicts are the record's own.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from deltapass.bench.page.beside import as_csv
 from deltapass.bench.record import Difference, Interval, Measure, Record, Row, Timing
 
 MIB: Final = 2**20
@@ -161,6 +162,11 @@ def paper_markdown(paper: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def csv_text(record: Record) -> str:
+    """A line a row in raw units, as beside the page."""
+    return as_csv([record])
 
 
 # ---- text ----------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from bench_records import record, row, timing, values
 from deltapass.bench.metrics.table import MEASURES
 from deltapass.bench.paper import paper_table
 from deltapass.bench.record import Counts, Interval, Row, Times
-from deltapass.bench.tables import NO_STEPS, equal_time_table, markdown, values_table
+from deltapass.bench.tables import NO_STEPS, csv_text, equal_time_table, markdown, values_table
 
 
 def rows() -> tuple[Row, ...]:
@@ -88,3 +88,7 @@ def test_the_floor_is_a_line_of_its_own() -> None:
     measures = tuple(msgspec.structs.replace(each, floor=floor) for each in made.measures)
     table = values_table(msgspec.structs.replace(made, measures=measures))
     assert "50.0 (40.0 to 60.0)" in cells(table, "real images")
+
+
+def test_csv_has_a_line_a_row() -> None:
+    assert len(csv_text(record(*rows())).splitlines()) == 4
