@@ -177,6 +177,12 @@ def test_the_papers_table_is_labelled_as_the_papers(page: str) -> None:
     assert "39.989" in text_of(page)
 
 
+def test_neighbouring_speed_ups_of_one_advice_are_one_cell(records: list[Record]) -> None:
+    (section,) = sections_of(records[:1], [Path()])
+    found = [(tiers, advice and advice.row) for tiers, advice in section.glance]
+    assert found == [((1.25, 1.5), "tuned-1.6x"), ((1.75, 2.0), "tuned-2x"), ((3.0,), None)]
+
+
 def test_random_weights_give_no_advice(records: list[Record], folder: Path) -> None:
     measured = msgspec.structs.replace(
         records[0], model=msgspec.structs.replace(records[0].model, random_weights=True)
@@ -238,11 +244,12 @@ def test_the_whole_folder(tmp_path: Path) -> None:
 def test_csv_has_a_line_a_row_in_raw_units(records: list[Record]) -> None:
     lines = list(csv.DictReader(io.StringIO(as_csv(records))))
     assert len(lines) == sum(len(record.rows) for record in records)
-    tuned = next(line for line in lines if line["name"] == "tuned-2x")
-    assert float(tuned["right_mean"]) == records[0].rows[6].means["right"].mean
-    assert tuned["psnr_at_equal_time"] == "better"
-    failed = next(line for line in lines if line["name"] == "broken")
-    assert failed["end_to_end_s"] == "" and "breaks the graph" in failed["failure"]
+    tuned = next(line for line in lines if line["row"] == "tuned-2x")
+    assert float(tuned["right"]) == records[0].rows[6].means["right"].mean
+    assert tuned["psnr_verdict"] == "better" and tuned["replay"] == records[0].rows[6].replay
+    assert float(tuned["kid_difference"]) < 0  # a number, though it begins like a formula
+    failed = next(line for line in lines if line["row"] == "broken")
+    assert failed["end_to_end_seconds"] == "" and "breaks the graph" in failed["failure"]
 
 
 def test_csv_holds_no_formulas(records: list[Record]) -> None:

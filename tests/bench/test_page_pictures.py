@@ -99,6 +99,14 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     assert places(pictures, "a") == [3, 4]
 
 
+def test_values_of_the_record_tell_the_worst_without_reading_all(tmp_path: Path) -> None:
+    record = drawn(tmp_path, {"a": [10] * COUNT})
+    values = (30.0, 20.0, float("inf"), 25.0, float("nan"), 40.0, 41.0, 42.0)
+    rows = (record.rows[0], msgspec.structs.replace(record.rows[1], values={"psnr": values}))
+    record = msgspec.structs.replace(record, rows=rows)
+    assert places(choose_pictures(record, tmp_path, most_seeds=3), "a") == [0, 1, 3]
+
+
 def test_without_images_of_two_methods_there_is_nothing_to_show(tmp_path: Path) -> None:
     assert choose_pictures(drawn(tmp_path, {}), tmp_path).uris == ()
 

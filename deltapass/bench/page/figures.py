@@ -91,6 +91,7 @@ def draw_pareto(record: Record, cost: str, measure: Measure) -> Drawn:
     axes.set_ylabel(_literal(f"{measure.title} ({better} is better)"))
     title = _literal(f"{record.model.title}: {measure.title}")
     axes.set_title(title, loc="left", fontweight="bold")
+    axes.margins(x=0.12, y=0.08)
     corner = (0.01, 0.98, "top") if measure.higher else (0.01, 0.02, "bottom")
     axes.text(
         *corner[:2], "best corner", transform=axes.transAxes, va=corner[2], color=FAINT, size=9

@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, final
@@ -23,7 +24,9 @@ from deltapass.libraries import optional_module
 MOST_SEEDS: Final = 12
 MOST_BYTES: Final = 12 * 2**20  # of the images of one record
 MOST_DECODED: Final = 64
-PNG: Final = b"\x89PNG"
+PNG: Final = b"\x89PNG\r\n\x1a\n"
+PNG_END: Final = b"\0\0\0\0IEND\xae\x42\x60\x82"
+PSNR: Final = "psnr"  # the measure of how like the reference an image is
 OWN_WORST: Final = 2  # pairs of each method that are there whatever the others draw
 
 
@@ -60,11 +63,10 @@ def choose_pictures(
         most_bytes: Of all that are chosen together.
     """
     files = _Files(record, source)
-    reference = files.of(record.reference)
-    others = [row.name for row in record.rows if row.name != record.reference]
-    if not reference or not any(files.of(name) for name in others):
-        return Pictures(missing=tuple(files.missing))
-    worst = {name: _worst_first(files, record.reference, name) for name in others}
+    others = [row for row in record.rows if row.name != record.reference]
+    if not files.of(record.reference) or not any(files.of(row.name) for row in others):
+        return Pictures(missing=files.missing)
+    worst = {row.name: _worst_first(files, record.reference, row) for row in others}
     wanted = _chosen(worst, most_seeds)
     held, uris = _embedded(files, record, wanted, most_bytes)
     bases = [row.name for row in record.rows if row.kind in ("plain", "steps") and held[row.name]]
@@ -74,14 +76,24 @@ def choose_pictures(
         psnr={base: _pairs(files, base, held) for base in bases},
         pairs=max(len(files.of(row.name)) for row in record.rows),
         most=max(len(places) for name, places in held.items() if name != record.reference),
-        missing=tuple(files.missing),
+        missing=files.missing,
     )
 
 
-def _worst_first(files: _Files, reference: str, name: str) -> list[int]:
-    """Places of the manifest at which both have an image, the least alike first."""
-    both = files.of(reference).keys() & files.of(name).keys()
-    return sorted(both, key=lambda place: (files.psnr(reference, name, place), place))
+def _worst_first(files: _Files, reference: str, row: Row) -> list[int]:
+    """Places of the manifest at which both have an image, the least alike first.
+
+    By the record's own values where it has them, so that few of many images need be read.
+    """
+    both = files.of(reference).keys() & files.of(row.name).keys()
+    known = row.values.get(PSNR, ())
+
+    def likeness(place: int) -> float:
+        if place >= len(known):
+            return files.psnr(reference, row.name, place)
+        return float("inf") if math.isnan(known[place]) else known[place]
+
+    return sorted(both, key=lambda place: (likeness(place), place))
 
 
 def _chosen(worst: Mapping[str, Sequence[int]], most: int) -> dict[str, list[int]]:
@@ -139,21 +151,35 @@ class _Files:
 
     def __init__(self, record: Record, source: Path) -> None:
         self._module = optional_module("PIL.Image", "bench")
-        self._source = source
         self._pixels = lru_cache(maxsize=MOST_DECODED)(self._decoded)
-        self.missing: list[str] = []
-        self._rows = {row.name: dict(self._there(row)) for row in record.rows}
+        self._rows = {
+            row.name: {place: source / name for place, name in enumerate(row.images)}
+            for row in record.rows
+        }
+        self._lost = {
+            path: name
+            for row in record.rows
+            for path, name in zip(self._rows[row.name].values(), row.images, strict=True)
+            if not self._is_image(path)
+        }
 
-    def _there(self, row: Row) -> Iterator[tuple[int, Path]]:
-        for place, name in enumerate(row.images):
-            path = self._source / name
-            try:
-                with self._module.open(path) as image:
-                    image.verify()
-            except (OSError, ValueError, SyntaxError):  # not there, no image, or a broken one
-                self.missing.append(name)
-            else:
-                yield place, path
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Files that are not there, or are no images, as the record names them."""
+        return tuple(self._lost.values())
+
+    def _is_image(self, path: Path) -> bool:
+        """Whether a file is there and whole; of PNG files only the head and the end are read."""
+        try:
+            with path.open("rb") as file:
+                if file.read(len(PNG)) == PNG:
+                    file.seek(-len(PNG_END), os.SEEK_END)
+                    return file.read() == PNG_END
+            with self._module.open(path) as image:
+                image.load()
+        except (OSError, ValueError, SyntaxError):
+            return False
+        return True
 
     def _decoded(self, path: Path) -> Any:
         with self._module.open(path) as image:
@@ -161,11 +187,11 @@ class _Files:
 
     def of(self, name: str) -> dict[int, Path]:
         """Place in the manifest -> file, of those that are there."""
-        return self._rows.get(name, {})
+        return {k: path for k, path in self._rows[name].items() if path not in self._lost}
 
     def psnr(self, one: str, other: str, place: int) -> float:
         """Of two images of one seed, dB; infinite if they are equal, minus that if not alike."""
-        first, second = (self._pixels(self.of(name)[place]) for name in (one, other))
+        first, second = (self._pixels(self._rows[name][place]) for name in (one, other))
         if first.shape != second.shape:
             return float("-inf")
         error = np.mean((first.astype(np.float32) - second) ** 2) / 255.0**2
@@ -173,7 +199,7 @@ class _Files:
 
     def uri(self, name: str, place: int) -> str:
         """An image file as a data URI; what is no PNG is made one."""
-        path = self.of(name)[place]
+        path = self._rows[name][place]
         content = path.read_bytes()
         if not content.startswith(PNG):
             buffer = io.BytesIO()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -39,7 +40,8 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
         pictures: The images that are shown.
         costs: Kinds of cost that it has, the best first.
         advice: By kind of cost and measure; empty where quality cannot be judged.
-        glance: The advice at each of `GLANCE`, by the first cost and `glance_measure`.
+        glance: The advice at each of `GLANCE`, by the first cost and `glance_measure`; neighbours
+            of one advice together.
         glance_measure: The first measure that the advice is there for.
         compared: Names of rows that differences are known to.
         contents: Anchor and title of each part.
@@ -52,7 +54,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     pictures: Pictures
     costs: tuple[str, ...]
     advice: dict[str, dict[str, tuple[Advice, ...]]]
-    glance: tuple[Advice | None, ...]
+    glance: tuple[tuple[tuple[float, ...], Advice | None], ...]
     glance_measure: Measure | None
     compared: tuple[str, ...]
     contents: tuple[tuple[str, str], ...]
@@ -85,15 +87,22 @@ def section_of(anchor: str, record: Record, source: Path) -> Section:
         pictures=pictures,
         costs=costs,
         advice=advice,
-        glance=() if first is None else tuple(
-            advise_at(record, costs[0], first, tier) for tier in GLANCE
-        ),
+        glance=() if first is None else _glance(record, costs[0], first),
         glance_measure=first,
         compared=tuple(dict.fromkeys(name for row in record.rows for name in row.against)),
         contents=tuple(_contents(record, pictures, costs, first is not None)),
         warnings=(*record.warnings, *_own_warnings(record, pictures, costs)),
         paper=None if record.paper is None else paper_table(record.paper),
-    )  # fmt: skip
+    )
+
+
+def _glance(
+    record: Record, cost: str, measure: Measure
+) -> tuple[tuple[tuple[float, ...], Advice | None], ...]:
+    found = [(tier, advise_at(record, cost, measure, tier)) for tier in GLANCE]
+    same = groupby(found, key=lambda pair: pair[1] and (pair[1].row, pair[1].passed_over))
+    groups = [list(group) for _, group in same]
+    return tuple((tuple(tier for tier, _ in group), group[-1][1]) for group in groups)
 
 
 def has_strip(row: Row) -> bool:

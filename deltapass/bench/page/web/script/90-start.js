@@ -37,9 +37,22 @@ function startAdvice(section, data) {
   });
 }
 
+// The first sections at once, the others while the page can be used already.
+const AT_ONCE = 4;
+
+async function startAll() {
+  for (const [k, section] of all(".record").entries()) {
+    if (k >= AT_ONCE) await new Promise((next) => { setTimeout(next); });
+    startSection(section);
+  }
+  // What was drawn above it moved the place that was asked for.
+  const asked = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (asked && scrollY > 0) asked.scrollIntoView({ behavior: "instant" });
+  document.documentElement.dataset.ready = "yes";
+}
+
 startTheme();
 startContents();
 startCopying();
 startPrinting();
-all(".record").forEach(startSection);
-document.documentElement.dataset.ready = "yes";
+startAll();
