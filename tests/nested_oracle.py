@@ -1,4 +1,4 @@
-"""Delta-Cache, or features, on nested blocks of a U-shaped model: eager hooks on what joins skips.
+"""Delta-Cache, or features, on nested blocks of a U-shaped model: an eager hook on what joins a skip.
 
 What such a module is given is the inner part's result with the skip behind it, of one shape. At a
 refresh their difference is kept, at a cached step the first half is replaced by skip + difference;
@@ -9,7 +9,8 @@ Source: Delta-DiT, arXiv:2406.01125, Appendix G.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 
 class NestedOracle:
-    """Runs steps of `model`; `joins` are the modules that take a skip, the outermost first.
+    """Runs `model`; `joins` are the modules that take a skip, the outermost first.
 
     `widths` are the channels of the inner part's result in each; None: half of what is joined.
     """
@@ -27,36 +28,43 @@ class NestedOracle:
         self, model: nn.Module, joins: Sequence[nn.Module], widths: Sequence[int] | None = None
     ) -> None:
         self.model, self.joins, self.widths = model, joins, widths
-        self._delta: Tensor | None = None
 
-    @torch.no_grad()
-    def run(self, table: Sequence[Any], calls: Sequence[Call]) -> list[Any]:
-        """Outputs of a trajectory; a row is None for a refresh, or a span to the innermost block.
+    @contextmanager
+    def following(self, table: Sequence[Any]) -> Iterator[None]:
+        """Each call of the model inside is a row: None for a refresh, or a span to the innermost.
 
         All cached rows are one span.
         """
         (span,) = {row for row in table if row is not None}
-        outermost, self._feature, self._delta = span.start, span.keeps == "feature", None
-        self._width = self.widths[outermost] if self.widths else None
-        outputs = []
-        for row, (args, kwargs) in zip(table, calls, strict=True):
-            hook = self._refresh if row is None else self._cached
-            handle = self.joins[outermost].register_forward_pre_hook(hook)
-            try:
-                outputs.append(self.model(*args, **kwargs))
-            finally:
-                handle.remove()
-        return outputs
+        feature, rows, kept = span.keeps == "feature", iter(table), list[Tensor]()
 
-    def _refresh(self, _: nn.Module, args: tuple[Any, ...]) -> None:
-        inner, skip = self._halves(args[0])
-        self._delta = inner if self._feature else inner - skip
+        def replaced(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            inner, skip = self._parts(args[0], span.start)
+            if next(rows) is None:
+                kept[:] = [inner if feature else inner - skip]
+                return args
+            inner = kept[0] if feature else skip + kept[0]
+            return (torch.cat([inner, skip], dim=1), *args[1:])
 
-    def _cached(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        _, skip = self._halves(args[0])
-        inner = self._delta if self._feature else skip + self._delta
-        return (torch.cat([inner, skip], dim=1), *args[1:])
+        handle = self.joins[span.start].register_forward_pre_hook(replaced)
+        try:
+            yield
+        finally:
+            handle.remove()
+        assert next(rows, self) is self, "the model was called less often than there are rows"
 
-    def _halves(self, joined: Tensor) -> tuple[Tensor, Tensor]:
-        width = self._width or joined.shape[1] // 2
+    @torch.no_grad()
+    def run(self, table: Sequence[Any], calls: Sequence[Call]) -> list[Any]:
+        """Outputs of a trajectory."""
+        with self.following(table):
+            return [self.model(*args, **kwargs) for args, kwargs in calls]
+
+    def _parts(self, joined: Tensor, at: int) -> tuple[Tensor, Tensor]:
+        width = self.widths[at] if self.widths else joined.shape[1] // 2
         return joined[:, :width], joined[:, width:]
+
+
+def joins_of(model: Any) -> list[nn.Module]:
+    """The modules of a U-Net of diffusers that take a skip, the outermost first."""
+    taking = [resnet for block in model.up_blocks for resnet in block.resnets]
+    return taking[::-1]

@@ -71,7 +71,7 @@ def load_pipeline(folder: Path) -> Any:
         if shown:
             logging.enable_progress_bar()
     if not denoisers(pipeline):
-        raise ModelSourceError(str(folder), f"{type(pipeline).__name__} has no `transformer`")
+        raise ModelSourceError(str(folder), f"{type(pipeline).__name__} has no denoiser")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -85,7 +85,7 @@ def first_call(pipeline: Any, call: Mapping[str, Any]) -> Source:
     """
     found = denoisers(pipeline)
     if not found:
-        raise ModelSourceError(type(pipeline).__name__, "it has no `transformer`")
+        raise ModelSourceError(type(pipeline).__name__, "it has no denoiser")
     denoiser = next(iter(found.values())).eval().requires_grad_(False)
     caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 

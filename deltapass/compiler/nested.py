@@ -14,18 +14,18 @@ Source: Delta-Cache between two places of equal resolution, Appendix G; DeepCach
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
 from torch import fx
 
+from deltapass.compiler.dominance import DominatorTree
 from deltapass.compiler.flow import Flow, reached
 from deltapass.compiler.streams import CONCATENATIONS
 from deltapass.graph.stack import Block, Ends, Stack
 
 LEAST_SHARE: Final = 0.5  # of the model's multiply-accumulates, what the outermost block holds
-Tree = Mapping[fx.Node, fx.Node | None]  # node -> its nearest (post-)dominator; None: there is none
 
 
 def find_nested(flow: Flow) -> Stack | None:
@@ -83,8 +83,8 @@ class _Finder:
         known = set(self._nodes)
         self._reads = {n: [r for r in n.all_input_nodes if r in known] for n in self._nodes}
         self._users = {n: sorted(u for u in n.users if u in known) for n in self._nodes}
-        self._dominator = _tree(self._nodes, self._reads)
-        self._behind = _tree(self._nodes[::-1], self._users)
+        self._ahead = DominatorTree(self._nodes, self._reads)
+        self._behind = DominatorTree(self._nodes[::-1], self._users)
         self._above = self._ancestors()
 
     def inner_parts(self) -> Iterator[_Inner]:
@@ -107,21 +107,20 @@ class _Finder:
         return parts[-1:] if rest and rest[0] >= first / 2 else parts[:1]
 
     def _ends(self, value: fx.Node) -> list[fx.Node]:
-        """Where an inner part that a value goes past can end, the last one before the join last."""
-        ends: list[fx.Node] = []
-        for end in _chain(self._behind, self._users[value][0]):
-            if all(self._leads(user, end) for user in self._users[value]):
-                return ends if ends and end.target in CONCATENATIONS else []
-            if self._captured.spec(end) is not None and self._is_inner(value, end):
-                ends.append(end)
-        return []
+        """Where a block that a value enters and goes past can end, in order."""
+        users = self._users[value]
+        join = self._behind.meeting(users)
+        if join is None or join.target not in CONCATENATIONS:
+            return []
+        before = {node for user in users for node in self._behind.until(user, join)}
+        ends = (node for node in before if self._captured.spec(node) is not None)
+        return sorted(end for end in ends if self._is_inner(value, end))
 
     def _is_inner(self, value: fx.Node, end: fx.Node) -> bool:
         """Whether nothing but the value enters between the two, and nothing but the end leaves."""
-        entered = any(node is value for node in _chain(self._dominator, end))
         inside = (user for user in self._users[value] if self._leads(user, end))
-        return entered and all(
-            any(node is end for node in _chain(self._behind, user)) for user in inside
+        return self._ahead.lies_on_all_ways(value, end) and all(
+            self._behind.lies_on_all_ways(end, user) for user in inside
         )
 
     def _form(self, node: fx.Node) -> object:
@@ -151,39 +150,3 @@ class _Finder:
                 mask |= above[read] | 1 << self._at[read]
             above[node] = mask
         return above
-
-
-def _chain(tree: Tree, node: fx.Node) -> Iterator[fx.Node]:
-    """A node, and what lies above it in a tree, the nearest first."""
-    at: fx.Node | None = node
-    while at is not None:
-        yield at
-        at = tree[at]
-
-
-def _tree(nodes: Iterable[fx.Node], before: Mapping[fx.Node, Sequence[fx.Node]]) -> Tree:
-    """Node -> the last node that lies on all ways to it. `nodes` begin where the ways begin."""
-    above: dict[fx.Node, fx.Node | None] = {}
-    depth: dict[fx.Node | None, int] = {None: 0}
-    for node in nodes:
-        common: fx.Node | None = None
-        for count, one in enumerate(before[node]):
-            common = _meet(one, common, above, depth) if count else one
-        above[node] = common
-        depth[node] = depth[common] + 1
-    return above
-
-
-def _meet(
-    one: fx.Node | None,
-    other: fx.Node | None,
-    above: Tree,
-    depth: Mapping[fx.Node | None, int],
-) -> fx.Node | None:
-    """The lowest node above both, or one of them."""
-    while one is not other:
-        if depth[one] >= depth[other] and one is not None:
-            one = above[one]
-        elif other is not None:
-            other = above[other]
-    return one

@@ -35,7 +35,7 @@ from deltapass.selector.trackers import known_tracker
 from deltapass.sessions.report import SessionReport
 from deltapass.sessions.session import Session, active_session
 
-DENOISER = "transformer"  # what pipelines call their denoisers; a second one ends in _2
+DENOISERS = ("transformer", "unet")  # what pipelines call their denoisers; a second one ends in _2
 
 REFUSED = (
     "nothing cached: {name} is compiled with backend 'deltadit', but none of its calls could be "
@@ -177,7 +177,7 @@ def attach(pipe: Any, *, schedule: GivenSchedule | None = None) -> Attachment:
     """Let a diffusers pipeline tell deltapass its steps and branches.
 
     Args:
-        pipe: A pipeline with a `scheduler` and a `transformer`; compile the latter before or after.
+        pipe: A pipeline with a `scheduler` and a denoiser (DENOISERS), compiled before or after.
         schedule: Replaces the compiled models' own schedule: an object, a name or the path of a
             file, which is read at once.
 
@@ -186,7 +186,7 @@ def attach(pipe: Any, *, schedule: GivenSchedule | None = None) -> Attachment:
 
     Raises:
         AttachError: If this is no pipeline, or one that is attached already, or that has no
-            transformer or no scheduler.
+            denoiser or no scheduler.
         ScheduleError: If the schedule's name or file cannot be used.
         OptionError: If it is no schedule.
     """
@@ -216,8 +216,8 @@ def refuse_unattachable(pipe: Any) -> None:
     if not denoisers(pipe):
         found = ", ".join(_components(pipe)) or "nothing"
         raise AttachError(
-            f"this {name} has no transformer; it has {found}",
-            "deltapass caches diffusion transformers: attach a pipeline with a `transformer`",
+            f"this {name} has no denoiser; it has {found}",
+            "Attach a pipeline with a `transformer` or a `unet`",
         )
     scheduler = getattr(pipe, "scheduler", None)
     methods = all(callable(getattr(scheduler, each, None)) for each in ("set_timesteps", "step"))
@@ -277,7 +277,7 @@ def attachment_of(pipe: Any) -> Attachment | None:
 def _why_none(models: Mapping[str, nn.Module]) -> str:
     """Why none of a pipeline's denoisers was ever seen by a selector: of the first at fault."""
     found = {name: backend_of(model) for name, model in models.items()}
-    first = next(iter(found), DENOISER)
+    first = next(iter(found), DENOISERS[0])
     name = next((name for name, backend in found.items() if backend != OURS), first)
     backend = found.get(name)
     text = PLAIN if backend is None else REFUSED if backend == OURS else OTHER
@@ -294,7 +294,7 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in _components(pipe).items()
-        if name.startswith(DENOISER) and isinstance(module, nn.Module)
+        if name.startswith(DENOISERS) and isinstance(module, nn.Module)
     }
 
 

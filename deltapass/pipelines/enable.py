@@ -210,7 +210,7 @@ def enable(
     the pipeline is as before.
 
     Args:
-        pipe: A pipeline with a `scheduler` and a `transformer` (and perhaps more of them).
+        pipe: A pipeline with a `scheduler` and a `transformer` or `unet` (perhaps more of them).
         preset: One of PRESETS: "quality", "balanced" (the default), "fast" or "paper".
         schedule: Instead of a preset: a schedule object, a name or the path of a file.
         quick: Compile nothing: only what caching saves is gained. For a first look.

@@ -181,6 +181,19 @@ def test_a_feature_skips_what_lies_inside_and_no_skip() -> None:
         SpanFinder(found).plan(Span(0, 3, "feature"))
 
 
+def test_inductor_follows_the_oracle() -> None:
+    model = model_of()
+    calls = calls_of(model)
+    outputs, report = in_session(
+        compiled(model, schedule="delta-cache-deep", cached_blocks=4, lowering="inductor"), calls
+    )
+    table = tuple(entry.realised for entry in report.entries)
+    assert table == (None, WHOLE) * (STEPS // 2)
+    expected = NestedOracle(model, model.joins).run(table, calls)
+    for ours, theirs in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_default_schedule_skips_the_outermost_inner_part() -> None:
     report = deltapass.explain(model_of(), *model_of().inputs(500.0)[0])
     assert set(report.schedule_table) == {None, WHOLE}

@@ -209,12 +209,12 @@ def test_attaching_or_detaching_twice_is_an_error(zoo: Zoo) -> None:
         deltapass.detach(zoo.pipe)
 
 
-def test_a_pipeline_without_a_transformer_is_an_error(zoo: Zoo) -> None:
-    pipe = SimpleNamespace(unet=nn.Linear(1, 1), scheduler=DDIMScheduler())
-    with pytest.raises(AttachError, match="no transformer; it has unet, scheduler"):
+def test_a_pipeline_without_a_denoiser_is_an_error(zoo: Zoo) -> None:
+    pipe = SimpleNamespace(decoder=nn.Linear(1, 1), scheduler=DDIMScheduler())
+    with pytest.raises(AttachError, match="no denoiser; it has decoder, scheduler"):
         deltapass.attach(pipe)
     zoo.pipe.transformer = None
-    with pytest.raises(AttachError, match="no transformer"):
+    with pytest.raises(AttachError, match="no denoiser"):
         deltapass.attach(zoo.pipe)
 
 

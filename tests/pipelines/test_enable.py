@@ -429,7 +429,7 @@ def test_other_options_that_cannot_be_compiled_leave_all_as_it_was(
 
 
 def test_what_is_no_pipeline_is_refused(zoo: Zoo) -> None:
-    for thing in (zoo.denoiser, None, SimpleNamespace(unet=nn.Linear(1, 1))):
+    for thing in (zoo.denoiser, None, SimpleNamespace(decoder=nn.Linear(1, 1))):
         with pytest.raises(AttachError):
             deltapass.enable(thing)
 
