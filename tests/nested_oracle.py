@@ -1,4 +1,4 @@
-"""Delta-Cache, or features, on nested blocks of a U-shaped model: an eager hook on what joins a skip.
+"""Delta-Cache, or features, on nested blocks of a U-shaped model: a hook on what joins a skip.
 
 What such a module is given is the inner part's result with the skip behind it, of one shape. At a
 refresh their difference is kept, at a cached step the first half is replaced by skip + difference;
