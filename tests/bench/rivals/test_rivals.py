@@ -15,6 +15,7 @@ if importlib.util.find_spec("cache_dit") is None:  # imported by us alone, who t
 
 from models.streams import Call
 from models.tiny import Tiny, make_tiny
+from torch.utils._pytree import tree_map
 
 from deltapass.bench.compiles import counting
 from deltapass.bench.methods.method import Context
@@ -125,6 +126,25 @@ def test_branches_of_a_step_are_kept_apart() -> None:
     for name, of_branch in calls.items():
         with enabled("first-block-cache", tiny.model, steps=4, settings=settings) as running:
             assert not differing(trajectory(running, of_branch), together[name])
+
+
+def test_fastercache_is_told_which_half_is_unconditional() -> None:
+    tiny = make_tiny("dit")
+    calls = calls_of(tiny)
+
+    def swapped(values: Any) -> Any:
+        return tree_map(lambda it: it.roll(1, 0) if torch.is_tensor(it) else it, values)
+
+    with enabled("faster-cache", tiny.model, steps=STEPS) as running:
+        wanted = swapped(trajectory(running, [swapped(call) for call in calls]))
+        running.begin()
+        as_is = trajectory(running, calls)
+    settings = {"conditional_first": True}
+    with enabled("faster-cache", tiny.model, steps=STEPS, settings=settings) as running:
+        found = trajectory(running, calls)
+    assert not differing(found, wanted)
+    assert differing(found, as_is)
+    assert "forward" not in vars(tiny.model)
 
 
 @pytest.mark.parametrize("name", ["cache-dit-static", "mag-cache"])
