@@ -9,7 +9,9 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -91,6 +93,30 @@ def in_turn(runs: Sequence[Callable[[], Any]], turn: int, device: str = "cpu") -
 def median(values: Iterable[float], digits: int = 4) -> float:
     """The median, rounded."""
     return round(statistics.median(values), digits)
+
+
+@dataclass
+class Peak:
+    """The highest memory, once it is known."""
+
+    bytes: int = 0
+
+
+@contextmanager
+def peak_bytes_of(device: str = "cpu") -> Iterator[Peak]:
+    """Bytes at the highest: of the device's allocator, or of this process by Linux's count."""
+    peak, cuda = Peak(), device.startswith("cuda")
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
+    yield peak
+    if cuda:
+        peak.bytes = torch.cuda.max_memory_allocated()
+    else:
+        status = Path("/proc/self/status").read_text().splitlines()
+        line = next(line for line in status if line.startswith("VmHWM"))
+        peak.bytes = 1024 * int(line.split()[1])
 
 
 # ---- records -------------------------------------------------------------------------------------

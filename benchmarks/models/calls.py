@@ -27,6 +27,7 @@ class Sizes:
     Attributes:
         batch: Samples in a call.
         text: Tokens of a prompt.
+        side: Rows and columns of image tokens, of classes whose configuration does not say.
         padding: How many of them do not count in the last prompt; without any there is no mask.
         whole: Whether DiT and PixArt are given integers from 999 down, not floats from 1000 down.
         device: Of all inputs.
@@ -35,6 +36,7 @@ class Sizes:
 
     batch: int = 2
     text: int = 6
+    side: int = 4
     padding: int = 2
     whole: bool = True
     device: str = "cpu"
@@ -86,9 +88,10 @@ def pixart(config: Any, sizes: Sizes, level: float, seed: int = 0) -> Call:
     if config.use_additional_conditions:
         ones = torch.ones(sizes.batch, 2, device=sizes.device, dtype=sizes.dtype)
         added = {"resolution": 8.0 * config.sample_size * ones, "aspect_ratio": ones[:, :1]}
+    mask = sizes.mask()
     kwargs = {
         "encoder_hidden_states": sizes.noise(TEXT, sizes.text, config.caption_channels),
-        "encoder_attention_mask": sizes.mask(),
+        **({} if mask is None else {"encoder_attention_mask": mask}),
         "timestep": sizes.step(level),
         "added_cond_kwargs": added,
         "return_dict": False,
@@ -108,12 +111,15 @@ def sd3(config: Any, sizes: Sizes, level: float, seed: int = 0) -> Call:
 
 
 def chroma(config: Any, sizes: Sizes, level: float, seed: int = 0) -> Call:
-    """4 x 4 image tokens; timesteps from 1 down."""
+    """Timesteps from 1 down."""
     return (), {
-        "hidden_states": sizes.noise(seed, 16, config.in_channels),
+        "hidden_states": sizes.noise(seed, sizes.side**2, config.in_channels),
         "encoder_hidden_states": sizes.noise(TEXT, sizes.text, config.joint_attention_dim),
         "timestep": sizes.each(level),
-        **flux_places(4, 4, sizes.text),
+        **{
+            name: place.to(sizes.device)
+            for name, place in flux_places(sizes.side, sizes.side, sizes.text).items()
+        },
         "return_dict": False,
     }
 
