@@ -201,7 +201,8 @@ def _score(name: str, network: str, **means: Any) -> Meter:
     )
 
 
-def _distances(network: str, ending: str) -> tuple[Meter, ...]:
+def _distances(network: str, ending: str, margin: float) -> tuple[Meter, ...]:
+    """KID, FID and IS; the margin is FID's, whose size depends on the features."""
     shown = NETWORKS[network]
     return (
         _to_real(
@@ -218,7 +219,7 @@ def _distances(network: str, ending: str) -> tuple[Meter, ...]:
             network,
             fid_parts,
             title=f"FID-{shown}",
-            margin=0.1,
+            margin=margin,
             about="Distance to real images; larger for fewer images, so only of equally many.",
         ),
         _score(f"is{ending}", network, title=f"IS-{shown}", margin=0.05),
@@ -281,8 +282,8 @@ MEASURES: Final[Mapping[str, Meter]] = MappingProxyType(
         for meter in (
             *TO_OTHERS,
             *EXACT,
-            *_distances("efflite0", ""),
-            *_distances("inception", "_inception"),
+            *_distances("efflite0", "", 1.0),
+            *_distances("inception", "_inception", 0.1),
             *TO_WORDS,
         )
     }

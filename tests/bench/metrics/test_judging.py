@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from deltapass.bench.metrics import judging
 from deltapass.bench.metrics.context import JudgingContext, context_of
 from deltapass.bench.metrics.features import FeatureStore
 from deltapass.bench.metrics.intervals import FEW
@@ -167,3 +169,15 @@ def test_every_measure_has_a_name_a_title_and_what_it_rests_on() -> None:
         assert meter.means.title
         assert meter.means.about
         assert meter.means.margin > 0
+
+
+def test_the_document_has_every_measure_and_every_variable() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "measures.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    named = {name for line in rows for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert named == set(MEASURES)
+    sources = (Path(judging.__file__).parent).glob("*.py")
+    variables = {
+        name for path in sources for name in re.findall(r"DELTAPASS_\w+", path.read_text())
+    }
+    assert variables == set(re.findall(r"DELTAPASS_\w+", text))
