@@ -63,10 +63,11 @@ def check_imports(checkout: Path) -> None:
 
 
 def check_contents(checkout: Path) -> None:
-    """Every asset and py.typed are in the wheel, and no tests."""
+    """Every asset, the page's parts and py.typed are in the wheel, and no tests."""
     (wheel,) = (checkout / "dist").glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assets = (p for p in (checkout / "deltapass" / "assets").rglob("*") if p.is_file())
+    folders = (checkout / "deltapass" / "assets", checkout / "deltapass" / "bench" / "page" / "web")
+    assets = (path for folder in folders for path in folder.rglob("*") if path.is_file())
     wanted = {p.relative_to(checkout).as_posix() for p in assets} | {"deltapass/py.typed"}
     assert wanted <= names, f"missing in the wheel: {sorted(wanted - names)}"
     assert not any(name.startswith(("tests/", "training/", "benchmarks/")) for name in names)

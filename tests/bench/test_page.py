@@ -143,7 +143,21 @@ def test_every_row_says_how_it_is_measured_again(page: str, records: list[Record
             assert text.count(digest) >= len(record.rows)
         for row in record.rows:
             assert row.replay in text
-    assert "2.13.0" in text and "An example of a processor" in text
+    said = "deltapass 0.1.0, python 3.11.7, torch 2.13.0, diffusers 0.42.1"
+    assert text.count(said) == sum(len(record.rows) for record in records)
+    assert "An example of a processor" in text
+
+
+def test_every_difference_is_there_with_what_could_have_been_seen(
+    page: str, records: list[Record]
+) -> None:
+    text = text_of(page)
+    pair = records[0].rows[6].against["plain-10"]["psnr"]
+    assert f"+{pair.difference.mean:.1f} (+{pair.difference.low:.1f} to" in text
+    count = sum(
+        len(pairs) for record in records for row in record.rows for pairs in row.against.values()
+    )
+    assert count > 50 and page.count('<tr><th scope="row">') >= count
 
 
 def test_failures_and_warnings_are_said(page: str, records: list[Record]) -> None:
@@ -245,9 +259,9 @@ def test_csv_has_a_line_a_row_in_raw_units(records: list[Record]) -> None:
     lines = list(csv.DictReader(io.StringIO(as_csv(records))))
     assert len(lines) == sum(len(record.rows) for record in records)
     tuned = next(line for line in lines if line["row"] == "tuned-2x")
-    assert float(tuned["right"]) == records[0].rows[6].means["right"].mean
+    assert float(tuned["right_mean"]) == records[0].rows[6].means["right"].mean
     assert tuned["psnr_verdict"] == "better" and tuned["replay"] == records[0].rows[6].replay
-    assert float(tuned["kid_difference"]) < 0  # a number, though it begins like a formula
+    assert float(tuned["kid_difference"]) < 0
     failed = next(line for line in lines if line["row"] == "broken")
     assert failed["end_to_end_seconds"] == "" and "breaks the graph" in failed["failure"]
 

@@ -163,7 +163,7 @@ def _contents(
         yield "paper", "The paper's table beside ours"
     if record.figures:
         yield "figures", "Further figures"
-    yield "again", "Measure it again"
+    yield "again", "Row by row, and how to measure it again"
 
 
 def _own_warnings(record: Record, pictures: Pictures, costs: Sequence[str]) -> Iterator[str]:

@@ -20,6 +20,7 @@ MARKS: Final[Mapping[str, str]] = MappingProxyType(
 KINDS: Final[Mapping[str, str]] = MappingProxyType(
     {"plain": "plain", "steps": "fewer steps", "cache": "cache", "rival": "other library"}
 )
+LIBRARIES: Final = ("deltapass", "python", "torch", "diffusers", "transformers", "cache-dit")
 _BYTES: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _LARGE: Final = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
 
@@ -111,12 +112,18 @@ def plainly(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
+def versions(environment: Mapping[str, Any]) -> str:
+    """Of the libraries that a record's environment names."""
+    named = (f"{name} {environment[name]}" for name in LIBRARIES if environment.get(name))
+    return ", ".join(named) or NOTHING
+
+
 FILTERS: Final[Mapping[str, Any]] = MappingProxyType(
     {
         function.__name__: function
         for function in (
             *(number, scaled, between, signed, times_quicker, range_quicker, seconds),
-            *(bytes_of, large, plainly),
+            *(bytes_of, large, plainly, versions),
         )
     }
 )
