@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from torch._dynamo.callback import callback_handler
 from torch._dynamo.utils import counters
+
+MOST_COMPILES: Final = 256
 
 
 @final
@@ -72,3 +74,13 @@ def kept_compile_settings() -> Iterator[None]:
             for name, value in saved.items():
                 if now[name] != value:
                     setattr(config, name, value)
+
+
+@contextmanager
+def many_compiles() -> Iterator[None]:
+    """Within, one class may be compiled in as many ways as methods ask for.
+
+    Beyond its limit torch would run a model uncompiled, with a line in a log.
+    """
+    with torch._dynamo.config.patch(recompile_limit=MOST_COMPILES):
+        yield

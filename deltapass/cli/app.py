@@ -1,4 +1,4 @@
-"""The command line: `deltapass calibrate`, `demo`, `explain`, `export`, `run`, `tune`, ..."""
+"""The command line: `deltapass bench`, `calibrate`, `demo`, `explain`, `export`, `run`, ..."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 import deltapass
+from deltapass.cli.bench import bench_command
 from deltapass.cli.bundles import export_command
 from deltapass.cli.calibrate import calibrate_command
 from deltapass.cli.demo import demo_command
@@ -21,6 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.command(name="bench")(bench_command)
 app.command(name="calibrate")(calibrate_command)
 app.command(name="demo")(demo_command)
 app.command(name="explain")(explain_command)

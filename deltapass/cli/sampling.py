@@ -14,10 +14,11 @@ import torch
 from deltapass.bundles.loaded import LoadedModel, load
 from deltapass.bundles.manifest import BundlePlan
 from deltapass.cli.models import EMBEDDED
-from deltapass.cli.sources import load_pipeline, refused_calls
+from deltapass.cli.sources import load_pipeline
 from deltapass.errors import BundleError, OptionError, PipelineCallError, counted
 from deltapass.libraries import needs
 from deltapass.pipelines.attach import attach, denoisers, last_report
+from deltapass.pipelines.first_call import refused_calls
 from deltapass.schedule.explicit import AnySchedule
 from deltapass.sessions.report import SessionReport
 

@@ -10,19 +10,19 @@ import importlib
 import inspect
 import operator
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 
 from deltapass.cli.models import EMBEDDED, check_source, is_folder
-from deltapass.errors import DeltapassError, ModelSourceError, PipelineCallError
+from deltapass.errors import ModelSourceError
 from deltapass.libraries import needs
 from deltapass.pipelines.attach import denoisers
+from deltapass.pipelines.first_call import Call, first_call, said
 
-Source = tuple[Any, tuple[Any, ...], dict[str, Any]]
+Source = Call
 
 
 def load_source(model: str, call: Mapping[str, Any] | None = None, count: int = 1) -> Source:
@@ -66,7 +66,7 @@ def load_pipeline(folder: Path) -> Any:
     try:
         pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:
-        raise ModelSourceError(str(folder), f"diffusers says {_said(error)}") from error
+        raise ModelSourceError(str(folder), f"diffusers says {said(error)}") from error
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -74,53 +74,6 @@ def load_pipeline(folder: Path) -> Any:
         raise ModelSourceError(str(folder), f"{type(pipeline).__name__} has no denoiser")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def first_call(pipeline: Any, call: Mapping[str, Any]) -> Source:
-    """The denoiser of a pipeline, with the inputs of its first call.
-
-    Raises:
-        ModelSourceError: If the pipeline has no denoiser.
-        PipelineCallError: If it refuses the call, or never calls its denoiser.
-    """
-    found = denoisers(pipeline)
-    if not found:
-        raise ModelSourceError(type(pipeline).__name__, "it has no denoiser")
-    denoiser = next(iter(found.values())).eval().requires_grad_(False)
-    caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def catch(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append((args, kwargs))
-        raise _CaughtError
-
-    handle = denoiser.register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        with torch.no_grad(), refused_calls(pipeline, call):
-            pipeline(**call)
-    except _CaughtError:
-        pass
-    finally:
-        handle.remove()
-    if not caught:
-        problem = "it never calls its denoiser"
-        raise PipelineCallError(type(pipeline).__name__, sorted(call), problem)
-    return denoiser, *caught[0]
-
-
-@contextmanager
-def refused_calls(pipeline: Any, call: Mapping[str, Any]) -> Iterator[None]:
-    """Around a call of a pipeline: whatever it raises is about the call, and its words are kept.
-
-    Raises:
-        PipelineCallError: If the pipeline raises anything that is not ours.
-    """
-    try:
-        yield
-    except (DeltapassError, _CaughtError):
-        raise
-    except Exception as error:
-        name = type(pipeline).__name__
-        raise PipelineCallError(name, sorted(call), f"it says {_said(error)}") from error
 
 
 def dimensions(ranges: Mapping[str, Mapping[int, tuple[int, int]]]) -> dict[str, Any] | None:
@@ -177,13 +130,3 @@ def _factory(model: str) -> Any:
     if not callable(made):
         raise ModelSourceError(model, f"{factory} is no function, but {type(made).__name__}")
     return made
-
-
-def _said(error: Exception) -> str:
-    """An error of another library, whose text alone may be a bare index."""
-    return f"{type(error).__name__}: {error}".rstrip(".: ")
-
-
-@final
-class _CaughtError(Exception):
-    """Stops a pipeline at the first call of its denoiser."""

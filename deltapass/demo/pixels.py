@@ -126,7 +126,8 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
         """The guided prediction: both halves in one call of the denoiser."""
         guided = scale > 1.0
         doubled = torch.cat([sample, sample]) if guided else sample
-        doubled = self.scheduler.scale_model_input(doubled, timestep)
+        if hasattr(self.scheduler, "scale_model_input"):  # those for flows alone scale nothing
+            doubled = self.scheduler.scale_model_input(doubled, timestep)
         times = timestep.to(torch.float32).expand(len(doubled))
         out = self.transformer(doubled, timestep=times, **conditions, return_dict=False)[0]
         if not guided:
@@ -152,4 +153,4 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
         noise: torch.Tensor = randn_tensor(
             shape, generator=generator, device=self._execution_device, dtype=self.transformer.dtype
         )
-        return noise * float(self.scheduler.init_noise_sigma)
+        return noise * float(getattr(self.scheduler, "init_noise_sigma", 1.0))

@@ -20,8 +20,8 @@ from models.zoo import NUMPY_WARNINGS, ZOO_NAMES, Zoo, make_pipe
 from pipeline_oracle import oracle_in
 
 import deltapass
-from deltapass.cli.sources import first_call
 from deltapass.errors import ExportError
+from deltapass.pipelines.first_call import first_call
 
 pytestmark = pytest.mark.filterwarnings(NUMPY_WARNINGS)
 

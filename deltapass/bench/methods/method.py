@@ -27,6 +27,8 @@ class Method:
         schedule: What is cached when; None where the model is not compiled by our backend.
         options: Of the backend besides the schedule; methods that agree in them share a compile.
         lowering: In place of the run's; None keeps that.
+        solver: Scheduler class of diffusers, in place of the suite's.
+        weights: "int8" where linear layers are quantised first; None leaves them.
         rival: Of the table of rivals, which `settings` are for; None where it is no rival.
         settings: As the suite gives them.
         remark: Why it is there.
@@ -39,6 +41,8 @@ class Method:
     schedule: AnySchedule | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     lowering: str | None = None
+    solver: str | None = None
+    weights: str | None = None
     rival: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     remark: str = ""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
+
+import msgspec
 
 from deltapass.bench.methods.caching import (
     DEEP,
@@ -20,6 +23,8 @@ from deltapass.bench.methods.method import Context, MakeMethod, Method
 from deltapass.bench.methods.rivals import LABELS, by_rival
 from deltapass.bench.suite import MethodSpec
 from deltapass.errors import BenchError, counted, did_you_mean
+
+INT8: Final = "int8"
 
 
 def plain(spec: MethodSpec, context: Context) -> Method:
@@ -68,19 +73,47 @@ METHODS: Final[Mapping[str, MakeMethod]] = MappingProxyType(
 def method_of(spec: MethodSpec, context: Context) -> Method:
     """The method that a suite means.
 
+    Every method takes the settings `solver`, a scheduler class of diffusers, and `weights`, "int8".
+
     Raises:
         BenchError: If there is none of that name, or a setting means nothing to it.
         ScheduleError: If the model or the steps do not fit the schedule.
     """
-    if spec.name in METHODS:
-        return METHODS[spec.name](spec, context)
-    if is_file(spec.name):
-        return from_file(spec, context)
+    settings = dict(spec.settings)
+    solver, weights = settings.pop("solver", None), settings.pop("weights", None)
+    if weights not in (None, INT8):
+        raise BenchError(f"weights is {weights!r}", f"Give {INT8!r}, or leave it out")
+    own = msgspec.structs.replace(spec, settings=settings)
+    method = _make(spec.name)(own, context)
+    if solver is None and weights is None:
+        return method
+    return dataclasses.replace(
+        method,
+        name="-".join([method.name, *filter(None, (solver, weights))]),
+        label=method.label if spec.label else _with(method.label, solver, weights),
+        solver=solver,
+        weights=weights,
+        settings=dict(spec.settings),
+    )
+
+
+def _make(name: str) -> MakeMethod:
+    if name in METHODS:
+        return METHODS[name]
+    if is_file(name):
+        return from_file
     raise BenchError(
-        f"there is no method {spec.name!r}",
-        f"{did_you_mean(spec.name, (*METHODS,))}Methods are: {', '.join(METHODS)}, a schedule's "
+        f"there is no method {name!r}",
+        f"{did_you_mean(name, (*METHODS,))}Methods are: {', '.join(METHODS)}, a schedule's "
         "file, or the name of a schedule that is tuned to the model",
     )
+
+
+def _with(label: str, solver: str | None, weights: str | None) -> str:
+    """The label with what holds besides."""
+    more = [solver.removesuffix("Scheduler")] if solver else []
+    more += ["INT8"] if weights else []
+    return f"{label} + {' + '.join(more)}"
 
 
 def check_distinct(methods: Sequence[Method]) -> None:

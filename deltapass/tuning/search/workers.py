@@ -64,37 +64,26 @@ class _Remote:
         self._opened = open_loop(source, **how)
         self._scorer = Scorer(self._opened.__enter__(), metric)
 
-    def score(self, task: Task) -> Score:
+    def work(self, task: Task) -> Score:
         """As `Scorer.score`."""
         return self._scorer.score(task)
 
 
-@final
-class RayWorkers:
-    """Actors of Ray, each with its own copy of the pipeline.
+class RayActors:
+    """Actors of Ray that are all alike, and what waits for one of them.
 
     Args:
         address: Of a cluster, or LOCAL.
-        source: What `open_loop` takes: it is sent to every actor, so it must pickle. A compiled
-            model does not; a pipeline that is not compiled yet does, and so does a function at the
-            top of a module.
-        how: The other arguments of `open_loop`.
-        metric: How samples are compared.
+        kind: Class of the actors: made of `given`, it has a method `work(task)`.
+        given: Sent to every actor, so it must pickle.
         count: Actors; by default one a GPU of the cluster, or else one a processor core.
 
     Raises:
         MissingLibraryError: If Ray is not installed.
-        TuneError: If the cluster is not there, or the source cannot be sent.
+        TuneError: If the cluster is not there, or what is given cannot be sent.
     """
 
-    def __init__(
-        self,
-        address: str,
-        source: Any,
-        how: Mapping[str, Any],
-        metric: Metric,
-        count: int | None = None,
-    ) -> None:
+    def __init__(self, address: str, kind: type, given: Any, count: int | None = None) -> None:
         self._ray = ray = optional_module("ray", "ray")
         self._mine = not ray.is_initialized()
         if self._mine:
@@ -104,7 +93,7 @@ class RayWorkers:
         self.slots = count or devices or max(1, cores)
         wanted = {"num_gpus": 1} if devices >= self.slots else {"num_cpus": min(1, cores)}
         try:
-            given = ray.put((source, dict(how), metric))
+            sent = ray.put(given)
         except Exception as error:
             self._end()
             raise TuneError(
@@ -112,27 +101,30 @@ class RayWorkers:
                 "Give a pipeline whose model is not compiled yet, or a loop that makes its model "
                 "when it is first called, as a function at the top of a module",
             ) from error
-        actor = ray.remote(**wanted)(_Remote)
-        self._idle = [actor.remote(given) for _ in range(self.slots)]
-        self._waiting: deque[tuple[Hashable, Task]] = deque()
+        actor = ray.remote(**wanted)(kind)
+        self._idle = [actor.remote(sent) for _ in range(self.slots)]
+        self._waiting: deque[tuple[Hashable, Any]] = deque()
         self._running: dict[Any, tuple[Hashable, Any]] = {}
 
-    def submit(self, key: Hashable, task: Task) -> None:
-        """As `Workers.submit`."""
+    def submit(self, key: Hashable, task: Any) -> None:
+        """Begin a task, now or when an actor is free."""
         self._waiting.append((key, task))
         self._fill()
 
-    def take(self) -> tuple[Hashable, Score]:
-        """As `Workers.take`."""
+    def take(self) -> tuple[Hashable, Any]:
+        """The key of a task that is done, and what the work gave; waits for one.
+
+        Raises:
+            Whatever the work raised.
+        """
         (done, *_), _ = self._ray.wait(list(self._running), num_returns=1)
         key, actor = self._running.pop(done)
         self._idle.append(actor)
         self._fill()
-        score: Score = self._ray.get(done)
-        return key, score
+        return key, self._ray.get(done)
 
     def close(self) -> None:
-        """As `Workers.close`: the actors end, and Ray too if it was started here."""
+        """Drop what is running: the actors end, and Ray too if it was started here."""
         actors = [*self._idle, *(actor for _, actor in self._running.values())]
         for actor in actors:
             self._ray.kill(actor)
@@ -148,7 +140,34 @@ class RayWorkers:
     def _fill(self) -> None:
         while self._idle and self._waiting:
             actor, (key, task) = self._idle.pop(), self._waiting.popleft()
-            self._running[actor.score.remote(task)] = key, actor
+            self._running[actor.work.remote(task)] = key, actor
+
+
+@final
+class RayWorkers(RayActors):
+    """Actors that score, each with its own copy of the pipeline.
+
+    Args:
+        address: Of a cluster, or LOCAL.
+        source: What `open_loop` takes. A compiled model does not pickle; a pipeline that is not
+            compiled yet does, and so does a function at the top of a module.
+        how: The other arguments of `open_loop`.
+        metric: How samples are compared.
+        count: As of `RayActors`.
+
+    Raises:
+        As `RayActors`.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        source: Any,
+        how: Mapping[str, Any],
+        metric: Metric,
+        count: int | None = None,
+    ) -> None:
+        super().__init__(address, _Remote, (source, dict(how), metric), count)
 
 
 def _connect(ray: Any, address: str) -> None:

@@ -105,12 +105,12 @@ class Ray:
         return made
 
     def _actor(self, held: Any) -> Any:
-        def score(task: Task) -> int:
+        def work(task: Task) -> int:
             number = next(self._numbers)
-            self._results[number] = held.score(task)
+            self._results[number] = held.work(task)
             return number
 
-        return SimpleNamespace(score=SimpleNamespace(remote=score))
+        return SimpleNamespace(work=SimpleNamespace(remote=work))
 
     def wait(self, running: list[int], num_returns: int) -> tuple[list[int], list[int]]:
         assert num_returns == 1

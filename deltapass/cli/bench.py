@@ -1,0 +1,142 @@
+"""The command `deltapass bench`: suites measured, and the page of them; two runs compared."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from deltapass.cli.command_line import FAILED, Call, checking, clean_errors, parse_call, say_written
+
+OUTPUT: Final = Path("bench-output")
+COMPARE: Final = "compare"
+STOPPED: Final = 130  # as shells say it of Ctrl-C
+
+
+class Stage(StrEnum):
+    """What a run consists of."""
+
+    DRAW = "draw"
+    TIME = "time"
+    JUDGE = "judge"
+    PAGE = "page"
+
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SUITE]...",
+        help="table1 ... fig12, 'all', a suite's .toml file; or 'compare A B' for two runs. "
+        "Nothing: what there is.",
+    ),
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        help="'garments', 'nouns', a pipeline's folder, or module:factory giving a pipeline or "
+        "(pipeline, call). May be repeated; by default the suite's own.",
+    ),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(help="Prompts, one a line; .jsonl: JSON with the arguments of a call."),
+]
+Images = Annotated[int | None, typer.Option(min=1, help="Of each method, in place of the suite's.")]
+Rounds = Annotated[int | None, typer.Option(min=1, help="How often every method is timed.")]
+Timed = Annotated[int | None, typer.Option(min=0, help="Images of a batch that is timed; 0: none.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.")]
+DType = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+LoweringName = Annotated[str | None, typer.Option(help="Of what is timed: inductor or eager.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Of torch.")]
+Batch = Annotated[int | None, typer.Option(min=1, help="Images that are drawn together.")]
+EnvironmentFile = Annotated[
+    Path | None, typer.Option("--env", help="Environment file (TOML): where it is measured.")
+]
+Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of all results.")]
+Only = Annotated[Stage | None, typer.Option(help="Only this stage, on what the others left.")]
+Check = Annotated[
+    bool, typer.Option("--check", help="Say what would fail or be missing; draw nothing.")
+]
+RayAddress = Annotated[
+    str | None, typer.Option("--ray", help="Address of a Ray cluster that draws, or 'local'.")
+]
+RowNames = Annotated[
+    list[str] | None, typer.Option("--row", help="Only this row and the reference; repeatable.")
+]
+RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="Its weights are random: judge no quality.")
+]
+Again = Annotated[list[str] | None, typer.Option("--time-again", hidden=True)]
+
+
+def bench_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how typer is told
+    names: Names = None,
+    model: Models = None,
+    prompts: Prompts = None,
+    call: Call = None,
+    images: Images = None,
+    rounds: Rounds = None,
+    timed: Timed = None,
+    device: Device = None,
+    dtype: DType = None,
+    lowering: LoweringName = None,
+    threads: Threads = None,
+    batch: Batch = None,
+    env: EnvironmentFile = None,
+    output: Output = OUTPUT,
+    only: Only = None,
+    check: Check = False,
+    ray: RayAddress = None,
+    row: RowNames = None,
+    random_weights: RandomWeights = False,
+    time_again: Again = None,
+) -> None:
+    """Measure methods side by side: time, quality, memory, compiles; and write the page.
+
+    Ctrl-C keeps what is done, and the same command goes on.
+    """
+    given = parse_call(call)
+    with clean_errors():
+        from deltapass.cli.bench_jobs import Asked, compare, list_suites, run
+
+        if not names:
+            list_suites()
+            return
+        if names[0] == COMPARE:
+            _compare(names[1:], compare)
+            return
+        asked = Asked(
+            names=tuple(names),
+            models=tuple(model or ()),
+            prompts=prompts,
+            call=given,
+            suite={"images": images, "rounds": rounds, "timed": timed},
+            environment={
+                **{"device": device, "dtype": dtype, "lowering": lowering},
+                **{"threads": threads, "batch": batch},
+            },
+            env=env,
+            output=output,
+            only=None if only is None else only.value,
+            check=check,
+            ray=ray,
+            rows=tuple(row or ()),
+            random_weights=random_weights,
+            again=tuple(time_again or ()),
+        )
+        page = run(asked)
+    if page is not None:
+        say_written("page", page)
+
+
+def _compare(folders: list[str], compare: object) -> None:
+    """Two runs, given as folders or records."""
+    if len(folders) != 2:
+        with checking():
+            raise typer.BadParameter("compare takes two runs: deltapass bench compare A B")
+    assert callable(compare)  # noqa: S101 - it was imported a line ago
+    if compare(Path(folders[0]), Path(folders[1])):
+        raise typer.Exit(FAILED)

@@ -1,0 +1,196 @@
+"""A whole job on a tiny model: drawn, timed, judged, gone on with, compared; and its page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from tiny_bench import BLOCKS, STEPS, tiny_job
+
+from deltapass.bench import stages
+from deltapass.bench.checking import checked, problems, remarks
+from deltapass.bench.comparing import compared
+from deltapass.bench.concluding import conclude
+from deltapass.bench.record import Record, Row
+from deltapass.bench.running import How, read_record, run_jobs
+from deltapass.bench.sampling import Sampler
+from deltapass.bench.suite import MethodSpec
+from deltapass.errors import BenchError
+
+CEILING = 100.0  # dB, of equal images
+pytestmark = [
+    pytest.mark.keeps_compiled,
+    pytest.mark.filterwarnings("ignore:__array__ implementation"),  # in diffusers
+]
+
+
+def silent(what: str, done: int, total: int) -> None:
+    assert 0 <= done <= total or not total, what
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of a whole run but for the page."""
+    folder = tmp_path_factory.mktemp("bench")
+    job = tiny_job(folder)
+    for stage in ("draw", "time", "judge"):
+        run_jobs([job], How(only=stage), silent)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def record(output: Path) -> Record:
+    return read_record(tiny_job(output).folder / "record.json")
+
+
+def row(record: Record, name: str) -> Row:
+    return next(each for each in record.rows if each.name == name)
+
+
+def test_rows_are_those_of_the_suite_with_all_that_was_measured(record: Record) -> None:
+    names = ["plain-6", "plain-4", "interval-1", "delta-dit-1.3x"]
+    assert [each.name for each in record.rows] == names
+    assert record.reference == "plain-6"
+    for each in record.rows:
+        assert each.failure is None
+        assert each.times is not None and each.times.end_to_end is not None
+        assert each.times.denoiser is not None and each.times.step is not None
+        assert 0 < each.times.step.median <= each.times.denoiser.median
+        assert each.times.denoiser.median <= each.times.end_to_end.median
+        assert each.times.end_to_end.stability == "inconclusive"  # one round proves nothing
+        assert each.step_errors is not None and len(each.step_errors) == each.steps
+        assert len(each.images) == 2
+        assert each.replay.endswith(f"--row {each.name}")
+
+
+def test_drift_by_compiling_is_told_from_drift_by_caching(record: Record) -> None:
+    exact, cached = row(record, "interval-1"), row(record, "delta-dit-1.3x")
+    assert exact.means["psnr"].mean == CEILING
+    assert set(exact.step_errors or ()) == {0.0}
+    assert cached.means["psnr"].mean < CEILING
+    table = cached.schedule or ()
+    errors = cached.step_errors or ()
+    assert any(table)
+    assert all((error > 0) == (span is not None) for error, span in zip(errors, table, strict=True))
+
+
+def test_counts_and_macs_are_those_of_the_schedule(record: Record) -> None:
+    cached = row(record, "delta-dit-1.3x")
+    skipped = sum(last - first for first, last in filter(None, cached.schedule or ()))
+    assert cached.counts.blocks_run == STEPS * BLOCKS - skipped
+    assert row(record, "plain-4").counts.blocks_run == 4 * BLOCKS
+    assert (cached.counts.graphs, cached.counts.breaks, cached.counts.recompiles) == (1, 0, 0)
+    assert cached.counts.buffer_bytes
+    assert row(record, "plain-4").macs is not None
+    assert row(record, "plain-4").macs.share == pytest.approx(4 / 6)  # type: ignore[union-attr]
+    assert cached.macs is not None and cached.macs.share <= 1 / 1.3
+
+
+def test_what_was_done_is_not_done_again(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> torch.Tensor:
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(Sampler, "draw", refuse)
+    monkeypatch.setattr(stages, "look_at", refuse)
+    job = tiny_job(output)
+    stages.draw_all(job, silent)
+    stages.time_all(job, silent)
+    assert conclude(job, silent).rows
+
+
+def test_a_part_that_is_missing_is_drawn_alone(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, tuple[int, ...]]] = []
+    draw = Sampler.draw
+
+    def note(self: Sampler, method: Any, seeds: Sequence[int], *more: Any) -> torch.Tensor:
+        asked.append((method.name, tuple(seeds)))
+        return draw(self, method, seeds, *more)
+
+    job = tiny_job(output)
+    (part,) = (output / "kept" / job.subject.name).glob("plain-4-*/*.pt")
+    before = torch.load(part)
+    part.unlink()
+    monkeypatch.setattr(Sampler, "draw", note)
+    stages.draw_all(job, silent)
+    assert asked == [("plain-4", tuple(job.seeds))]
+    assert torch.equal(torch.load(part), before)
+
+
+def test_more_images_are_other_parts_and_a_row_can_stand_alone(output: Path) -> None:
+    job = tiny_job(output, rows=("interval-1",), images=3, timed=0)
+    assert [method.name for method in job.methods] == ["plain-6", "interval-1"]
+    with pytest.raises(BenchError, match="there is no row 'nothing'"):
+        tiny_job(output, rows=("nothing",))
+
+
+def test_what_cannot_be_done_is_a_row_that_says_why(tmp_path: Path) -> None:
+    methods = (
+        MethodSpec(name="plain"),
+        MethodSpec(name="delta-dit", settings={"speedup": 50}),
+        MethodSpec(name="tuned-2.0x"),
+        MethodSpec(name="span", settings={"span": [0, 9]}),
+    )
+    job = tiny_job(tmp_path, methods=methods, timed=0)
+    assert {*job.impossible} == {"delta-dit-50x", "tuned-2.0x", "span-span=0-9"}
+    assert len(remarks(job)) >= 3
+    stages.draw_all(job, silent)
+    found = conclude(job, silent)
+    assert "least possible share" in (row(found, "delta-dit-50x").failure or "")
+    assert "skips blocks 0 to 8" in (row(found, "span-span=0-9").failure or "")
+
+
+def test_a_check_finds_all_problems_before_anything_is_drawn(tmp_path: Path) -> None:
+    methods = (
+        MethodSpec(name="plain"),
+        MethodSpec(name="plain", settings={"solver": "EulerDiscretScheduler"}),
+    )
+    job = tiny_job(tmp_path, methods=methods, measures=("pnsr",))
+    found = " ".join(problems(job))
+    assert "Did you mean 'EulerDiscreteScheduler'" in found and "no measure pnsr" in found
+    with pytest.raises(BenchError, match=r"tiny on tiny_bench-made: .*Nothing was begun"):
+        checked([job])
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_first_method_must_be_plain(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="begins with 'interval-1'"):
+        tiny_job(tmp_path, methods=(MethodSpec(name="interval-1"),))
+
+
+# ---- two runs ------------------------------------------------------------------------------------
+
+
+def test_a_run_is_the_same_as_itself_and_a_worse_one_is_found(
+    output: Path, record: Record, tmp_path: Path
+) -> None:
+    (pair,) = compared(output, output)
+    assert not any(each.worse for each in pair.rows)
+    assert {v.verdict for each in pair.rows for v in each.measures.values()} == {"same"}
+    cached = row(record, "delta-dit-1.3x")
+    worse = msgspec.structs.replace(
+        cached, values={"psnr": tuple(value - 3 for value in cached.values["psnr"])}
+    )
+    other = msgspec.structs.replace(record, rows=(*record.rows[:-1], worse))
+    path = tmp_path / "record.json"
+    path.write_bytes(msgspec.json.encode(other))
+    (pair,) = compared(output, path)
+    assert [each.name for each in pair.rows if each.worse] == ["delta-dit-1.3x"]
+
+
+def test_runs_of_other_images_are_not_compared(
+    output: Path, record: Record, tmp_path: Path
+) -> None:
+    manifest = msgspec.structs.replace(record.manifest, sha256="other")
+    path = tmp_path / "record.json"
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(record, manifest=manifest)))
+    with pytest.raises(BenchError, match="other prompts or seeds"):
+        compared(output, path)
