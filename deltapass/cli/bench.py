@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -12,7 +13,9 @@ from deltapass.cli.command_line import FAILED, Call, checking, clean_errors, par
 
 OUTPUT: Final = Path("bench-output")
 COMPARE: Final = "compare"
-STOPPED: Final = 130  # as shells say it of Ctrl-C
+OF_SUITE: Final = ("images", "rounds", "timed")
+OF_ENVIRONMENT: Final = ("device", "dtype", "lowering", "threads", "batch")
+AS_THEY_ARE: Final = ("prompts", "env", "output", "check", "ray", "random_weights")
 
 
 class Stage(StrEnum):
@@ -98,38 +101,36 @@ def bench_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how ty
 
     Ctrl-C keeps what is done, and the same command goes on.
     """
-    given = parse_call(call)
+    page = _done(names or [], {**locals()})
+    if page is not None:
+        say_written("page", page)
+
+
+def _done(names: list[str], given: Mapping[str, Any]) -> Path | None:
+    """What is asked, by the names of the parameters above."""
+    call, only = parse_call(given["call"]), given["only"]
     with clean_errors():
         from deltapass.cli.bench_jobs import Asked, compare, list_suites, run
 
         if not names:
             list_suites()
-            return
+            return None
         if names[0] == COMPARE:
             _compare(names[1:], compare)
-            return
+            return None
         asked = Asked(
             names=tuple(names),
-            models=tuple(model or ()),
-            prompts=prompts,
-            call=given,
-            suite={"images": images, "rounds": rounds, "timed": timed},
-            environment={
-                **{"device": device, "dtype": dtype, "lowering": lowering},
-                **{"threads": threads, "batch": batch},
-            },
-            env=env,
-            output=output,
+            models=tuple(given["model"] or ()),
+            call=call,
+            suite={name: given[name] for name in OF_SUITE},
+            environment={name: given[name] for name in OF_ENVIRONMENT},
             only=None if only is None else only.value,
-            check=check,
-            ray=ray,
-            rows=tuple(row or ()),
-            random_weights=random_weights,
-            again=tuple(time_again or ()),
+            rows=tuple(given["row"] or ()),
+            again=tuple(given["time_again"] or ()),
+            **{name: given[name] for name in AS_THEY_ARE},
         )
-        page = run(asked)
-    if page is not None:
-        say_written("page", page)
+        return run(asked)
+    return None
 
 
 def _compare(folders: list[str], compare: object) -> None:
