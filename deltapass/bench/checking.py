@@ -10,8 +10,10 @@ from typing import Final
 
 from deltapass.bench.concluding import judging_context
 from deltapass.bench.drawing import missing, parts_of
+from deltapass.bench.figures import check_figures
 from deltapass.bench.job import Job
 from deltapass.bench.metrics.judging import usable
+from deltapass.bench.paper import paper_table
 from deltapass.bench.sampling import Sampler
 from deltapass.bench.solvers import scheduler_of
 from deltapass.errors import BenchError, DeltapassError
@@ -50,6 +52,12 @@ def _problems(job: Job) -> Iterator[str]:
     try:
         usable(job.suite.measures, judging_context(job))
     except DeltapassError as error:
+        yield str(error)
+    try:
+        check_figures(job.suite.figures)
+        if job.suite.paper is not None:
+            paper_table(job.suite.paper)
+    except BenchError as error:
         yield str(error)
     prompts = job.subject.prompts(job.seeds)
     if len(prompts) != len(job.seeds):

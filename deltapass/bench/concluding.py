@@ -15,7 +15,8 @@ import torch
 from deltapass.bench.drawing import Part, images_of, missing, parts_of, write_pictures
 from deltapass.bench.environment import commit, facts
 from deltapass.bench.exact import Steps
-from deltapass.bench.files import as_data, digest
+from deltapass.bench.figures import figures_of
+from deltapass.bench.files import as_data, digest, write_whole
 from deltapass.bench.job import Job, Watch
 from deltapass.bench.manifest import manifest_of
 from deltapass.bench.methods.method import Method
@@ -23,10 +24,12 @@ from deltapass.bench.metrics.context import JudgingContext, context_of
 from deltapass.bench.metrics.intervals import equal_time_rival
 from deltapass.bench.metrics.judges import judge_of_folder
 from deltapass.bench.metrics.judging import Judgement, judge_rows
+from deltapass.bench.paper import paper_table
 from deltapass.bench.record import Counts, Macs, Model, Record, Row, Times
 from deltapass.bench.sampling import Sampler
 from deltapass.bench.stages import AGAIN, TIMES, Exact, Kept, exact_of, failures_of, kept_times
 from deltapass.bench.subjects import EMBEDDED
+from deltapass.bench.tables import csv_text, markdown
 from deltapass.bench.timing import AGAIN as REFERENCE_AGAIN
 from deltapass.bench.timing import times_of
 from deltapass.errors import BenchError
@@ -74,7 +77,10 @@ def conclude(job: Job, watch: Watch) -> Record:
     judged = _judged(rows, job, fine and whole.get(fine.name))
     watch("judging", 1, 1)
     record = _record(job, judged, pictures)
+    record = msgspec.structs.replace(record, figures=figures_of(job, record, rows))
     job.keep(RECORD, msgspec.json.format(msgspec.json.encode(record), indent=1))
+    write_whole(job.folder / "tables.md", markdown(record) + "\n")
+    write_whole(job.folder / "tables.csv", csv_text(record))
     return record
 
 
@@ -143,6 +149,7 @@ def _record(job: Job, judged: Judgement, pictures: Mapping[str, tuple[str, ...]]
         rows=(*rows, *refused),
         harness_seconds=held.harness_seconds,
         noise=noise and noise.end_to_end,
+        paper=None if job.suite.paper is None else paper_table(job.suite.paper),
         warnings=(*judged.warnings, *_warnings(job, held)),
     )
 

@@ -15,10 +15,17 @@ from deltapass.bench.methods.named import check_distinct, method_of
 from deltapass.bench.methods.naming import name_of
 from deltapass.bench.subjects import Subject
 from deltapass.bench.suite import MethodSpec, Suite
-from deltapass.errors import BenchError, DeltapassError, ScheduleError, UnsupportedGraphError
+from deltapass.errors import (
+    BenchError,
+    DeltapassError,
+    ScheduleError,
+    UnsupportedGraphError,
+    counted,
+)
 
 # Told of what is being done: in words, how much of it is done, and of how much.
 Watch = Callable[[str, int, int], None]
+CACHES_NONE: Final = "the schedule caches none of {}: it would be the plain model by another name"
 FINE: Final = "psnr_fine"  # the measure that needs images of many plain steps
 
 
@@ -135,9 +142,12 @@ def prepared(
     methods, impossible = _made(suite.methods, context)
     for method in methods:
         try:
-            analysis.report(method)
+            report = analysis.report(method)
         except (ScheduleError, UnsupportedGraphError) as error:
             impossible[method.name] = method, str(error)
+        else:
+            if report is not None and method.caches and not any(report.schedule_table):
+                impossible[method.name] = method, CACHES_NONE.format(counted(method.steps, "step"))
     if analysis.refusal is not None:
         ours = (method for method in methods if method.schedule is not None)
         impossible |= {method.name: (method, analysis.refusal) for method in ours}

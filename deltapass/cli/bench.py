@@ -130,7 +130,6 @@ def _done(names: list[str], given: Mapping[str, Any]) -> Path | None:
             **{name: given[name] for name in AS_THEY_ARE},
         )
         return run(asked)
-    return None
 
 
 def _compare(folders: list[str], compare: object) -> None:

@@ -38,6 +38,7 @@ from deltapass.bench.subjects import (
 from deltapass.bench.suite import Suite
 from deltapass.cli.command_line import FAILED, say_error
 from deltapass.cli.loops import trajectories
+from deltapass.cli.models import check_source
 from deltapass.errors import BenchError
 
 STOPPED: Final = 130  # as shells say it of Ctrl-C
@@ -151,6 +152,7 @@ def _subject(
                 f"{source} has prompts of its own", "Leave out --prompts and --call for it"
             )
         return embedded_subject(source, environment, suite.guidance)
+    check_source(source)
     return pipeline_subject(
         source,
         trajectories(source, asked.call),

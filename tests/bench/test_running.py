@@ -137,14 +137,18 @@ def test_what_cannot_be_done_is_a_row_that_says_why(tmp_path: Path) -> None:
         MethodSpec(name="plain"),
         MethodSpec(name="delta-dit", settings={"speedup": 50}),
         MethodSpec(name="tuned-2.0x"),
+        MethodSpec(name="quality", steps=3),
         MethodSpec(name="span", settings={"span": [0, 9]}),
     )
     job = tiny_job(tmp_path, methods=methods, timed=0)
-    assert {*job.impossible} == {"delta-dit-50x", "tuned-2.0x", "span-span=0-9"}
-    assert len(remarks(job)) >= 3
+    assert {*job.impossible} == {
+        "delta-dit-50x", "tuned-2.0x", "quality-3", "span-span=0-9",
+    }  # fmt: skip
+    assert len(remarks(job)) >= 4
     stages.draw_all(job, silent)
     found = conclude(job, silent)
     assert "least possible share" in (row(found, "delta-dit-50x").failure or "")
+    assert "caches none of 3 steps" in (row(found, "quality-3").failure or "")
     assert "skips blocks 0 to 8" in (row(found, "span-span=0-9").failure or "")
 
 

@@ -25,7 +25,8 @@ name = "plain"
 name = "plain"
 steps = 3
 [[method]]
-name = "balanced"
+name = "delta-dit"
+settings = { cached_blocks = 3 }
 """
 SMALL = ("--model", "tiny_bench:made", "--lowering", "eager", "--batch", "2", "--timed", "0")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")

@@ -96,7 +96,8 @@ def draw_pareto(record: Record, cost: str, measure: Measure) -> Drawn:
     axes.text(
         *corner[:2], "best corner", transform=axes.transAxes, va=corner[2], color=FAINT, size=9
     )
-    axes.legend(frameon=False, fontsize=9)
+    if axes.get_legend_handles_labels()[0]:  # a record may have no curve of plain steps
+        axes.legend(frameon=False, fontsize=9)
     return drawn
 
 
