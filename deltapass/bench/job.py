@@ -140,17 +140,7 @@ def prepared(
     analysis = analysed(subject, range(suite.first_seed, suite.first_seed + suite.images))
     context = analysis.context(subject, suite.steps)
     methods, impossible = _made(suite.methods, context)
-    for method in methods:
-        try:
-            report = analysis.report(method)
-        except (ScheduleError, UnsupportedGraphError) as error:
-            impossible[method.name] = method, str(error)
-        else:
-            if report is not None and method.caches and not any(report.schedule_table):
-                impossible[method.name] = method, CACHES_NONE.format(counted(method.steps, "step"))
-    if analysis.refusal is not None:
-        ours = (method for method in methods if method.schedule is not None)
-        impossible |= {method.name: (method, analysis.refusal) for method in ours}
+    impossible |= _unfit(methods, analysis)
     check_distinct((*methods, *(m for m, _ in impossible.values() if m not in methods)))
     chosen = [method for method in methods if method.name not in impossible]
     chosen = _wanted(chosen, {*impossible}, rows)
@@ -168,6 +158,23 @@ def prepared(
         impossible={n: found for n, found in impossible.items() if not rows or n in rows},
         output=output,
     )
+
+
+def _unfit(methods: Sequence[Method], analysis: Analysis) -> dict[str, tuple[Method, str]]:
+    """Methods of ours that this model cannot follow, or that would cache nothing, with why."""
+    found: dict[str, tuple[Method, str]] = {}
+    for method in methods:
+        if method.schedule is not None and analysis.refusal is not None:
+            found[method.name] = method, analysis.refusal
+            continue
+        try:
+            report = analysis.report(method)
+        except (ScheduleError, UnsupportedGraphError) as error:
+            found[method.name] = method, str(error)
+        else:
+            if report is not None and method.caches and not any(report.schedule_table):
+                found[method.name] = method, CACHES_NONE.format(counted(method.steps, "step"))
+    return found
 
 
 def _made(
