@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from deltapass.assembly import as_dynamo_compiles, assemble
-from deltapass.compiler.blocks import find_blocks
+from deltapass.compiler.blocks import find_stack
 from deltapass.compiler.capture import capture
 from deltapass.compiler.float_inputs import FixedFloatError, float_inputs, with_floats
 from deltapass.compiler.forms import refuse_forms
@@ -124,8 +124,7 @@ def analyse(
         UnsupportedGraphError: If the graph cannot be cached; torch stays as it was.
     """
     with failures_refused():
-        captured = capture(*with_host_values(gm, arguments), stated)
-        return outline(captured, find_blocks(captured))
+        return outline(*find_stack(capture(*with_host_values(gm, arguments), stated)))
 
 
 @contextmanager

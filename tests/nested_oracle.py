@@ -22,12 +22,17 @@ class NestedOracle:
     """Runs `model`; `joins` are the modules that take a skip, the outermost first.
 
     `widths` are the channels of the inner part's result in each; None: half of what is joined.
+    `entering` gives what enters the inner part, where the skip is that and something more.
     """
 
     def __init__(
-        self, model: nn.Module, joins: Sequence[nn.Module], widths: Sequence[int] | None = None
+        self,
+        model: nn.Module,
+        joins: Sequence[nn.Module],
+        widths: Sequence[int] | None = None,
+        entering: nn.Module | None = None,
     ) -> None:
-        self.model, self.joins, self.widths = model, joins, widths
+        self.model, self.joins, self.widths, self.entering = model, joins, widths, entering
 
     @contextmanager
     def following(self, table: Sequence[Any]) -> Iterator[None]:
@@ -37,20 +42,28 @@ class NestedOracle:
         """
         (span,) = {row for row in table if row is not None}
         feature, rows, kept = span.keeps == "feature", iter(table), list[Tensor]()
+        entered: list[Tensor] = []
 
         def replaced(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             inner, skip = self._parts(args[0], span.start)
+            live_in = entered[0] if entered else skip
             if next(rows) is None:
-                kept[:] = [inner if feature else inner - skip]
+                kept[:] = [inner if feature else inner - live_in]
                 return args
-            inner = kept[0] if feature else skip + kept[0]
+            inner = kept[0] if feature else live_in + kept[0]
             return (torch.cat([inner, skip], dim=1), *args[1:])
 
-        handle = self.joins[span.start].register_forward_pre_hook(replaced)
+        def noted(_: nn.Module, __: Any, given: Tensor) -> None:
+            entered[:] = [given]
+
+        handles = [self.joins[span.start].register_forward_pre_hook(replaced)]
+        if self.entering is not None:
+            handles.append(self.entering.register_forward_hook(noted))
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         assert next(rows, self) is self, "the model was called less often than there are rows"
 
     @torch.no_grad()

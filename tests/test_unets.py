@@ -75,3 +75,22 @@ def test_trajectories_equal_the_oracle_at_every_size(name: str) -> None:
         assert tuple(entry.realised for entry in report.entries) == table
         expected = NestedOracle(model, joins_of(model)).run(table, calls)
         assert all(map(torch.equal, tensors(outputs), tensors(expected)))
+
+
+def test_residuals_of_a_control_network_are_added_anew_at_every_step() -> None:
+    model, blocks = model_of("text"), 4
+    shapes = ((8, 8), (8, 8), (8, 4), (16, 4))
+    calls = []
+    for step, (args, _) in enumerate(calls_of("text")):
+        made = tuple(noise(50 + step, 2, width, size, size) for width, size in shapes)
+        control = {
+            "down_block_additional_residuals": made,
+            "mid_block_additional_residual": made[-1],
+        }
+        calls.append((args, control))
+    run = compiled(model, schedule="delta-cache-deep", cached_blocks=blocks)
+    outputs, report = in_session(run, calls)
+    table = (None, Span(0, blocks)) * (TABLE_STEPS // 2)
+    assert tuple(entry.realised for entry in report.entries) == table
+    oracle = NestedOracle(model, joins_of(model), entering=model.conv_in)
+    assert all(map(torch.equal, tensors(outputs), tensors(oracle.run(table, calls))))

@@ -45,6 +45,8 @@ PARTS: Final = SPLITS | {operator.getitem, torch.unbind, "unbind", "narrow", tor
     aten.slice.Tensor, aten.select.int, aten.unbind.int,
 }  # fmt: skip
 
+SCALED: Final = frozenset({operator.mul, torch.mul, "mul", aten.mul.Tensor, aten.mul.Scalar})
+
 # Operators that read of their later operands type, shape or place alone; and of all of them.
 AS_ANOTHER: Final = frozenset(
     {"type_as", "view_as", "reshape_as", "expand_as", "to", aten.type_as.default,

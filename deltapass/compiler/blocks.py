@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
+from deltapass.compiler.early_sums import with_early_sums
 from deltapass.compiler.flow import Flow
 from deltapass.compiler.modules import ModuleCall, called_by
 from deltapass.compiler.nested import find_nested
@@ -30,6 +31,21 @@ MOST_IN_ONE: Final = 0.9
 NOTHING: Final = "neither modules called in turn nor operations repeat on a residual stream"
 Calls = tuple[ModuleCall, ...]
 Blocks = tuple[Block, ...]
+
+
+def find_stack(captured: Captured) -> tuple[Captured, Stack]:
+    """As `find_blocks`, and the graph that the stack is of: the same, perhaps in another order.
+
+    Raises:
+        NoBlocksError: As `find_blocks`.
+    """
+    try:
+        return captured, find_blocks(captured)
+    except NoBlocksError:
+        moved = with_early_sums(captured)
+        if moved is captured:
+            raise
+        return moved, find_blocks(moved)
 
 
 def find_blocks(captured: Captured) -> Stack:

@@ -8,7 +8,6 @@ added before the first block, or to something other than a stream, may be a prom
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, final
@@ -16,7 +15,7 @@ from typing import Final, final
 import torch
 from torch import fx
 
-from deltapass.compiler.addends import ADDITIONS, CARRIERS, PARTS, Addends, same_shape
+from deltapass.compiler.addends import ADDITIONS, CARRIERS, PARTS, SCALED, Addends, same_shape
 from deltapass.compiler.outline import Outline
 from deltapass.graph.program import Captured, Found, Role, shown
 from deltapass.graph.stack import Block, Stack
@@ -32,7 +31,6 @@ TITLES: Final[Mapping[Role, str]] = MappingProxyType(
     }
 )
 NONE_FOUND: Final = "none found; state it in options={'inputs': {...}}"
-SCALED: Final = frozenset({operator.mul, torch.mul, "mul", aten.mul.Tensor, aten.mul.Scalar})
 
 
 def conditioning_of(outline: Outline) -> dict[int, str]:
@@ -76,6 +74,7 @@ class _Finder:
     def __init__(self, captured: Captured, stack: Stack) -> None:
         self._place = {node: at for at, node in enumerate(captured.nodes)}
         self._captured, self._blocks, self._addends = captured, stack.blocks, Addends(captured)
+        self._ends = {name for ends in stack.ends for name in (ends.live_in, ends.live_out)}
 
     def is_only_added(self, value: fx.Node) -> bool:
         """Whether all that is done with a value is adding it to a stream."""
@@ -89,16 +88,21 @@ class _Finder:
         return handed_on and self.is_only_added(user)
 
     def _is_stream_sum(self, addition: fx.Node, value: fx.Node) -> bool:
-        """Whether the sum lies in the stack and continues something that entered its block."""
+        """Whether the sum lies in the stack and continues something that entered its block.
+
+        Of nested blocks, whether it or what it continues is where one begins or ends.
+        """
         stream = self._addends.continued(addition)
         at = self._place[addition]
         whole = same_shape(self._captured, value, addition)  # not broadcast onto it
-        if not whole or stream is None or stream is value or at < self._blocks[0].first:
+        if not whole or stream is None or stream is value:
+            return False
+        if self._ends:
+            return not self._ends.isdisjoint((stream.name, addition.name))
+        if at < self._blocks[0].first:
             return False
         block = self._block_at(at)
         return block is None or self._place[self._addends.beginning(stream)] < block.first
 
     def _block_at(self, at: int) -> Block | None:
-        # Of blocks that lie inside each other, the innermost.
-        holding = (block for block in reversed(self._blocks) if block.first <= at < block.stop)
-        return next(holding, None)
+        return next((block for block in self._blocks if block.first <= at < block.stop), None)

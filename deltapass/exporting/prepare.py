@@ -22,7 +22,7 @@ from deltapass.bundles.manifest import (
     WeightsSpec,
 )
 from deltapass.bundles.weights_file import TensorStore, fingerprint
-from deltapass.compiler.blocks import find_blocks
+from deltapass.compiler.blocks import find_stack
 from deltapass.compiler.conditioning import conditioning_of
 from deltapass.compiler.outline import outline
 from deltapass.compiler.plan import Plan
@@ -43,9 +43,9 @@ from deltapass.schedule.rules import Span, Table
 def prepare(exported: Exported, options: Options) -> Prepared:
     """Everything of a bundle but its files."""
     inputs = state(exported.captured.inputs, options.inputs)
-    captured = replace(exported.captured, inputs=inputs)
+    captured, stack = find_stack(replace(exported.captured, inputs=inputs))
     exported = replace(exported, captured=captured)
-    outlined = outline(captured, find_blocks(captured))
+    outlined = outline(captured, stack)
     held = outlined.program.weights.intersection(outlined.program.value_results)
     if held:
         raise ExportError(

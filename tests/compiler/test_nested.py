@@ -55,7 +55,7 @@ def shapes(found: Outline) -> list[tuple[tuple[int, ...], ...]]:
 # ---- finding them ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"late": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"late": True}, {"residuals": True}], ids=str)
 def test_every_skip_has_a_block(options: dict[str, bool]) -> None:
     found = outlined(**options)
     assert shapes(found) == [
@@ -192,6 +192,19 @@ def test_inductor_follows_the_oracle() -> None:
     expected = NestedOracle(model, model.joins).run(table, calls)
     for ours, theirs in zip(outputs, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_residuals_of_a_control_network_belong_to_the_step() -> None:
+    """They are others at every step, are added to the skips anew, and drop no delta."""
+    model = model_of(residuals=True)
+    calls = calls_of(model)
+    outputs, report = in_session(
+        compiled(model, schedule="delta-cache-deep", cached_blocks=4), calls
+    )
+    table = tuple(entry.realised for entry in report.entries)
+    assert table == (None, WHOLE) * (STEPS // 2)
+    expected = NestedOracle(model, model.joins, entering=model.stem).run(table, calls)
+    assert all(map(torch.equal, outputs, expected))
 
 
 def test_default_schedule_skips_the_outermost_inner_part() -> None:
