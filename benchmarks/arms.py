@@ -77,36 +77,50 @@ TOLD: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = MappingProxyType(
 
 
 @dataclass(frozen=True)
+class How:
+    """Steps of every trajectory, and the mode of torch.compile of all that is compiled."""
+
+    steps: int
+    mode: str | None = None
+
+    @property
+    def compiling(self) -> dict[str, Any]:
+        """Arguments of torch.compile."""
+        return {"mode": self.mode} if self.mode else {}
+
+
+@dataclass(frozen=True)
 class Arm:
-    """One way to run a model; `enable` takes the model and the steps of its trajectories."""
+    """One way to run a model."""
 
     name: str
-    enable: Callable[[nn.Module, int], AbstractContextManager[Begin]]
+    enable: Callable[[nn.Module, How], AbstractContextManager[Begin]]
 
 
 # ---- plain and ours ------------------------------------------------------------------------------
 
 
 @contextmanager
-def plain(model: nn.Module, _: int, *, compiled: bool) -> Iterator[Begin]:
+def plain(model: nn.Module, how: How, *, compiled: bool) -> Iterator[Begin]:
     """The model itself."""
-    denoiser = torch.compile(model, dynamic=False, fullgraph=True) if compiled else model
+    fixed: dict[str, Any] = {"dynamic": False, "fullgraph": True}
+    denoiser = torch.compile(model, **fixed, **how.compiling) if compiled else model
     yield lambda: lambda _, args, kwargs: denoiser(*args, **kwargs)
 
 
 @contextmanager
-def ours(model: nn.Module, steps: int, *, lowering: str, deep: bool) -> Iterator[Begin]:
+def ours(model: nn.Module, how: How, *, lowering: str, deep: bool) -> Iterator[Begin]:
     """Our default; or all blocks but the first at every second step, as rivals skip them."""
     rows = (None, deltapass.Span(1, len(blocks_of(model))))
-    alternating = deltapass.ExplicitSchedule(tuple(rows[step % 2] for step in range(steps)))
-    schedule = {"schedule": alternating} if deep else {}
-    options = {**schedule, "steps": steps, "lowering": lowering, "strict": True}
-    denoiser = torch.compile(
-        model, backend="deltadit", dynamic=False, fullgraph=True, options=options
-    )
+    table = tuple(rows[step % 2] for step in range(how.steps))
+    schedule = deltapass.ExplicitSchedule(table) if deep else None
+    options: dict[str, Any] = {"lowering": lowering, "strict": True, "steps": how.steps}
+    # A mode excludes options; the schedule comes with the session in either case.
+    chosen = how.compiling if lowering == "inductor" and how.mode else {"options": options}
+    denoiser = torch.compile(model, backend="deltadit", dynamic=False, fullgraph=True, **chosen)
 
     def begin() -> Step:
-        session = deltapass.session(steps=steps)
+        session = deltapass.session(steps=how.steps, schedule=schedule)
 
         def step(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             with session.at(index):
@@ -121,11 +135,11 @@ def ours(model: nn.Module, steps: int, *, lowering: str, deep: bool) -> Iterator
 
 
 @contextmanager
-def rival(model: nn.Module, steps: int, *, name: str, compiled: bool) -> Iterator[Begin]:
+def rival(model: nn.Module, how: How, *, name: str, compiled: bool) -> Iterator[Begin]:
     """A rival, as its documentation says."""
     told = TOLD.get(type(model).__name__, {}).get(name, {})
-    settings = {**SETTINGS[name], **told, "compiled": compiled}
-    with enabled(name, model, steps=steps, settings=settings) as running:
+    settings = {**SETTINGS[name], **told, "compiled": compiled and (how.compiling or True)}
+    with enabled(name, model, steps=how.steps, settings=settings) as running:
 
         def begin() -> Step:
             running.begin()

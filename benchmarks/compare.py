@@ -4,8 +4,9 @@
     make bench-compare A=0001 B=0002            or two files of --benchmark-json
 
 The comparison of pytest-benchmark itself never shows `extra_info`, where the counts are. Medians
-are compared. Times of two runs differ by what else the machine did meanwhile: believe what was
-measured in turns, within one run (`over_plain`, `us_per_call`), before any of them.
+are compared, and the best, which other work on the machine disturbs least. Times of two runs differ
+by what else the machine did meanwhile: believe what was measured in turns, within one run
+(`over_plain`, `us_per_call`), before any of them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 SAVED = Path(".benchmarks")
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
@@ -26,9 +28,10 @@ UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 
 @dataclass(frozen=True)
 class Run:
-    """One benchmark of a saved run: its median in seconds, and what stands beside it."""
+    """One benchmark of a saved run: median and best in seconds, and what stands beside them."""
 
     seconds: float
+    best: float
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -54,7 +57,7 @@ def read(name: str, folder: Path = SAVED) -> Saved:
         (path,) = found
     content = json.loads(path.read_text())
     runs = {
-        one["fullname"]: Run(one["stats"]["median"], one.get("extra_info", {}))
+        one["fullname"]: Run(one["stats"]["median"], one["stats"]["min"], one.get("extra_info", {}))
         for one in content["benchmarks"]
     }
     commit, machine = content["commit_info"], content["machine_info"]
@@ -85,20 +88,23 @@ def changes(before: dict[str, Any], after: dict[str, Any], *, every: bool) -> It
 def table(a: Saved, b: Saved, *, every: bool = False) -> Table:
     """A row for each benchmark of either run."""
     made = Table(title=f"A: {a.about}\nB: {b.about}", title_justify="left", show_lines=True)
-    for heading in ("benchmark", "A", "B", "B to A", "extra_info"):
-        made.add_column(heading, justify="right" if heading in ("A", "B", "B to A") else "left")
+    made.add_column("benchmark", overflow="fold")
+    for heading in ("A", "B", "B to A", "of the best"):
+        made.add_column(heading, justify="right", no_wrap=True)
+    made.add_column("extra_info", overflow="fold")
     for name in dict.fromkeys((*a.runs, *b.runs)):
         one, other = a.runs.get(name), b.runs.get(name)
         times = [time_text(run.seconds) if run else "-" for run in (one, other)]
-        share = f"{slower(one, other):+.1f} %" if one and other else "-"
+        shares = (slower(one, other), slower(one, other, best=True)) if one and other else ()
+        said = [f"{share:+.1f} %" for share in shares] or ["-", "-"]
         beside = changes(one.extra if one else {}, other.extra if other else {}, every=every)
-        made.add_row(name.removeprefix("benchmarks/"), *times, share, "\n".join(beside))
+        made.add_row(Text(name.removeprefix("benchmarks/")), *times, *said, Text("\n".join(beside)))
     return made
 
 
-def slower(one: Run, other: Run) -> float:
-    """By how many percent the second takes longer."""
-    return 100 * (other.seconds / one.seconds - 1)
+def slower(one: Run, other: Run, *, best: bool = False) -> float:
+    """By how many percent the second's median takes longer, or its best."""
+    return 100 * (other.best / one.best if best else other.seconds / one.seconds) - 100
 
 
 def regressions(a: Saved, b: Saved, percent: float) -> list[str]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from arms import ARMS, Arm, Begin
+from arms import ARMS, Arm, Begin, How
 from measure import DEVICE, circumstances, in_turn, peak_bytes_of, seconds
 from models.calls import Sizes, call_of
 from models.diffusion import CONFIGS, build
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of a trajectory, in place of the case's")
     parser.add_argument("--batch", type=int, help="in place of the case's")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="else what fits")
+    parser.add_argument("--mode", help="of torch.compile: max-autotune-no-cudagraphs")
     parser.add_argument("--device", default=DEVICE)
     parser.add_argument("--folder", type=Path, default=RESULTS, help="of the records")
     args = parser.parse_args()
@@ -159,9 +160,11 @@ def measure(name: str, case: Case, arms: Sequence[Arm], args: argparse.Namespace
     """Measure the arms that the case's file does not have yet, and write it after each."""
     about = circumstances(args)
     about.pop("options")
-    path = args.folder / f"real-size-{name}_{slug(about['hardware'])}_{about['date']}.json"
-    content = {**about, "unit": "seconds", "name": case.title, "case": asdict(case), "arms": {}}
-    if path.exists() and (kept := json.loads(path.read_text()))["case"] == content["case"]:
+    form = "-".join(filter(None, (name, case.dtype, f"batch-{case.batch}", args.mode)))
+    path = args.folder / f"real-size-{form}_{slug(about['hardware'])}_{about['date']}.json"
+    asked = {**asdict(case), "mode": args.mode}
+    content = {**about, "unit": "seconds", "name": case.title, "case": asked, "arms": {}}
+    if path.exists() and (kept := json.loads(path.read_text()))["case"] == asked:
         content["arms"] = kept["arms"]
     missing = [arm for arm in arms if arm.name not in content["arms"]]
     if missing:
@@ -187,7 +190,7 @@ def outcome(
     # Modules of its own: rivals change them, and the plain model must not be changed meanwhile.
     own = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     try:
-        with counting() as compiles, arm.enable(own, len(calls)) as begin:
+        with counting() as compiles, arm.enable(own, How(len(calls), args.mode)) as begin:
             taken = timed(begin, model, calls, wanted, args)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what the table says
         return {"failure": f"{type(error).__name__}: {str(error).strip()[:500]}"}

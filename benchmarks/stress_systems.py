@@ -1,12 +1,13 @@
 """The systems of the stress benchmark, each used the way its documentation tells a server to.
 
-Rivals are imported only where they are used: `pip install 'deltapass[bench]'`.
+Rivals are imported only where they are used: `pip install 'deltapass[bench]'`. They are held open
+here for many requests at once, unlike in `deltapass/bench/rivals`, which runs one trajectory after
+the other.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 from stress_load import Inputs, Request, System, build_model
 
 import deltapass
+from deltapass.bench.rivals.cache_dit import library
 
 # Three of five blocks, deep ones up to the middle of the trajectory and shallow ones after it.
 SCHEDULE = {"cached_blocks": 3, "boundary": 0.5}
@@ -141,13 +143,7 @@ class CacheDit:
     """
 
     def __init__(self) -> None:
-        os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")
-        try:
-            import cache_dit
-        except ModuleNotFoundError as error:
-            fix = "pip install 'deltapass[bench]'"
-            raise SystemExit(f"cache-dit is not installed: {fix}") from error
-        self._library = cache_dit
+        self._library = library()
         self._model = build_model()
         self._enable()
 

@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("diffusers")
 
 import real_size
-from arms import ARMS, SETTINGS, Arm, Begin
+from arms import ARMS, SETTINGS, Arm, Begin, How
 from real_size import GIB, Case, fitted, layers, measure, summary, weight_bytes
 
 from deltapass.bench.rivals.table import RIVALS
@@ -23,7 +23,7 @@ TINY = Case(row="dit", title="tiny", steps=2)
 
 
 def options(folder: Path) -> argparse.Namespace:
-    return argparse.Namespace(device="cpu", rounds=1, folder=folder)
+    return argparse.Namespace(device="cpu", rounds=1, folder=folder, mode=None)
 
 
 def content(path: Path) -> dict[str, dict[str, dict[str, object]]]:
@@ -84,19 +84,26 @@ def test_a_run_goes_on_with_the_arms_that_are_missing(tmp_path: Path) -> None:
     assert (full, cached > 0.01) == (0.0, True)
 
 
-def test_the_plain_model_is_not_the_one_that_a_rival_changes(tmp_path: Path) -> None:
-    # It runs in turns with the rival: were it cached too, the second step would be as quick.
-    models: list[torch.nn.Module] = []
+def test_the_plain_model_is_not_the_one_that_a_rival_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # They run in turns: were it cached too, nothing would be compared with plain.
+    plain, models, hooked = real_size.model_of(TINY, "cpu"), [], []
+    monkeypatch.setattr(real_size, "model_of", lambda *_: plain)
 
     @contextmanager
-    def enable(model: torch.nn.Module, steps: int) -> Iterator[Begin]:
+    def enable(model: torch.nn.Module, how: How) -> Iterator[Begin]:
         models.append(model)
-        with ARMS["pyramid-attention-broadcast, eager"].enable(model, steps) as begin:
+        with ARMS["pyramid-attention-broadcast, eager"].enable(model, how) as begin:
+            attentions = [each.transformer_blocks[0].attn1 for each in (model, plain)]
+            hooked.append([hasattr(attention, "_diffusers_hook") for attention in attentions])
             yield begin
 
     measure("tiny", TINY, [Arm("rival", enable)], options(tmp_path))
     (own,) = models
-    assert not [name for name in vars(own) if name == "forward"]
+    assert hooked == [[True, False]]
+    pairs = zip(own.parameters(), plain.parameters(), strict=True)
+    assert all(one is other for one, other in pairs), "weights were copied"
 
 
 def test_what_fails_is_in_the_record(tmp_path: Path) -> None:
