@@ -81,6 +81,14 @@ def test_fewer_steps_are_the_advice_where_they_beat_the_best() -> None:
     assert (advice.row, advice.passed_over) == ("plain-10", "cached")
 
 
+def test_fewer_steps_that_take_far_longer_are_no_answer() -> None:
+    fewer = row("plain-13", 1.5, 40, kind="steps")
+    cached = row("cached", 2.05, 30, against={"plain-13": "worse"}, equal_time="plain-13")
+    advice = advise_at(record_of(fewer, cached), END_TO_END, PSNR, 2.0)
+    assert advice is not None
+    assert (advice.row, advice.passed_over) == ("cached", None)
+
+
 @pytest.mark.parametrize("verdict", ["better", "same", "inconclusive"])
 def test_a_method_that_is_not_beaten_by_fewer_steps_is_the_advice(verdict: Verdict) -> None:
     fewer = row("plain-10", 1.95, 40, kind="steps")

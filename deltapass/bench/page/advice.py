@@ -1,7 +1,7 @@
 """What should I use at which speed-up: the best row of those that are at least so quick.
 
-Chosen by one measure and one kind of cost. Where the best of them is worse than the plain run that
-takes no less time, fewer steps are the advice. What cannot be told apart from the best is named.
+Chosen by one measure and one kind of cost. Where the best of them is worse than a plain run of
+about the same time, fewer steps are the advice. What cannot be told apart from it is named.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import msgspec
 from deltapass.bench.page.shares import by_cost, share, usable
 from deltapass.bench.record import Difference, Interval, Measure, Record, Row, Verdict
 
+NEAR: Final = 1.1  # plain steps come in whole numbers: times within a tenth are about the same
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 TIERS: Final = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 
@@ -61,9 +62,9 @@ def advise_at(record: Record, cost: str, measure: Measure, tier: float) -> Advic
     best = max(quick, key=lambda row: _merit(row, measure))
     alike = tuple(row.name for row in quick if row is not best and is_alike(best, row, measure))
     pair = at_equal_time(best, measure)
-    if pair is not None and pair.verdict == "worse" and best.equal_time is not None:
-        plain = best.equal_time
-        return Advice(tier=tier, row=plain, passed_over=best.name, alike=alike)
+    plain = named(record.rows, best.equal_time or "")
+    if pair is not None and pair.verdict == "worse" and plain and _takes_as_long(plain, best, cost):
+        return Advice(tier=tier, row=plain.name, passed_over=best.name, alike=alike)
     return Advice(tier=tier, row=best.name, alike=alike)
 
 
@@ -125,6 +126,12 @@ def speedup(row: Row, cost: str) -> float | None:
 def named(rows: Sequence[Row], name: str) -> Row | None:
     """The row of that name, if the record has it."""
     return next((row for row in rows if row.name == name), None)
+
+
+def _takes_as_long(plain: Row, row: Row, cost: str) -> bool:
+    """Whether a plain run's time is about a row's: else it is no answer to who wants that speed."""
+    mine, theirs = share(plain, cost), share(row, cost)
+    return mine is not None and theirs is not None and mine.mean <= NEAR * theirs.mean
 
 
 def _merit(row: Row, measure: Measure) -> float:

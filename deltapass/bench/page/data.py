@@ -124,7 +124,7 @@ def _figure(figure: Figure) -> dict[str, Any]:
 
 
 def _prompt(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else msgspec.json.encode(prompt).decode()
+    return prompt if isinstance(prompt, str) else f"prompt {msgspec.json.encode(prompt).decode()}"
 
 
 def _ends(value: Interval | None, scale: float = 1.0) -> list[float | None] | None:
