@@ -55,7 +55,9 @@ def test_settings_are_fields_of_the_schedule() -> None:
     assert made("balanced").schedule == balanced()
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n.startswith(("delta", "rev", "lin"))])
+@pytest.mark.parametrize(
+    "name", [n for n in METHODS if n.startswith(("delta", "rev", "lin", "faster-d", "deepc"))]
+)
 @pytest.mark.parametrize("speedup", [1.6, 2.0])
 def test_a_speedup_is_kept_as_closely_as_whole_blocks_allow(name: str, speedup: float) -> None:
     schedule = made(name, speedup=speedup).schedule
@@ -64,14 +66,14 @@ def test_a_speedup_is_kept_as_closely_as_whole_blocks_allow(name: str, speedup: 
     assert cost <= plain / speedup
     fewer = Schedule(
         **{
-            **{f: getattr(schedule, f) for f in ("interval", "outline", "detail")},
+            **{f: getattr(schedule, f) for f in ("interval", "outline", "detail", "keeps")},
             "cached_blocks": schedule.cached_blocks - 1,
         }
     )
     assert table_macs(fewer.table(20, BLOCKS), BLOCKS, step_macs) > plain / speedup
     rule = made(name).schedule
     assert (schedule.outline, schedule.detail) == (rule.outline, rule.detail)
-    assert schedule.predictor == rule.predictor
+    assert (schedule.predictor, schedule.keeps) == (rule.predictor, rule.keeps)
 
 
 def test_a_span_is_skipped_after_the_leftover_steps() -> None:

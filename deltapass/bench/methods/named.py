@@ -55,6 +55,10 @@ METHODS: Final[Mapping[str, MakeMethod]] = MappingProxyType(
         ),
         "delta-cache-middle": by_rule("Δ-Cache, middle", {"outline": "middle", "detail": "middle"}),
         "delta-cache-deep": by_rule("Δ-Cache, deep", DEEP),
+        "faster-diffusion": by_rule(
+            "Faster Diffusion", {"outline": "shallow", "detail": "shallow", "keeps": "feature"}
+        ),
+        "deepcache": by_rule("DeepCache", {**DEEP, "keeps": "feature"}),
         "span": by_span,
         "quality": by_preset,
         "balanced": by_preset,
