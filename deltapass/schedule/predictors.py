@@ -20,6 +20,7 @@ from deltapass.schedule.checks import unknown_name
 MOST_BUFFERS: Final = 4  # of one stream: what a cached variant can be made for
 ALL: Final = 1_000_000  # deltas that are read where every one made so far counts
 RIDGE: Final = 0.1  # penalty on the curved terms of the Chebyshev fit
+CONTRACTION: Final = 0.5  # of the Hermite polynomials, as published
 STRAIGHT: Final = 2  # its first terms, a constant and a line, are free
 
 Weigh = Callable[[int, Sequence[int], int], tuple[float, ...]]
@@ -91,6 +92,44 @@ def adams_bashforth(step: int, at: Sequence[int], _steps: int = 0) -> tuple[floa
     return 1 + newer, -newer - older, older
 
 
+def taylor(step: int, at: Sequence[int], _steps: int = 0) -> tuple[float, ...]:
+    """Weights of the Taylor series of second order, its derivatives by finite differences.
+
+    Source:
+        TaylorSeer, arXiv:2503.06923.
+    """
+    ahead = step - at[0]
+    return _by_differences(at, ahead, ahead**2 / 2)
+
+
+def hermite(step: int, at: Sequence[int], _steps: int = 0) -> tuple[float, ...]:
+    """Weights of the same differences under contracted Hermite polynomials in place of powers.
+
+    Not even a line is met exactly: the contraction, CONTRACTION^k, shortens every step.
+
+    Source:
+        HiCache, arXiv:2508.16984: H_k(s x) s^k / k!, with H_1 = 2x and H_2 = 4x^2 - 2.
+    """
+    ahead, part = step - at[0], CONTRACTION**2
+    return _by_differences(at, 2 * part * ahead, part * (2 * part * ahead**2 - 1))
+
+
+def _by_differences(at: Sequence[int], first: float, second: float) -> tuple[float, ...]:
+    """Weights of d0 + first * D1 + second * D2, the divided differences of the newest deltas."""
+    if len(at) == 1:
+        return (1.0,)
+    gap = at[0] - at[1]
+    if len(at) == 2:
+        return 1 + first / gap, -first / gap
+    older = at[1] - at[2]
+    bent = second / gap
+    return (
+        1 + first / gap + bent / gap,
+        -first / gap - bent / gap - bent / older,
+        bent / older,
+    )
+
+
 def chebyshev(step: int, at: Sequence[int], steps: int = 0) -> tuple[float, ...]:
     """Values of the Chebyshev polynomials at a step: the weights of the fit's coefficients."""
     held = PREDICTORS["chebyshev"].buffers(len(at))
@@ -131,6 +170,8 @@ PREDICTORS: Final[Mapping[str, Predictor]] = MappingProxyType(
         "linear": Predictor(name="linear", depth=2, weigh=polynomial),
         "quadratic": Predictor(name="quadratic", depth=3, weigh=polynomial),
         "adams-bashforth": Predictor(name="adams-bashforth", depth=3, weigh=adams_bashforth),
+        "taylor": Predictor(name="taylor", depth=3, weigh=taylor),
+        "hermite": Predictor(name="hermite", depth=3, weigh=hermite),
         "chebyshev": Predictor(
             name="chebyshev", depth=MOST_BUFFERS, weigh=chebyshev, accumulates=True
         ),

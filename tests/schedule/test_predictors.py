@@ -65,7 +65,7 @@ def curve(step: float) -> float:
 # What every predictor must hit, once it has seen so many refreshes.
 EXACT = [
     *((name, constant, 1) for name in PREDICTORS),
-    *((name, line, 2) for name in PREDICTORS if name != "reuse"),
+    *((name, line, 2) for name in PREDICTORS if name not in ("reuse", "hermite")),
     ("quadratic", curve, 3),
 ]
 
@@ -101,6 +101,15 @@ def test_weights_sum_to_one(name: str, place: tuple[int, tuple[int, ...]]) -> No
         # d0 + 3/2 (d0 - d1) - 1/2 (d1 - d2): the textbook's rule for equal steps.
         ("adams-bashforth", 3, (2, 1, 0), (2.5, -2.0, 0.5)),
         ("adams-bashforth", 3, (2, 0), (1.5, -0.5)),
+        # d0 + x (d0 - d1) + x^2/2 (d0 - 2 d1 + d2) at x = 1.
+        ("taylor", 3, (2, 1, 0), (2.5, -2.0, 0.5)),
+        # x = 2, refreshes 2 apart: D1 = (d0 - d1) / 2, D2 = (d0 - 2 d1 + d2) / 4.
+        ("taylor", 6, (4, 2, 0), (2.5, -2.0, 0.5)),
+        ("taylor", 5, (4, 2), (1.5, -0.5)),
+        # s = 0.5: d0 + x/2 D1 + (x^2 - 2)/8 D2, so at x = 2 half of what Taylor's line adds.
+        ("hermite", 6, (4, 2, 0), (1 + 0.5 + 0.0625, -0.5 - 0.125, 0.0625)),
+        ("hermite", 6, (4, 2), (1.5, -0.5)),
+        ("hermite", 5, (4,), (1.0,)),
     ],
 )
 def test_weights_and_their_signs(

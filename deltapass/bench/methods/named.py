@@ -68,6 +68,8 @@ METHODS: Final[Mapping[str, MakeMethod]] = MappingProxyType(
         "adams-bashforth": by_rule(
             "Adams-Bashforth forecast", {**DEEP, "predictor": "adams-bashforth"}
         ),
+        "taylor-forecast": by_rule("Taylor forecast", {**DEEP, "predictor": "taylor"}),
+        "hermite-forecast": by_rule("Hermite forecast", {**DEEP, "predictor": "hermite"}),
         "chebyshev": by_rule("Chebyshev fit", {**DEEP, "predictor": "chebyshev"}),
         **dict.fromkeys(LABELS, by_rival),
     }
