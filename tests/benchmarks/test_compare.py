@@ -18,7 +18,7 @@ def saved(folder: Path, number: str, **medians: tuple[float, dict[str, Any]]) ->
         "machine_info": {"node": "here", "cpu": {"brand_raw": "a processor"}},
         "benchmarks": [
             {
-                "fullname": f"benchmarks/{name}",
+                "fullname": f"benchmarks/{name}[eager]",
                 "stats": {"median": seconds, "min": 0.9 * seconds},
                 "extra_info": extra,
             }
