@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from models import Denoiser
+from models.unet import UNetDenoiser
 from reference import Call
 
 from deltapass.bundles.formats import Written, WrittenSegment
@@ -33,7 +34,7 @@ class MemoryBundle:
         return LoadedModel(self.plan, variants, torch.device("cpu"))
 
 
-def memory_bundle(model: Denoiser, **options: Any) -> MemoryBundle:
+def memory_bundle(model: Denoiser | UNetDenoiser, **options: Any) -> MemoryBundle:
     args, kwargs = model.inputs(500.0)
     exported = export_graph(model, args, kwargs)
     made = prepare(exported, parse_export_options(options))

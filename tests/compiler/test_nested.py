@@ -8,6 +8,7 @@ import itertools
 import pytest
 import torch
 from driving import compiled, in_session
+from memory_bundle import memory_bundle
 from models import C, noise, randomise
 from models.streams import Call
 from models.unet import NARROW, WIDE, UNetDenoiser
@@ -205,6 +206,19 @@ def test_residuals_of_a_control_network_belong_to_the_step() -> None:
     assert table == (None, WHOLE) * (STEPS // 2)
     expected = NestedOracle(model, model.joins, entering=model.stem).run(table, calls)
     assert all(map(torch.equal, outputs, expected))
+
+
+@pytest.mark.parametrize("residuals", [False, True])
+def test_bundle_of_nested_blocks_follows_the_oracle(residuals: bool) -> None:
+    model = model_of(residuals=residuals)
+    calls = calls_of(model)
+    bundle = memory_bundle(model, schedule="delta-cache-deep", cached_blocks=4, steps=STEPS)
+    outputs, report = in_session(bundle.loaded(), calls)
+    table = tuple(entry.realised for entry in report.entries)
+    assert table == (None, WHOLE) * (STEPS // 2)
+    expected = NestedOracle(model, model.joins, entering=model.stem).run(table, calls)
+    for ours, theirs in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_default_schedule_skips_the_outermost_inner_part() -> None:
