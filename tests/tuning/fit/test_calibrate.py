@@ -54,6 +54,16 @@ def test_fitted_weights_are_nearer_on_held_out_seeds() -> None:
         assert distance(opened, found.schedule) < distance(opened, SCHEDULE)
 
 
+def test_weights_are_fitted_to_features_too() -> None:
+    loop = toy_loop()
+    features = SCHEDULE.keeping("feature")
+    found = deltapass.calibrate(loop, schedule=features, steps=STEPS, seeds=TRAINED, progress=False)
+    assert isinstance(found.schedule, ExplicitSchedule)
+    assert found.schedule.rows == features.rows
+    with open_loop(loop, steps=STEPS) as opened:
+        assert distance(opened, found.schedule) < distance(opened, features)
+
+
 def test_one_sample_leaves_the_weights_near_linear() -> None:
     """A third of the way to what that sample alone says, and no harm on others."""
     loop = toy_loop()
