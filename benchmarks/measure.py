@@ -7,7 +7,6 @@ import datetime
 import json
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from denoisers import DENOISERS
 from models.streams import Call
 
 import deltapass
-from deltapass.demo.machine import processor
+from deltapass.bench.environment import commit, hardware_of
 
 TIMESTEPS: Final = 1000.0
 DEVICE: Final = "cuda" if torch.cuda.is_available() else "cpu"
@@ -145,25 +144,9 @@ def circumstances(args: argparse.Namespace) -> dict[str, Any]:
         **{name: metadata.version(name) for name in ("deltapass", "torch", "diffusers")},
         "python": platform.python_version(),
         "device": args.device,
-        "hardware": hardware(args.device),
+        "hardware": hardware_of(args.device),
         "threads": torch.get_num_threads(),
         "seed": getattr(args, "seed", 0),
         "repeats": getattr(args, "rounds", 1),
         "options": {k: str(v) for k, v in vars(args).items() if k != "save" and v is not None},
     }
-
-
-def commit() -> str:
-    """The commit of the code; "+" where files differ from it."""
-    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip()
-
-
-def hardware(device: str) -> str:
-    """Name of the device the numbers belong to."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} threads of {processor()}"

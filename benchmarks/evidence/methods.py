@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,11 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-import deltapass
+from deltapass.bench.drawing import code_digest
 from deltapass.options import parse_options
 
-SOURCES: Final = Path(deltapass.__file__).parent
-ROOMS: Final = ("../backends", "compiler", "graph", "schedule", "selector", "sessions", "pipelines")
 SCHEDULES: Final = "schedules"  # folder of a model's tuned schedules, beside its weights
 
 # Options of the backend by the names that the tables use.
@@ -79,13 +76,3 @@ def methods(
     fewer = (plain(each) for each in sorted(set(plain_steps) - {steps}, reverse=True))
     ours = (method for name in names for method in cached(name, steps, folder))
     return (plain(steps), *fewer, *ours)
-
-
-@functools.cache
-def code_digest() -> str:
-    """Of all code that a cached image depends on."""
-    found = hashlib.sha256()
-    for room in ROOMS:
-        for path in sorted((SOURCES / room).rglob("*.py")):
-            found.update(path.read_bytes())
-    return found.hexdigest()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-import deltapass
-from deltapass.demo.embedded import load_embedded
+from deltapass.bench import sampling
+from deltapass.bench.environment import Environment
+from deltapass.bench.files import write_whole
+from deltapass.bench.methods.method import Method as Drawn
+from deltapass.bench.subjects import embedded_subject
 from evidence.methods import Method
 from evidence.subjects import Subject
 
@@ -21,61 +23,31 @@ GUIDANCE: Final = 2.0
 FIRST_SEED: Final = 100_000  # far from those that anything was calibrated or tuned on
 
 
-@dataclass
 class Sampler:
-    """Draws images of a subject, each method through one pipeline and two denoisers."""
+    """Draws images of a subject as the benchmark suite does (`deltapass/bench/sampling.py`)."""
 
-    subject: Subject
-    lowering: str = "eager"
+    def __init__(self, subject: Subject, lowering: str = "eager") -> None:
+        self.subject = subject
+        self._drawing = sampling.Sampler(
+            embedded_subject(subject.name, Environment(batch=PART), GUIDANCE), lowering
+        )
+        self.pipeline: Any = self._drawing.subject.pipeline
 
-    def __post_init__(self) -> None:
-        self.pipeline: Any = load_embedded(self.subject.folder)
-        self.pipeline.set_progress_bar_config(disable=True)
-        model = self.pipeline.transformer
-        eager = self.lowering == "eager"
-        self._plain = model if eager else torch.compile(model, dynamic=False)
-        # One for all schedules: another schedule is another session, not another compile.
-        options = {"lowering": self.lowering, "strict": True}
-        self._cached = torch.compile(model, backend="deltadit", dynamic=False, options=options)
-
-    @contextmanager
-    def using(self, method: Method) -> Iterator[Any]:
-        """The pipeline, set up for a method."""
-        before = self.pipeline.transformer
-        self.pipeline.transformer = self._plain if method.plain else self._cached
-        try:
-            if method.plain:
-                yield self.pipeline
-            else:
-                with deltapass.attach(self.pipeline, schedule=method.schedule):
-                    yield self.pipeline
-        finally:
-            self.pipeline.transformer = before
-
-    @torch.no_grad()
     def draw(self, method: Method, seeds: Sequence[int]) -> torch.Tensor:
         """Images (N, C, H, W) in 0..1.
 
         Raises:
-            RuntimeError: If a method that should cache did not.
+            BenchError: If a method that should cache did not.
         """
-        with self.using(method) as pipeline:
-            images = pipeline(
-                pipeline.examples(seeds),
-                guidance_scale=GUIDANCE,
-                num_inference_steps=method.steps,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                output_type="pt",
-            ).images
-            if not method.plain:
-                _check_cached(deltapass.last_report(pipeline), method)
-        return images
-
-
-def _check_cached(report: Any, method: Method) -> None:
-    """Images that were drawn plainly must not count for a method."""
-    if report is None or not report.cached:
-        raise RuntimeError(f"{method.name}: no step was cached")
+        kind = "plain" if method.plain else "cache"
+        asked = Drawn(
+            name=method.name,
+            label=method.name,
+            kind=kind,
+            steps=method.steps,
+            schedule=method.schedule,
+        )
+        return self._drawing.draw(asked, seeds)
 
 
 def kept(sampler: Sampler, method: Method, count: int, work: Path) -> torch.Tensor:
@@ -98,10 +70,9 @@ def kept(sampler: Sampler, method: Method, count: int, work: Path) -> torch.Tens
 
 def _write(path: Path, images: torch.Tensor) -> None:
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    torch.save(images.clone(), aside)
-    aside.replace(path)
+    held = io.BytesIO()
+    torch.save(images.clone(), held)
+    write_whole(path, held.getvalue())
 
 
 def weights_digest(folder: Path) -> str:
