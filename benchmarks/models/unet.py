@@ -36,15 +36,21 @@ class UNetDenoiser(nn.Module):
     """Down and up again over two resolutions.
 
     `late` computes the conditioning behind the first convolution; `residuals` takes what a control
-    network adds to the skips and to the middle; `returned` also gives what comes out of the middle.
-    `joins` are the modules that take a skip, the outermost first.
+    network adds to the skips and to the middle; `filtered` joins something made of each skip;
+    `returned` also gives what comes out of the middle. `joins` are the modules that take a skip, the outermost first.
     """
 
     def __init__(
-        self, *, late: bool = False, residuals: bool = False, returned: bool = False
+        self,
+        *,
+        late: bool = False,
+        residuals: bool = False,
+        returned: bool = False,
+        filtered: bool = False,
     ) -> None:
         super().__init__()
         self.late, self.residuals, self.returned = late, residuals, returned
+        self.filtered = filtered
         self.conditioning = Conditioning()
         self.stem = nn.Conv2d(C, NARROW, 3, padding=1)
         self.outer, self.inner = ConvBlock(NARROW, NARROW), ConvBlock(NARROW, WIDE)
@@ -88,6 +94,7 @@ class UNetDenoiser(nn.Module):
         for at in reversed(range(len(skips))):
             if at == 1:
                 x = self.up(F.interpolate(x, scale_factor=2.0))
-            x = self.joins[at](torch.cat([x, skips[at]], dim=1), conditioning)
+            skip = torch.tanh(skips[at]) if self.filtered else skips[at]
+            x = self.joins[at](torch.cat([x, skip], dim=1), conditioning)
         result = self.out(F.silu(x))
         return (result, middle) if self.returned else result

@@ -95,26 +95,32 @@ class _Finder:
         for value in self._nodes:
             if self._captured.spec(value) is None or len(self._users[value]) < 2:
                 continue
-            form, ends = self._form(value), self._ends(value)
-            parts = [self._inner(value, end) for end in ends[-1:]]
-            alike = [end for end in ends if self._form(end) == form]
-            parts += [self._inner(value, end) for end in alike[-1:]]
-            yield from self._preferred([part for part in parts if part is not None])
+            form, ways = self._form(value), self._ends(value)
+            alike = [[end for end in ends if self._form(end) == form] for ends in ways]
+            largest, alike_too = self._largest(value, ways), self._largest(value, alike)
+            macs = [self._flow.macs(part.block) for part in (*largest, *alike_too)]
+            yield from alike_too if alike_too and macs[-1] >= macs[0] / 2 else largest
 
-    def _preferred(self, parts: Sequence[_Inner]) -> Sequence[_Inner]:
-        """The last of two parts if it is worth half of the first, else the first."""
-        first, *rest = [self._flow.macs(part.block) for part in parts] or [0.0]
-        return parts[-1:] if rest and rest[0] >= first / 2 else parts[:1]
+    def _largest(self, value: fx.Node, ways: Sequence[Sequence[fx.Node]]) -> list[_Inner]:
+        """The costliest part from a value to the last end of one of these ways, if there is any."""
+        parts = (self._inner(value, ends[-1]) for ends in ways if ends)
+        found = sorted((part for part in parts if part), key=lambda p: self._flow.macs(p.block))
+        return found[-1:]
 
-    def _ends(self, value: fx.Node) -> list[fx.Node]:
-        """Where a block that a value enters and goes past can end, in order."""
+    def _ends(self, value: fx.Node) -> list[list[fx.Node]]:
+        """Where a block that a value enters and goes past can end, in order, by its users."""
         users = self._users[value]
         join = self._behind.meeting(users)
         if join is None or join.target not in CONCATENATIONS:
             return []
-        before = {node for user in users for node in self._behind.until(user, join)}
-        ends = (node for node in before if self._captured.spec(node) is not None)
-        return sorted(end for end in ends if self._is_inner(value, end))
+        return [
+            [
+                node
+                for node in self._behind.until(user, join)
+                if self._captured.spec(node) is not None and self._is_inner(value, node)
+            ]
+            for user in users
+        ]
 
     def _is_inner(self, value: fx.Node, end: fx.Node) -> bool:
         """Whether nothing but the value enters between the two, and nothing but the end leaves."""

@@ -56,7 +56,9 @@ def shapes(found: Outline) -> list[tuple[tuple[int, ...], ...]]:
 # ---- finding them ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"late": True}, {"residuals": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"late": True}, {"residuals": True}, {"filtered": True}], ids=str
+)
 def test_every_skip_has_a_block(options: dict[str, bool]) -> None:
     found = outlined(**options)
     assert shapes(found) == [
