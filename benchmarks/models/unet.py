@@ -37,7 +37,8 @@ class UNetDenoiser(nn.Module):
 
     `late` computes the conditioning behind the first convolution; `residuals` takes what a control
     network adds to the skips and to the middle; `filtered` joins something made of each skip;
-    `returned` also gives what comes out of the middle. `joins` are the modules that take a skip, the outermost first.
+    `returned` also gives what comes out of the middle. `joins` are the modules that take a
+    skip, the outermost first.
     """
 
     def __init__(
