@@ -26,7 +26,7 @@ from deltapass.bench.metrics.judges import judge_of_folder
 from deltapass.bench.metrics.judging import Judgement, judge_rows
 from deltapass.bench.paper import paper_table
 from deltapass.bench.record import Counts, Macs, Model, Record, Row, Times
-from deltapass.bench.sampling import Sampler
+from deltapass.bench.sampling import EAGER, Sampler
 from deltapass.bench.stages import AGAIN, TIMES, Exact, Kept, exact_of, failures_of, kept_times
 from deltapass.bench.subjects import EMBEDDED
 from deltapass.bench.tables import csv_text, markdown
@@ -157,14 +157,13 @@ def _record(job: Job, judged: Judgement, pictures: Mapping[str, tuple[str, ...]]
 def _row(method: Method, job: Job, judged: Judgement, held: Kept, again: Kept) -> Row:
     exact = exact_of(job).get(method.name, Exact(key=""))
     report = job.analysis.report(method)
-    lowering = method.lowering or job.environment.lowering
     return Row(
         name=method.name,
         label=method.label,
         kind=method.kind,
         steps=method.steps,
         settings=dict(method.settings),
-        lowering=lowering if job.suite.timed else method.lowering or job.environment.draw_on,
+        lowering=_lowering(method, job),
         schedule=_schedule(method, report),
         macs=_macs(exact.steps, exact_of(job).get(job.reference.name)),
         times=_times(method, job.reference, held, again),
@@ -177,6 +176,15 @@ def _row(method: Method, job: Job, judged: Judgement, held: Kept, again: Kept) -
         step_errors=exact.steps and exact.steps.errors,
         failure=failures_of(job).get(method.name),
         remark=method.remark,
+    )
+
+
+def _lowering(method: Method, job: Job) -> str:
+    """What it was timed on, or drawn on where nothing was timed."""
+    if method.settings.get("compiled") is False:  # of rivals
+        return EAGER
+    return method.lowering or (
+        job.environment.lowering if job.suite.timed else job.environment.draw_on
     )
 
 
