@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from tiny_bench import BLOCKS, STEPS, tiny_job
+from commands import call
+from tiny_bench import BLOCKS, METHODS, STEPS, tiny_job
 
 from deltapass.bench import stages
 from deltapass.bench.checking import checked, problems, remarks
 from deltapass.bench.comparing import compared
 from deltapass.bench.concluding import conclude
 from deltapass.bench.record import Record, Row
-from deltapass.bench.running import How, read_record, run_jobs
+from deltapass.bench.running import How, RemoteSampler, read_record, run_jobs
 from deltapass.bench.sampling import Sampler
 from deltapass.bench.suite import MethodSpec
 from deltapass.errors import BenchError
@@ -198,3 +200,44 @@ def test_runs_of_other_images_are_not_compared(
     path.write_bytes(msgspec.json.encode(msgspec.structs.replace(record, manifest=manifest)))
     with pytest.raises(BenchError, match="other prompts or seeds"):
         compared(output, path)
+
+
+# ---- elsewhere -----------------------------------------------------------------------------------
+
+
+class Elsewhere:
+    """Workers as Ray gives them: what they hold was pickled, and the last task is done first."""
+
+    def __init__(self, given: Any) -> None:
+        self._held = RemoteSampler(pickle.loads(pickle.dumps(given)))
+        self._waiting: list[tuple[int, Any]] = []
+
+    def submit(self, key: int, task: Any) -> None:
+        self._waiting.append((key, pickle.loads(pickle.dumps(task))))
+
+    def take(self) -> tuple[int, Any]:
+        key, task = self._waiting.pop()
+        return key, self._held.work(task)
+
+
+def test_images_that_are_drawn_elsewhere_are_the_same(output: Path, tmp_path: Path) -> None:
+    methods = (*METHODS, MethodSpec(name="first-block-cache", settings={"nonsense": 1}))
+    job = tiny_job(tmp_path, methods=methods, timed=0)
+    stages.draw_all(job, silent, Elsewhere((job.subject, "eager", None)))
+    parts = {path.relative_to(tmp_path): path for path in tmp_path.glob("kept/*/*/*.pt")}
+    assert len(parts) == len(METHODS)
+    for place, path in parts.items():
+        assert torch.equal(torch.load(path), torch.load(output / place))
+    assert "nonsense" in stages.failures_of(job)["first-block-cache-nonsense=1"]
+
+
+def test_who_stops_it_is_told_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deltapass.bench.running.draw_all", stopped)
+    code, said = call(
+        "bench", "table5", "--model", "tiny_bench:made", "--lowering", "eager", "--images", "2",
+        "-o", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert code == 130 and "The same command goes on" in said
