@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import itertools
+import os
 import pickle
 import sys
 from collections.abc import Iterator, Sequence
@@ -187,11 +188,11 @@ installed = pytest.mark.skipif(
 
 @installed
 @pytest.mark.filterwarnings("ignore")
-def test_a_search_through_ray_itself() -> None:
+def test_a_search_through_ray_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray as library
 
-    library.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    library.cloudpickle.register_pickle_by_value(sys.modules["own_loop"])
+    # Its workers are processes of their own, which have to find these tests' modules.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     apart = deltapass.tune(loop, **SMALL, ray="local", workers=2)
     assert len(apart.trials) == 5 and apart.found and apart.measured
     assert not library.is_initialized()
