@@ -8,10 +8,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+import torch
+
 from deltapass.bench.concluding import judging_context
 from deltapass.bench.drawing import missing, parts_of
 from deltapass.bench.figures import check_figures
 from deltapass.bench.job import Job
+from deltapass.bench.metrics.context import JudgingContext
 from deltapass.bench.metrics.judging import usable
 from deltapass.bench.paper import paper_table
 from deltapass.bench.sampling import Sampler
@@ -37,8 +40,14 @@ def remarks(job: Job) -> tuple[str, ...]:
             f"inconclusive; {FEWEST_ROUNDS} or more are needed"
         )
     with contextlib.suppress(DeltapassError):  # that is a problem, and said as one
-        found.extend(usable(job.suite.measures, judging_context(job))[1])
+        found.extend(usable(job.suite.measures, _context(job))[1])
     return tuple(found)
+
+
+def _context(job: Job) -> JudgingContext:
+    """As it will be once all is drawn; the images themselves are not looked at here."""
+    to_come = torch.zeros(1, 3, 1, 1)
+    return judging_context(job, to_come if job.fine else None, to_come)
 
 
 def _problems(job: Job) -> Iterator[str]:
@@ -50,7 +59,7 @@ def _problems(job: Job) -> Iterator[str]:
             except DeltapassError as error:
                 yield str(error)
     try:
-        usable(job.suite.measures, judging_context(job))
+        usable(job.suite.measures, _context(job))
     except DeltapassError as error:
         yield str(error)
     try:

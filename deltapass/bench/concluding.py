@@ -101,22 +101,24 @@ def _judged(rows: Rows, job: Job, fine: Sequence[Part] | None) -> Judgement:
     return judge_rows(
         rows,
         job.reference.name,
-        judging_context(job, None if fine is None else images_of(fine)),
+        judging_context(job, None if fine is None else images_of(fine), rows[job.reference.name]),
         measures=job.suite.measures,
         against=plain,
     )
 
 
-def judging_context(job: Job, fine: torch.Tensor | None = None) -> JudgingContext:
-    """What images are judged by."""
+def judging_context(
+    job: Job, fine: torch.Tensor | None = None, judged: torch.Tensor | None = None
+) -> JudgingContext:
+    """What images are judged by: those of many steps, and real ones as large as those judged."""
     given: dict[str, Any] = {
         "prompts": job.subject.prompts(job.seeds),
         "steps": job.suite.steps,
         "fine": fine,
         "fine_steps": job.suite.fine_steps,
     }
-    if job.environment.real is not None and fine is not None:
-        size = int(fine.shape[-2]), int(fine.shape[-1])
+    if job.environment.real is not None and judged is not None:
+        size = int(judged.shape[-2]), int(judged.shape[-1])
         given["judge"] = functools.partial(judge_of_folder, Path(job.environment.real), size)
     return context_of(job.subject.name, job.data, **given)
 

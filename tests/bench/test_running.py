@@ -14,12 +14,13 @@ import torch
 pytest.importorskip("diffusers")
 
 from commands import call
-from tiny_bench import BLOCKS, METHODS, STEPS, tiny_job
+from tiny_bench import BLOCKS, EAGER, METHODS, STEPS, tiny_job, tiny_subject, tiny_suite
 
 from deltapass.bench import stages
 from deltapass.bench.checking import checked, problems, remarks
 from deltapass.bench.comparing import compared
-from deltapass.bench.concluding import conclude
+from deltapass.bench.concluding import conclude, judging_context
+from deltapass.bench.job import prepared
 from deltapass.bench.record import Record, Row
 from deltapass.bench.running import How, RemoteSampler, read_record, run_jobs
 from deltapass.bench.sampling import Sampler
@@ -165,6 +166,25 @@ def test_a_check_finds_all_problems_before_anything_is_drawn(tmp_path: Path) -> 
     with pytest.raises(BenchError, match=r"tiny on tiny_bench-made: .*Nothing was begun"):
         checked([job])
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_check_counts_on_images_that_are_still_to_come(tmp_path: Path) -> None:
+    def missing(**fields: Any) -> list[str]:
+        job = tiny_job(tmp_path, measures=("psnr", "psnr_fine"), timed=0, **fields)
+        return [each for each in remarks(job) if "psnr_fine" in each]
+
+    assert missing() and not missing(fine_steps=8)
+
+
+def test_real_images_of_a_folder_are_a_floor_without_images_of_many_steps(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in "ab":
+        Image.new("L", (9, 9)).save(tmp_path / f"{name}.png")
+    environment = msgspec.structs.replace(EAGER, real=str(tmp_path))
+    job = prepared(tiny_suite(), environment, tiny_subject(), tmp_path)
+    context = judging_context(job, None, torch.zeros(2, 1, 8, 8))
+    assert context.judged.real(0, 2).shape[-2:] == (8, 8)
 
 
 def test_the_first_method_must_be_plain(tmp_path: Path) -> None:
