@@ -469,7 +469,7 @@ def test_refused_graph_of_dynamic_shapes_is_still_lowered() -> None:
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("stage", ["capture", "find_blocks", "outline", "assemble"])
+@pytest.mark.parametrize("stage", ["capture", "find_stack", "outline", "assemble"])
 @pytest.mark.parametrize("error", [AttributeError("no such field\nat all"), InternalError("a bug")])
 def test_failure_of_a_stage_is_a_refusal(
     stage: str, error: Exception, dynamic: bool, monkeypatch: pytest.MonkeyPatch

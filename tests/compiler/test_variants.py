@@ -163,7 +163,7 @@ def test_schedule_that_never_caches_makes_the_full_program_only() -> None:
 
 
 def test_all_variants_of_a_plan_need_few_bodies() -> None:
-    _, lowering = selector("adaln", steps=STEPS)
+    _, lowering = selector("adaln", steps=STEPS, interval=2)
     assert sorted(lowering.lowered) == ["block_0", "delta", "epilogue", "predict_0", "prologue"]
 
 
@@ -179,7 +179,7 @@ def test_further_variant_of_equal_blocks_lowers_nothing_new() -> None:
 
 
 def test_another_session_schedule_lowers_nothing_new() -> None:
-    run, lowering = selector("adaln", steps=STEPS)
+    run, lowering = selector("adaln", steps=STEPS, interval=2)
     before = list(lowering.lowered)
     schedule = ExplicitSchedule((None, Span(1, 3), None, Span(2, 4)))
     with deltapass.session(steps=4, schedule=schedule) as session, torch.no_grad():

@@ -29,6 +29,7 @@ from deltapass.demo.numbers import outcome_table, write_json
 from deltapass.demo.picture import write_picture
 from deltapass.demo.pixels import PixelPipeline
 from deltapass.demo.sampling import Turns
+from deltapass.errors import RefusalWarning
 
 # diffusers' schedulers make arrays of tensors in a way that newer numpy warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -139,7 +140,8 @@ def test_table_picture_and_numbers_are_written(result: DemoResult, tmp_path: Pat
 
 
 def test_nothing_cached_gives_the_plain_images(tmp_path: Path) -> None:
-    result = run(steps=2, options={"schedule": "none"})
+    with pytest.warns(RefusalWarning, match="caches none of 2 steps"):  # of the presets shown
+        result = run(steps=2, options={"schedule": "none"})
     asked = next(row for row in result.outcomes if row.name == ASKED)
     assert asked.psnr == float("inf")
     assert asked.table == (None, None)

@@ -26,6 +26,7 @@ from deltapass.errors import (
     AttachError,
     ContradictoryOptionsError,
     OptionError,
+    RefusalWarning,
     ScheduleError,
     UnknownOptionError,
 )
@@ -246,7 +247,8 @@ def test_few_steps_are_not_measured_and_nothing_cached_is_said(
     zoo.run(steps=5)
     assert "5 steps, 1 of them cached; too few to measure" in capfd.readouterr().err
     deltapass.enable(zoo.pipe, "balanced", quick=True)
-    zoo.run(steps=3)
+    with pytest.warns(RefusalWarning, match="caches none of 3 steps"):
+        zoo.run(steps=3)
     text = capfd.readouterr().err
     assert "3 steps, 0 of them cached: the schedule plans none in this trajectory" in text
 
