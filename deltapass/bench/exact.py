@@ -83,14 +83,14 @@ def look_at(sampler: Sampler, method: Method, analysis: Analysis, seeds: Sequenc
         calls=watch.calls,
         blocks_run=None if blocks is None else watch.calls * blocks - skipped,
         errors=watch.errors(method.steps),
-        macs=_macs(counted, watch.calls, analysis, method, len(seeds)),
+        macs=_macs(counted, watch.calls / watch.parts, analysis, method, len(seeds)),
     )
 
 
 def _macs(
-    counted: Macs, calls: int, analysis: Analysis, method: Method, images: int
+    counted: Macs, calls: float, analysis: Analysis, method: Method, images: int
 ) -> tuple[float, float] | None:
-    """Of one image: as the report counted them, or as so many full calls."""
+    """Of one image: as the report counted them, or as so many full calls, which each image sees."""
     if method.rival is not None:
         return None  # nobody counts what it skips
     if counted.full:
@@ -98,8 +98,7 @@ def _macs(
     one = analysis.call_macs
     if one is None:
         return None
-    share = calls * analysis.images / images
-    return one.paper * share, one.full * share
+    return one.paper * calls, one.full * calls
 
 
 @final
@@ -111,6 +110,11 @@ class _Watch:
         self._skip = method.schedule is None
         self._found: list[list[float]] = []  # of every call, by the part of the images
         self.calls = 0
+
+    @property
+    def parts(self) -> int:
+        """How many batches of images there were."""
+        return len(self._found)
 
     def begin(self) -> None:
         """Other images."""

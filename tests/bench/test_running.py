@@ -14,16 +14,18 @@ import torch
 pytest.importorskip("diffusers")
 
 from commands import call
-from tiny_bench import BLOCKS, EAGER, METHODS, STEPS, tiny_job, tiny_subject, tiny_suite
+from tiny_bench import BLOCKS, EAGER, METHODS, STEPS, made, tiny_job, tiny_subject, tiny_suite
 
 from deltapass.bench import stages
 from deltapass.bench.checking import checked, problems, remarks
 from deltapass.bench.comparing import compared
 from deltapass.bench.concluding import conclude, judging_context
+from deltapass.bench.exact import LOOKED_AT
 from deltapass.bench.job import prepared
 from deltapass.bench.record import Record, Row
 from deltapass.bench.running import How, RemoteSampler, read_record, run_jobs
 from deltapass.bench.sampling import Sampler
+from deltapass.bench.subjects import Dealt, pipeline_subject
 from deltapass.bench.suite import MethodSpec
 from deltapass.errors import BenchError
 
@@ -82,6 +84,19 @@ def test_drift_by_compiling_is_told_from_drift_by_caching(record: Record) -> Non
     errors = cached.step_errors or ()
     assert any(table)
     assert all((error > 0) == (span is not None) for error, span in zip(errors, table, strict=True))
+
+
+def test_a_batch_larger_than_what_is_looked_at_counts_no_macs_twice(tmp_path: Path) -> None:
+    environment = msgspec.structs.replace(EAGER, batch=LOOKED_AT + 2)
+    subject = pipeline_subject("tiny_bench:made", made(), environment, Dealt())
+    methods = (MethodSpec(name="plain"), MethodSpec(name="interval-1"))
+    suite = tiny_suite(methods=methods, images=LOOKED_AT + 2, timed=0)
+    job = prepared(suite, environment, subject, tmp_path)
+    stages.draw_all(job, silent)
+    plain, same = conclude(job, silent).rows
+    assert plain.macs is not None and same.macs is not None
+    assert (plain.macs.share, same.macs.share) == pytest.approx((1.0, 1.0))
+    assert plain.macs.full == pytest.approx(same.macs.full)
 
 
 def test_counts_and_macs_are_those_of_the_schedule(record: Record) -> None:
