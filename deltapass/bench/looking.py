@@ -148,17 +148,25 @@ def _speed(row: Row) -> float | None:
     return None if timing is None else 1 / timing.share
 
 
+def _steady(row: Row) -> bool:
+    timing = None if row.times is None else row.times.end_to_end
+    return timing is None or timing.stability == "stable"
+
+
 def clock(record: Record) -> tuple[str, Outcome] | None:
     """What a speed-up by MACs is by the clock; the paper kept nine tenths of it."""
-    parts, kept = [], []
+    parts, kept, steady = [], [], True
     for row in _rows(record, "delta-dit"):
         speed = _speed(row)
+        steady = steady and _steady(row)
         if speed is not None and row.macs is not None:
             by_macs = 1 / row.macs.share
             parts.append(f"{row.label}: {by_macs:.2f}x by MACs is {speed:.2f}x")
             kept.append(speed / by_macs)
     if not parts:
         return None
+    if not steady:
+        return f"{'; '.join(parts)}; the times were not steady", "not told"
     return "; ".join(parts), "agrees" if min(kept) >= 0.95 * LATENCY / 1.6 else "does not"
 
 

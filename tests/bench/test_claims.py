@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from bench_records import record, row, timing, values
 
@@ -67,6 +68,14 @@ def test_time_is_held_against_what_the_paper_kept_of_its_macs() -> None:
     found = only("Table 1", record(PLAIN, FEWER, slow))
     assert found.outcome == "does not"
     assert found.ours == "delta-dit-1.6x: 1.61x by MACs is 1.11x"
+
+
+def test_times_that_were_not_steady_tell_nothing() -> None:
+    shaken = msgspec.structs.replace(timing(0.9), stability="inconclusive")
+    found = only(
+        "Table 1", record(PLAIN, FEWER, ours("delta-dit-1.6x", times=Times(end_to_end=shaken)))
+    )
+    assert found.outcome == "not told" and found.ours.endswith("the times were not steady")
 
 
 def test_eight_bits_add_up_where_both_are_quicker_than_each() -> None:
