@@ -156,15 +156,23 @@ def _record(job: Job, judged: Judgement, pictures: Mapping[str, tuple[str, ...]]
     )
 
 
+def _named(method: Method) -> dict[str, Any]:
+    """What a row says of its method, measured or not."""
+    return {
+        "name": method.name,
+        "label": method.label,
+        "kind": method.kind,
+        "steps": method.steps,
+        "settings": dict(method.settings),
+        "remark": method.remark,
+    }
+
+
 def _row(method: Method, job: Job, judged: Judgement, held: Kept, again: Kept) -> Row:
     exact = exact_of(job).get(method.name, Exact(key=""))
     report = job.analysis.report(method)
     return Row(
-        name=method.name,
-        label=method.label,
-        kind=method.kind,
-        steps=method.steps,
-        settings=dict(method.settings),
+        **_named(method),
         lowering=_lowering(method, job),
         schedule=_schedule(method, report),
         macs=_macs(exact.steps, exact_of(job).get(job.reference.name)),
@@ -177,7 +185,6 @@ def _row(method: Method, job: Job, judged: Judgement, held: Kept, again: Kept) -
         against={name: dict(each) for name, each in judged.against.get(method.name, {}).items()},
         step_errors=exact.steps and exact.steps.errors,
         failure=failures_of(job).get(method.name),
-        remark=method.remark,
     )
 
 
@@ -259,14 +266,9 @@ def _share(row: Row) -> float | None:
 
 def _refused(method: Method, why: str, job: Job) -> Row:
     return Row(
-        name=method.name,
-        label=method.label,
-        kind=method.kind,
-        steps=method.steps,
-        settings=dict(method.settings),
+        **_named(method),
         lowering=job.environment.lowering,
         failure=why,
-        remark=method.remark,
     )
 
 
