@@ -24,7 +24,7 @@ from models.tiny import make_tiny
 
 import deltapass
 from deltapass.backend import deltadit
-from deltapass.bench.compiles import counting
+from deltapass.bench.measuring.compiles import counting
 from deltapass.exporting.prepare import prepare
 from deltapass.exporting.trace import export_graph
 from deltapass.options import parse_options

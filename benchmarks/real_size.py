@@ -29,7 +29,7 @@ from models.diffusion import CONFIGS, build
 from models.streams import Call, blocks_of
 from torch import nn
 
-from deltapass.bench.compiles import counting
+from deltapass.bench.measuring.compiles import counting
 
 RESULTS: Final = Path(__file__).with_name("results")
 GIB: Final = 2**30

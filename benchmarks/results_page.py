@@ -14,10 +14,10 @@ from typing import Any, Final
 
 import msgspec
 
-from deltapass.bench.claims import Finding, findings, unseen
 from deltapass.bench.macs.table import TITLES, MacsRow, macs_cells, macs_table
 from deltapass.bench.record import Record, Row
-from deltapass.bench.tables import markdown, table, verdict
+from deltapass.bench.reporting.claims import Finding, findings, unseen
+from deltapass.bench.reporting.tables import markdown, table, verdict
 
 ROOT: Final = Path(__file__).parents[1]
 RESULTS: Final = ROOT / "benchmarks" / "results" / "bench"

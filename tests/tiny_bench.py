@@ -12,7 +12,7 @@ import torch
 from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
 
 from deltapass.bench.environment import Environment
-from deltapass.bench.job import Job, prepared
+from deltapass.bench.running.job import Job, prepared
 from deltapass.bench.subjects import Dealt, Subject, pipeline_subject
 from deltapass.bench.suite import MethodSpec, Suite
 from deltapass.demo.embedded import ClassConditionalPipeline

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from deltapass.bench.drawing import code_digest
+from deltapass.bench.running.drawing import code_digest
 from deltapass.options import parse_options
 
 SCHEDULES: Final = "schedules"  # folder of a model's tuned schedules, beside its weights

@@ -9,7 +9,7 @@ from typing import Any, Final, final
 import torch
 from torch import nn
 
-from deltapass.bench.clocks import CallClock
+from deltapass.bench.measuring.clocks import CallClock
 from deltapass.bench.methods.method import Method
 from deltapass.bench.quantised import quantised, shared_copy
 from deltapass.bench.rivals.table import enabled

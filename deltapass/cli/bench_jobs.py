@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from deltapass.bench.checking import problems, remarks
 from deltapass.bench.environment import Environment, read_environment
 from deltapass.bench.files import read_suite, read_suites, shipped
-from deltapass.bench.job import Job, Watch, prepared
 from deltapass.bench.manifest import read_prompts
-from deltapass.bench.running import How, page_of, run_jobs
-from deltapass.bench.stages import Fresh, time_again
+from deltapass.bench.running.checking import problems, remarks
+from deltapass.bench.running.job import Job, Watch, prepared
+from deltapass.bench.running.stages import Fresh, time_again
+from deltapass.bench.running.whole import How, page_of, run_jobs
 from deltapass.bench.subjects import (
     EMBEDDED,
     Dealt,
@@ -239,7 +239,7 @@ def compare(one: Path, other: Path) -> bool:
     Raises:
         BenchError: If they are of other prompts or seeds, or have nothing in common.
     """
-    from deltapass.bench.comparing import compared, shown
+    from deltapass.bench.reporting.comparing import compared, shown
 
     found = compared(one, other)
     console = Console()

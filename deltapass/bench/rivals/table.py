@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from deltapass.bench.compiles import kept_compile_settings
+from deltapass.bench.measuring.compiles import kept_compile_settings
 from deltapass.bench.rivals.asked import Asked, Rival
 from deltapass.bench.rivals.before import as_before
 from deltapass.bench.rivals.running import Clock, Running

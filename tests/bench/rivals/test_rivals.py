@@ -17,7 +17,7 @@ from models.streams import Call
 from models.tiny import Tiny, make_tiny
 from torch.utils._pytree import tree_map
 
-from deltapass.bench.compiles import counting
+from deltapass.bench.measuring.compiles import counting
 from deltapass.bench.methods.method import Context
 from deltapass.bench.methods.named import check_distinct, method_of
 from deltapass.bench.rivals.table import RIVALS, enabled

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from deltapass.bench.analysis import Analysis
-from deltapass.bench.clocks import timed
-from deltapass.bench.compiles import counting
+from deltapass.bench.measuring.clocks import timed
+from deltapass.bench.measuring.compiles import counting
 from deltapass.bench.methods.method import Method
 from deltapass.bench.sampling import EAGER, Sampler
 from deltapass.graph.program import Macs

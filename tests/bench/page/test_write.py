@@ -1,4 +1,4 @@
-"""The page's text and the files beside it; test_page_browser.py uses it as people do."""
+"""The page's text and the files beside it; test_browser.py uses it as people do."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import numpy as np
 from deltapass.bench.metrics.judging import difference_of
 from deltapass.bench.metrics.table import MEASURES
 from deltapass.bench.record import Difference, Figure, Measure, Record, Row
-from deltapass.bench.tables import number
+from deltapass.bench.reporting.tables import number
 
 Outcome = Literal["agrees", "does not", "partly", "not told"]
 Look = Callable[[Record], tuple[str, Outcome] | None]

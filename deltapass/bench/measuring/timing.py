@@ -7,11 +7,11 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from deltapass.bench.clocks import Taken, timed
+from deltapass.bench.measuring.clocks import Taken, timed
+from deltapass.bench.measuring.stability import stability_of
 from deltapass.bench.methods.method import Method
 from deltapass.bench.record import Times, Timing
 from deltapass.bench.sampling import Sampler
-from deltapass.bench.stability import stability_of
 
 AGAIN: Final = "again"  # the reference a second time: what the machine alone makes of one method
 SHIFT: Final = 5  # methods by which a round begins later than the one before

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from deltapass.bench.clocks import timed
+from deltapass.bench.measuring.clocks import timed
 from deltapass.bench.methods.method import Method
 from deltapass.bench.sampling import Sampler
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from deltapass.bench.metrics.judging import difference_of
 from deltapass.bench.record import Difference, Measure, Record, Row, Times
-from deltapass.bench.running import read_record, records_in
+from deltapass.bench.running.whole import read_record, records_in
 from deltapass.errors import BenchError
 
 BEYOND: Final = 0.05  # of a share of time: what a steady machine makes of one method

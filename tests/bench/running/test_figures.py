@@ -10,9 +10,9 @@ pytest.importorskip("diffusers")
 
 from tiny_bench import BLOCKS, STEPS, tiny_job
 
-from deltapass.bench import stages
-from deltapass.bench.concluding import conclude
-from deltapass.bench.figures import check_figures
+from deltapass.bench.running import stages
+from deltapass.bench.running.concluding import conclude
+from deltapass.bench.running.figures import check_figures
 from deltapass.bench.suite import MethodSpec
 from deltapass.errors import BenchError
 

@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import torch
 
-from deltapass.bench.job import Job
 from deltapass.bench.metrics.likeness import cosine_figure, likeness
 from deltapass.bench.metrics.spectrum import spectrum_figure
 from deltapass.bench.record import Figure, Record, Row, Series
+from deltapass.bench.running.job import Job
+from deltapass.bench.running.stages import exact_of
 from deltapass.bench.sampling import Sampler
-from deltapass.bench.stages import exact_of
 from deltapass.errors import BenchError, did_you_mean
 
 AXES: Final[Mapping[str, str]] = MappingProxyType(

@@ -9,14 +9,14 @@ from typing import Any, Final, final
 
 import msgspec
 
-from deltapass.bench.checking import checked
-from deltapass.bench.concluding import RECORD, conclude
-from deltapass.bench.drawing import Part
-from deltapass.bench.job import Job, Watch
 from deltapass.bench.page.write import write_page
 from deltapass.bench.record import Record
+from deltapass.bench.running.checking import checked
+from deltapass.bench.running.concluding import RECORD, conclude
+from deltapass.bench.running.drawing import Part
+from deltapass.bench.running.job import Job, Watch
+from deltapass.bench.running.stages import Fresh, draw_all, noted, time_all
 from deltapass.bench.sampling import Sampler
-from deltapass.bench.stages import Fresh, draw_all, noted, time_all
 from deltapass.bench.subjects import Subject
 from deltapass.errors import BenchError
 from deltapass.tuning.search.workers import RayActors

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 from bench_records import record, row, timing, values
 
-from deltapass.bench.claims import CLAIMS, Finding, findings, unseen
 from deltapass.bench.record import Figure, Record, Series, Times
+from deltapass.bench.reporting.claims import CLAIMS, Finding, findings, unseen
 
 PLAIN = row("plain", 1.0, {"kid": values(0, 1)})
 FEWER = row("plain-13", 0.65, {"kid": values(0, 2), "psnr": values(30, 2)})

@@ -10,13 +10,13 @@ from typing import Final
 
 import torch
 
-from deltapass.bench.concluding import judging_context
-from deltapass.bench.drawing import missing, parts_of
-from deltapass.bench.figures import check_figures
-from deltapass.bench.job import Job
 from deltapass.bench.metrics.context import JudgingContext
 from deltapass.bench.metrics.judging import usable
 from deltapass.bench.paper import paper_table
+from deltapass.bench.running.concluding import judging_context
+from deltapass.bench.running.drawing import missing, parts_of
+from deltapass.bench.running.figures import check_figures
+from deltapass.bench.running.job import Job
 from deltapass.bench.sampling import Sampler
 from deltapass.bench.solvers import scheduler_of
 from deltapass.errors import BenchError, DeltapassError

@@ -9,11 +9,10 @@ from typing import Any
 
 import msgspec
 
-from deltapass.bench.clocks import Taken
-from deltapass.bench.compiles import kept_compile_settings, many_compiles
-from deltapass.bench.drawing import Part, draw_part, keep, key, missing, parts_of
 from deltapass.bench.environment import load_average
-from deltapass.bench.exact import (
+from deltapass.bench.measuring.clocks import Taken
+from deltapass.bench.measuring.compiles import kept_compile_settings, many_compiles
+from deltapass.bench.measuring.exact import (
     LOOKED_AT,
     Compiled,
     Steps,
@@ -22,12 +21,13 @@ from deltapass.bench.exact import (
     own_compile_cache,
     peak_bytes,
 )
-from deltapass.bench.harness import harness_seconds
-from deltapass.bench.job import Job, Watch
+from deltapass.bench.measuring.harness import harness_seconds
+from deltapass.bench.measuring.stability import LEAST
+from deltapass.bench.measuring.timing import rounds, unstable
 from deltapass.bench.methods.method import Method
+from deltapass.bench.running.drawing import Part, draw_part, keep, key, missing, parts_of
+from deltapass.bench.running.job import Job, Watch
 from deltapass.bench.sampling import Sampler
-from deltapass.bench.stability import LEAST
-from deltapass.bench.timing import rounds, unstable
 from deltapass.errors import BenchError, DeltapassError
 
 DRAWN, TIMES, AGAIN, EXACT = "drawn", "times", "times-again", "exact"

@@ -12,13 +12,12 @@ from typing import Any, Final, final
 import msgspec
 import torch
 
-from deltapass.bench.drawing import Part, images_of, missing, parts_of, write_pictures
 from deltapass.bench.environment import commit, facts
-from deltapass.bench.exact import Steps
-from deltapass.bench.figures import figures_of
 from deltapass.bench.files import as_data, digest, write_whole
-from deltapass.bench.job import Job, Watch
 from deltapass.bench.manifest import manifest_of
+from deltapass.bench.measuring.exact import Steps
+from deltapass.bench.measuring.timing import AGAIN as REFERENCE_AGAIN
+from deltapass.bench.measuring.timing import times_of
 from deltapass.bench.methods.method import Method
 from deltapass.bench.metrics.context import JudgingContext, context_of
 from deltapass.bench.metrics.intervals import equal_time_rival
@@ -26,12 +25,21 @@ from deltapass.bench.metrics.judges import judge_of_folder
 from deltapass.bench.metrics.judging import Judgement, judge_rows
 from deltapass.bench.paper import paper_table
 from deltapass.bench.record import Counts, Macs, Model, Record, Row, Times
+from deltapass.bench.reporting.tables import csv_text, markdown
+from deltapass.bench.running.drawing import Part, images_of, missing, parts_of, write_pictures
+from deltapass.bench.running.figures import figures_of
+from deltapass.bench.running.job import Job, Watch
+from deltapass.bench.running.stages import (
+    AGAIN,
+    TIMES,
+    Exact,
+    Kept,
+    exact_of,
+    failures_of,
+    kept_times,
+)
 from deltapass.bench.sampling import EAGER, Sampler
-from deltapass.bench.stages import AGAIN, TIMES, Exact, Kept, exact_of, failures_of, kept_times
 from deltapass.bench.subjects import EMBEDDED
-from deltapass.bench.tables import csv_text, markdown
-from deltapass.bench.timing import AGAIN as REFERENCE_AGAIN
-from deltapass.bench.timing import times_of
 from deltapass.errors import BenchError
 from deltapass.explanation import Report
 

@@ -16,14 +16,14 @@ pytest.importorskip("diffusers")
 from commands import call
 from tiny_bench import BLOCKS, EAGER, METHODS, STEPS, made, tiny_job, tiny_subject, tiny_suite
 
-from deltapass.bench import stages
-from deltapass.bench.checking import checked, problems, remarks
-from deltapass.bench.comparing import compared
-from deltapass.bench.concluding import conclude, judging_context
-from deltapass.bench.exact import LOOKED_AT
-from deltapass.bench.job import prepared
+from deltapass.bench.measuring.exact import LOOKED_AT
 from deltapass.bench.record import Record, Row
-from deltapass.bench.running import How, RemoteSampler, read_record, run_jobs
+from deltapass.bench.reporting.comparing import compared
+from deltapass.bench.running import stages
+from deltapass.bench.running.checking import checked, problems, remarks
+from deltapass.bench.running.concluding import conclude, judging_context
+from deltapass.bench.running.job import prepared
+from deltapass.bench.running.whole import How, RemoteSampler, read_record, run_jobs
 from deltapass.bench.sampling import Sampler
 from deltapass.bench.subjects import Dealt, pipeline_subject
 from deltapass.bench.suite import MethodSpec
@@ -270,7 +270,7 @@ def test_who_stops_it_is_told_how_to_go_on(tmp_path: Path, monkeypatch: pytest.M
     def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deltapass.bench.running.draw_all", stopped)
+    monkeypatch.setattr("deltapass.bench.running.whole.draw_all", stopped)
     code, said = call(
         "bench", "table5", "--model", "tiny_bench:made", "--lowering", "eager", "--images", "2",
         "-o", str(tmp_path / "out"),

@@ -8,7 +8,13 @@ from bench_records import record, row, timing, values
 from deltapass.bench.metrics.table import MEASURES
 from deltapass.bench.paper import paper_table
 from deltapass.bench.record import Counts, Interval, Row, Times
-from deltapass.bench.tables import NO_STEPS, csv_text, equal_time_table, markdown, values_table
+from deltapass.bench.reporting.tables import (
+    NO_STEPS,
+    csv_text,
+    equal_time_table,
+    markdown,
+    values_table,
+)
 
 
 def rows() -> tuple[Row, ...]:

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from deltapass.bench.looking import (
+from deltapass.bench.record import Record
+from deltapass.bench.reporting.looking import (
     LATENCY,
     Look,
     Outcome,
@@ -23,7 +24,6 @@ from deltapass.bench.looking import (
     equal_time,
     one_against_other,
 )
-from deltapass.bench.record import Record
 
 
 @dataclass(frozen=True, kw_only=True)

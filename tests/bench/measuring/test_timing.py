@@ -1,4 +1,4 @@
-"""bench/stability.py and timing.py: what may count, and what is said of rounds."""
+"""measuring/stability.py and timing.py: what may count, and what is said of rounds."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from deltapass.bench.clocks import Taken
+from deltapass.bench.measuring.clocks import Taken
+from deltapass.bench.measuring.stability import is_stable
+from deltapass.bench.measuring.timing import times_of, unstable
 from deltapass.bench.methods.method import Method
-from deltapass.bench.stability import is_stable
-from deltapass.bench.timing import times_of, unstable
 
 
 @pytest.mark.parametrize(

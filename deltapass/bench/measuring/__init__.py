@@ -1,0 +1,1 @@
+"""Times, compiles and memory of methods, and whether a time may count."""
