@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from deltapass.bench.macs.table import TITLES, MacsRow, macs_cells, macs_table
+from deltapass.bench.reading import read_record
 from deltapass.bench.record import Record, Row
 from deltapass.bench.reporting.claims import Finding, findings, unseen
 from deltapass.bench.reporting.tables import markdown, table, verdict
@@ -64,7 +65,7 @@ def newest(folder: Path) -> dict[Path, Record]:
         raw = msgspec.json.decode(path.read_bytes())
         if not isinstance(raw, dict) or not {"schema", "suite", "manifest"} <= raw.keys():
             continue
-        record = msgspec.convert(raw, Record)
+        record = read_record(path)
         key = str(record.suite.get("name")), record.model.name
         if key not in found or found[key][1].date < record.date:
             found[key] = path, record

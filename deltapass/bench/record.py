@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, final
 
 import msgspec
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2  # `reading.py` reads older ones
 Verdict = Literal["better", "same", "worse", "inconclusive"]
 Stability = Literal["stable", "inconclusive"]
 
@@ -90,11 +90,18 @@ class Difference(_Plain, frozen=True, kw_only=True):
         difference: Mean of the per-image differences, with its interval.
         verdict: "better" and "worse" leave zero out; "same" lies within the margin.
         detectable: The smallest difference that so many images could have shown.
+        reason: Why it is inconclusive whatever the interval says; "" where the interval decides.
     """
 
     difference: Interval
     verdict: Verdict
     detectable: float
+    reason: str = ""
+
+    @property
+    def said(self) -> str:
+        """The verdict, with the reason where there is one."""
+        return f"{self.verdict}: {self.reason}" if self.reason else self.verdict
 
 
 @final

@@ -11,10 +11,12 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from deltapass.bench.record import Difference, Interval, Verdict
+from deltapass.errors import counted
 
 Values = NDArray[np.float64]
 
@@ -25,7 +27,7 @@ SEED: Final = 0
 MANY: Final = 2_000
 NORMAL: Final = 1.959964  # standard errors on either side of a mean that hold LEVEL
 POWER: Final = 0.841621  # standard errors more, for eight chances in ten to see a difference
-FEW: Final = 30  # images, below which a percentile interval is surely too narrow
+FEW: Final = 30  # images, below which a percentile interval is too narrow for a verdict
 
 
 def interval(values: Values) -> Interval:
@@ -43,7 +45,8 @@ def paired(ours: Values, theirs: Values, *, higher: bool, margin: float) -> Diff
     """Ours less theirs, image by image, and whether it is beyond doubt; the verdict is of ours.
 
     "better" and "worse" are intervals that leave zero out; "same" is one around zero that is all
-    within the margin; "inconclusive" reaches farther, on one side at least.
+    within the margin; "inconclusive" reaches farther, on one side at least. Of fewer than FEW
+    images every difference is inconclusive (`doubted`).
 
     Args:
         ours: One value an image, (N,).
@@ -59,7 +62,16 @@ def paired(ours: Values, theirs: Values, *, higher: bool, margin: float) -> Diff
     less = ours - theirs
     found = interval(less)
     verdict = _verdict(*_gain_and_loss(found, higher), margin)
-    return Difference(difference=found, verdict=verdict, detectable=detectable(less))
+    said = Difference(difference=found, verdict=verdict, detectable=detectable(less))
+    return doubted(said, len(less))
+
+
+def doubted(found: Difference, images: int) -> Difference:
+    """The same difference, without a verdict where it is of fewer than FEW images."""
+    if images >= FEW:
+        return found
+    reason = f"{counted(images, 'image')}; a verdict takes {FEW}"
+    return msgspec.structs.replace(found, verdict="inconclusive", reason=reason)
 
 
 def detectable(less: Values) -> float:
@@ -72,7 +84,9 @@ def detectable(less: Values) -> float:
 
 def holds(found: Difference, *, higher: bool, margin: float) -> bool:
     """Whether ours is at least as good: surely not worse by more than the margin, nor worse."""
-    return found.verdict != "worse" and _gain_and_loss(found.difference, higher)[0] > -margin
+    if found.verdict == "worse" or found.reason:
+        return False
+    return _gain_and_loss(found.difference, higher)[0] > -margin
 
 
 def too_few(images: int) -> str | None:
@@ -80,8 +94,8 @@ def too_few(images: int) -> str | None:
     if images >= FEW:
         return None
     return (
-        f"{images} images of a method are few: intervals are too narrow below {FEW}, and most "
-        "differences cannot be seen"
+        f"{counted(images, 'image')} of a method: intervals are too narrow below {FEW}, so no "
+        "difference is given a verdict"
     )
 
 

@@ -154,11 +154,12 @@ def _floor(meter: Meter, context: JudgingContext, images: int) -> Interval | Non
 
 def _warnings(meters: Sequence[Meter], images: int) -> list[str]:
     names = {meter.means.name for meter in meters}
-    found = [too_few(images)] if too_few(images) else []
+    few = too_few(images)
+    found = [] if few is None else [few]
     if names & {"fid", "fid_inception"} and images < ENOUGH_FOR_FID:
         found.append(
             f"FID of {images} images is mostly bias: compare rows of this record alone, or read KID"
         )
     if names == {ALONE_NEVER}:
         found.append("CLIP score alone decides nothing: it passes black frames")
-    return [each for each in found if each]
+    return found

@@ -11,6 +11,7 @@ from typing import Final, final, get_args
 
 import msgspec
 
+from deltapass.bench.metrics.intervals import FEW
 from deltapass.bench.page.shares import by_cost, share, usable
 from deltapass.bench.record import Difference, Interval, Measure, Record, Row, Verdict
 
@@ -101,6 +102,8 @@ def is_alike(one: Row, other: Row, measure: Measure) -> bool:
         pair = first.against.get(second.name, {}).get(measure.name)
         if pair is not None:
             return pair.verdict in ("same", "inconclusive")
+    if 0 < len(one.values.get(measure.name, ())) < FEW:
+        return True
     mine, theirs = one.means[measure.name], other.means[measure.name]
     return mine.low <= theirs.high and theirs.low <= mine.high
 

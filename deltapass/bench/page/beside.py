@@ -52,6 +52,7 @@ def _cells(record: Record, row: Row) -> Iterator[tuple[str, Any]]:
         for end in ("mean", "low", "high"):
             yield f"{measure.name}_{end}", None if mean is None else getattr(mean, end)
         yield f"{measure.name}_verdict", pair and pair.verdict
+        yield f"{measure.name}_reason", _text(pair.reason if pair else "")
         yield f"{measure.name}_difference", pair and pair.difference.mean
         yield f"{measure.name}_detectable", pair and pair.detectable
     yield "settings", _text(msgspec.json.encode(row.settings).decode())

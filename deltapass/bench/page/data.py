@@ -23,7 +23,7 @@ from deltapass.bench.page.shares import (
     timing,
     usable,
 )
-from deltapass.bench.page.wording import KINDS, MARKS, scaled, seconds
+from deltapass.bench.page.wording import KINDS, MARKS, brief, seconds
 from deltapass.bench.record import Figure, Interval, Measure, Record, Row
 
 
@@ -89,7 +89,7 @@ def _states(row: Row, other: str, record: Record) -> dict[str, tuple[str, str]]:
     return {
         measure.name: (
             pairs[measure.name].verdict,
-            scaled(pairs[measure.name].difference.mean, measure, "+"),
+            brief(pairs[measure.name], measure),
         )
         for measure in record.measures
         if measure.name in pairs

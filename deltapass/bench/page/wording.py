@@ -53,6 +53,12 @@ def signed(pair: Difference, measure: Measure) -> str:
     return f"{scaled(inner.mean, measure, '+')} ({between(inner, measure, '+')})"
 
 
+def brief(pair: Difference, measure: Measure) -> str:
+    """A difference alone, and why it has no verdict."""
+    shown = scaled(pair.difference.mean, measure, "+")
+    return f"{shown}; {pair.reason}" if pair.reason else shown
+
+
 def times_quicker(share: Interval | None) -> str:
     """The speed-up that belongs to a share of the reference's time."""
     return NOTHING if share is None else f"{number(1 / share.mean)}{TIMES}"
@@ -122,7 +128,7 @@ FILTERS: Final[Mapping[str, Any]] = MappingProxyType(
     {
         function.__name__: function
         for function in (
-            *(number, scaled, between, signed, times_quicker, range_quicker, seconds),
+            *(number, scaled, between, signed, brief, times_quicker, range_quicker, seconds),
             *(bytes_of, large, plainly, versions),
         )
     }

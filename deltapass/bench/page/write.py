@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from deltapass.bench.metrics.intervals import FEW
 from deltapass.bench.page.advice import at_equal_time, named, states_of
 from deltapass.bench.page.beside import CSV_NAME, JSON_NAME, as_csv, as_json
 from deltapass.bench.page.data import data_of, embedded
@@ -111,7 +112,7 @@ def _vocabulary() -> dict[str, Any]:
     functions = (at_equal_time, is_stable, named, share, states_of, timing)
     return {
         **{function.__name__: function for function in functions},
-        **{"costs": COSTS, "kinds": KINDS, "marks": MARKS, "tiers": GLANCE},
+        **{"costs": COSTS, "kinds": KINDS, "marks": MARKS, "tiers": GLANCE, "few": FEW},
         **{"json_name": JSON_NAME, "csv_name": CSV_NAME},
     }
 

@@ -11,8 +11,8 @@ import numpy as np
 from rich.table import Table
 
 from deltapass.bench.metrics.judging import difference_of
+from deltapass.bench.reading import RECORD, read_record, records_in
 from deltapass.bench.record import Difference, Measure, Record, Row, Times
-from deltapass.bench.running.whole import read_record, records_in
 from deltapass.errors import BenchError
 
 BEYOND: Final = 0.05  # of a share of time: what a steady machine makes of one method
@@ -78,8 +78,8 @@ def compared(one: Path, other: Path) -> tuple[Pair, ...]:
 def _records(path: Path) -> dict[tuple[str, str], Record]:
     if path.is_file():
         found = [read_record(path)]
-    elif (path / "record.json").is_file():
-        found = [read_record(path / "record.json")]
+    elif (path / f"{RECORD}.json").is_file():
+        found = [read_record(path / f"{RECORD}.json")]
     else:
         found = [*records_in(path).values()]
     return {(str(each.suite["name"]), each.model.name): each for each in found}
@@ -168,4 +168,4 @@ def _cell(found: Difference | None, measure: Measure) -> str:
     if found is None:
         return ""
     low, high = found.difference.low * measure.scale, found.difference.high * measure.scale
-    return f"{found.verdict} ({low:+.{measure.digits}f} to {high:+.{measure.digits}f})"
+    return f"{found.said} ({low:+.{measure.digits}f} to {high:+.{measure.digits}f})"

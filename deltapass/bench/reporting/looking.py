@@ -36,7 +36,7 @@ def _outcome(pairs: Mapping[str, Difference]) -> Outcome:
 def _words(pairs: Mapping[str, Difference], record: Record) -> str:
     shown = {measure.name: measure for measure in record.measures}
     return "; ".join(
-        f"{_title(shown[name])} {pair.verdict} ({number(pair.difference.mean, shown[name], '+')})"
+        f"{_title(shown[name])} {pair.said} ({number(pair.difference.mean, shown[name], '+')})"
         for name, pair in pairs.items()
         if name in shown
     )

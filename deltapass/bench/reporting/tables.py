@@ -141,11 +141,11 @@ def equal_time_table(record: Record) -> str:
 
 
 def verdict(found: Difference | None, measure: Measure) -> str:
-    """`better (+0.3 to +0.6; 0.2 could be seen)`; losses stand out."""
+    """`better (+0.3 to +0.6; 0.2 could be seen)`; losses stand out, and why there is none."""
     if found is None:
         return ""
     low, high = (number(end, measure, "+") for end in (found.difference.low, found.difference.high))
-    word = f"**{found.verdict}**" if found.verdict == "worse" else found.verdict
+    word = f"**{found.verdict}**" if found.verdict == "worse" else found.said
     return f"{word} ({low} to {high}; {number(found.detectable, measure)} could be seen)"
 
 

@@ -11,6 +11,7 @@ from typing import Final
 import torch
 
 from deltapass.bench.metrics.context import JudgingContext
+from deltapass.bench.metrics.intervals import too_few
 from deltapass.bench.metrics.judging import usable
 from deltapass.bench.paper import paper_table
 from deltapass.bench.running.concluding import judging_context
@@ -39,6 +40,9 @@ def remarks(job: Job) -> tuple[str, ...]:
             f"{job.suite.rounds} rounds are too few for times that count: all rows will be "
             f"inconclusive; {FEWEST_ROUNDS} or more are needed"
         )
+    few = too_few(job.suite.images)
+    if few is not None and job.suite.measures:
+        found.append(few)
     with contextlib.suppress(DeltapassError):  # that is a problem, and said as one
         found.extend(usable(job.suite.measures, _context(job))[1])
     return tuple(found)

@@ -24,6 +24,7 @@ from deltapass.bench.metrics.intervals import equal_time_rival
 from deltapass.bench.metrics.judges import judge_of_folder
 from deltapass.bench.metrics.judging import Judgement, judge_rows
 from deltapass.bench.paper import paper_table
+from deltapass.bench.reading import RECORD
 from deltapass.bench.record import Counts, Macs, Model, Record, Row, Times
 from deltapass.bench.reporting.tables import csv_text, markdown
 from deltapass.bench.running.drawing import Part, images_of, missing, parts_of, write_pictures
@@ -43,7 +44,6 @@ from deltapass.bench.subjects import EMBEDDED
 from deltapass.errors import BenchError
 from deltapass.explanation import Report
 
-RECORD: Final = "record"
 IMAGES: Final = "images"
 
 

@@ -7,18 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
-import msgspec
-
 from deltapass.bench.page.write import write_page
-from deltapass.bench.record import Record
+from deltapass.bench.reading import records_in
 from deltapass.bench.running.checking import checked
-from deltapass.bench.running.concluding import RECORD, conclude
+from deltapass.bench.running.concluding import conclude
 from deltapass.bench.running.drawing import Part
 from deltapass.bench.running.job import Job, Watch
 from deltapass.bench.running.stages import Fresh, draw_all, noted, time_all
 from deltapass.bench.sampling import Sampler
 from deltapass.bench.subjects import Subject
-from deltapass.errors import BenchError
 from deltapass.tuning.search.workers import RayActors
 
 STAGES: Final = ("draw", "time", "judge", "page")
@@ -81,30 +78,6 @@ def page_of(output: Path) -> Path:
     """
     found = records_in(output)
     return write_page([*found.values()], output, sources=[*found])
-
-
-def records_in(output: Path) -> dict[Path, Record]:
-    """Records below a folder, by the folder that each lies in.
-
-    Raises:
-        BenchError: If there are none, or one cannot be read.
-    """
-    paths = sorted(output.glob(f"*/*/{RECORD}.json"))
-    if not paths:
-        raise BenchError(f"{output} holds no records", "Run a suite with that --output first")
-    return {path.parent: read_record(path) for path in paths}
-
-
-def read_record(path: Path) -> Record:
-    """One record.
-
-    Raises:
-        BenchError: If it cannot be read, or is none.
-    """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Record)
-    except (OSError, msgspec.DecodeError) as error:
-        raise BenchError(f"record {path}: {error}", "Judge again: --only judge") from error
 
 
 # ---- on a cluster --------------------------------------------------------------------------------

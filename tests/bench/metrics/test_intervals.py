@@ -117,6 +117,17 @@ def test_one_image_can_show_nothing() -> None:
     assert detectable(np.ones(1)) == float("inf")
 
 
+@pytest.mark.parametrize("count", [2, FEW - 1])
+def test_fewer_images_than_a_verdict_takes_are_inconclusive_and_say_why(count: int) -> None:
+    for ours in (1.0, 0.0, -1.0):
+        found = paired(np.full(count, ours), np.zeros(count), higher=True, margin=0.1)
+        assert found.said == f"inconclusive: {count} images; a verdict takes {FEW}"
+        assert found.difference.mean == ours  # what was measured stands
+        assert not holds(found, higher=True, margin=0.1)
+    enough = paired(np.ones(FEW), np.zeros(FEW), higher=True, margin=0.1)
+    assert (enough.said, enough.reason) == ("better", "")
+
+
 def test_few_images_are_warned_of() -> None:
     assert too_few(FEW) is None
     assert f"{FEW - 1} images" in str(too_few(FEW - 1))

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from page_case import ATTACK, made_up_record, made_up_records, speed_record
 
+from deltapass.bench.metrics.intervals import doubted
 from deltapass.bench.page.beside import as_csv
 from deltapass.bench.page.figures import write_figures
 from deltapass.bench.page.sections import anchors_of, section_of, sections_of
@@ -131,6 +132,22 @@ def test_identifiers_are_unique_and_every_inner_link_has_its_end(page: str) -> N
 
 
 # ---- what it says --------------------------------------------------------------------------------
+
+
+def test_why_there_is_no_verdict_stands_beside_the_difference(folder: Path) -> None:
+    record = made_up_record(folder)
+    against = {
+        other: {name: doubted(pair, 16) for name, pair in pairs.items()}
+        for other, pairs in record.rows[5].against.items()
+    }
+    row = msgspec.structs.replace(record.rows[5], against=against)
+    rows = (*record.rows[:5], row, *record.rows[6:])
+    record = msgspec.structs.replace(record, rows=rows)
+    page = render(sections_of([record], [folder]))
+    assert text_of(page).count("16 images; a verdict takes 30") >= 3  # advice, table, differences
+    states = data_in(page)[0]["rows"][5]["against"]["plain-10"]["psnr"]
+    assert states[0] == "inconclusive" and "a verdict takes 30" in states[1]
+    assert "16 images; a verdict takes 30" in as_csv([record])
 
 
 def test_every_row_says_how_it_is_measured_again(page: str, records: list[Record]) -> None:

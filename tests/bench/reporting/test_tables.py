@@ -49,6 +49,15 @@ def test_every_row_stands_with_time_costs_and_intervals() -> None:
     assert dict(zip(titles, cells(table, "plain"), strict=True))[MEASURES["psnr"].means.title] == ""
 
 
+def test_few_images_have_the_reason_in_place_of_a_verdict() -> None:
+    few = [
+        msgspec.structs.replace(each, values={name: v[:5] for name, v in each.values.items()})
+        for each in rows()
+    ]
+    ours = cells(equal_time_table(record(*few)), "ours")
+    assert ours[3].startswith("inconclusive: 5 images; a verdict takes 30 (+")
+
+
 def test_verdicts_are_against_fewer_steps_of_no_less_time() -> None:
     table = equal_time_table(record(*rows()))
     ours = cells(table, "ours")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,16 +15,18 @@ import torch
 pytest.importorskip("diffusers")
 
 from commands import call
+from rich.console import Console
 from tiny_bench import BLOCKS, EAGER, METHODS, STEPS, made, tiny_job, tiny_subject, tiny_suite
 
 from deltapass.bench.measuring.exact import LOOKED_AT
+from deltapass.bench.reading import read_record
 from deltapass.bench.record import Record, Row
-from deltapass.bench.reporting.comparing import compared
+from deltapass.bench.reporting.comparing import compared, shown
 from deltapass.bench.running import stages
 from deltapass.bench.running.checking import checked, problems, remarks
 from deltapass.bench.running.concluding import conclude, judging_context
 from deltapass.bench.running.job import prepared
-from deltapass.bench.running.whole import How, RemoteSampler, read_record, run_jobs
+from deltapass.bench.running.whole import How, RemoteSampler, run_jobs
 from deltapass.bench.sampling import Sampler
 from deltapass.bench.subjects import Dealt, pipeline_subject
 from deltapass.bench.suite import MethodSpec
@@ -213,18 +216,37 @@ def test_the_first_method_must_be_plain(tmp_path: Path) -> None:
 def test_a_run_is_the_same_as_itself_and_a_worse_one_is_found(
     output: Path, record: Record, tmp_path: Path
 ) -> None:
-    (pair,) = compared(output, output)
+    def of(times: int, less: float = 0.0) -> Path:
+        """The record as if each image had been drawn so many times, with a worse last row."""
+        rows = [
+            msgspec.structs.replace(each, values={n: v * times for n, v in each.values.items()})
+            for each in record.rows
+        ]
+        worse = {n: tuple(value - less for value in v) for n, v in rows[-1].values.items()}
+        rows[-1] = msgspec.structs.replace(rows[-1], values=worse)
+        path = tmp_path / f"{times}-{less}.json"
+        path.write_bytes(msgspec.json.encode(msgspec.structs.replace(record, rows=tuple(rows))))
+        return path
+
+    (pair,) = compared(of(20), of(20))
     assert not any(each.worse for each in pair.rows)
     assert {v.verdict for each in pair.rows for v in each.measures.values()} == {"same"}
-    cached = row(record, "delta-dit-1.3x")
-    worse = msgspec.structs.replace(
-        cached, values={"psnr": tuple(value - 3 for value in cached.values["psnr"])}
-    )
-    other = msgspec.structs.replace(record, rows=(*record.rows[:-1], worse))
-    path = tmp_path / "record.json"
-    path.write_bytes(msgspec.json.encode(other))
-    (pair,) = compared(output, path)
+    (pair,) = compared(of(20), of(20, less=3))
     assert [each.name for each in pair.rows if each.worse] == ["delta-dit-1.3x"]
+    (pair,) = compared(output, of(1, less=3))  # of two images
+    assert not any(each.worse for each in pair.rows)
+    console = Console(width=300, record=True, file=io.StringIO())
+    console.print(shown(pair))
+    assert "inconclusive: 2 images; a verdict takes 30" in console.export_text()
+
+
+def test_two_images_give_no_verdict_anywhere(output: Path, record: Record) -> None:
+    against = [
+        pair for each in record.rows for rows in each.against.values() for pair in rows.values()
+    ]
+    assert against and {pair.verdict for pair in against} == {"inconclusive"}
+    assert any("no difference is given a verdict" in each for each in remarks(tiny_job(output)))
+    assert any("no difference is given a verdict" in each for each in record.warnings)
 
 
 def test_runs_of_other_images_are_not_compared(
