@@ -34,7 +34,7 @@ class Timing(_Plain, frozen=True, kw_only=True):
     Attributes:
         median: Of the samples, s.
         samples: One a round, s, in the order they were taken.
-        share: Median over rounds of this time over the reference's of the same round.
+        share: Median over rounds of this time over the reference's beside it.
         share_low: Least of the rounds' shares.
         share_high: Greatest of them.
         stability: "inconclusive" where the rule of stability (`stability.py`) did not hold.

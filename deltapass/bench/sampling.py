@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final, final
@@ -57,6 +59,14 @@ class Sampler:
             made = {name: quantised(model) for name, model in self.subject.models.items()}
             self._weighed[method.weights] = made
         return self._weighed[method.weights]
+
+    def twin(self) -> Sampler:
+        """One with the same compiled models and a pipeline of its own: both can be drawing."""
+        pipeline = copy.copy(self.subject.pipeline)
+        pipeline.scheduler = copy.deepcopy(pipeline.scheduler)
+        twin = copy.copy(self)
+        twin.subject = dataclasses.replace(self.subject, pipeline=pipeline)
+        return twin
 
     def close(self) -> None:
         """Forget what was compiled, and disable the rivals."""
@@ -136,7 +146,9 @@ class Sampler:
             plain = self.plain_models(method)
             if method.rival is None:
                 compiled = _compiler(method, group[1])
-                self._compiled[group] = {name: compiled(model) for name, model in plain.items()}
+                # Modules of its own, with the same tensors: what watches one is no part of another.
+                own = {name: shared_copy(model) for name, model in plain.items()}
+                self._compiled[group] = {name: compiled(model) for name, model in own.items()}
             else:
                 self._compiled[group] = {
                     name: self._rival(method, name, model) for name, model in plain.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,21 +35,39 @@ class Taken(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 @final
 @dataclass(slots=True)
 class CallClock:
-    """Times every call of a denoiser, by hooks around it; on a GPU by events, without waiting."""
+    """Times every call of a denoiser, by hooks around it; on a GPU by events, without waiting.
+
+    Attributes:
+        device: Of the denoisers.
+        stand_still: Called after every call; gives the seconds for which others had the machine.
+        away: Sum of these seconds.
+    """
 
     device: torch.device
+    stand_still: Callable[[], float] | None = None
+    away: float = 0.0
     _begun: list[Any] = field(default_factory=list)
     _ended: list[Any] = field(default_factory=list)
 
     @contextmanager
     def watching(self, models: Iterable[nn.Module]) -> Iterator[None]:
-        """Time the calls within."""
+        """Time the calls within, of this thread alone: another may call the same models."""
+        mine = threading.get_ident()
+
+        def begin(*_: Any) -> None:
+            if threading.get_ident() == mine:
+                self._note(self._begun)
+
+        def end(*_: Any) -> None:
+            if threading.get_ident() == mine:
+                self._note(self._ended)
+                if self.stand_still is not None:
+                    self.away += self.stand_still()
+
         with ExitStack() as after:
             for model in models:
-                before = model.register_forward_pre_hook(lambda *_: self._note(self._begun))
-                behind = model.register_forward_hook(lambda *_: self._note(self._ended))
-                after.callback(before.remove)
-                after.callback(behind.remove)
+                after.callback(model.register_forward_pre_hook(begin).remove)
+                after.callback(model.register_forward_hook(end).remove)
             yield
 
     def seconds(self) -> list[float]:
@@ -68,14 +87,21 @@ class CallClock:
         where.append(event)
 
 
-def timed(run: Callable[[CallClock], Any], device: torch.device) -> Taken:
-    """Times of one run, which is given the clock that its denoisers are watched by."""
-    clock = CallClock(device)
+def timed(
+    run: Callable[[CallClock], Any],
+    device: torch.device,
+    stand_still: Callable[[], float] | None = None,
+) -> Taken:
+    """Times of one run, which is given the clock that its denoisers are watched by.
+
+    Seconds for which it stood still, if anything makes it, are not among them.
+    """
+    clock = CallClock(device, stand_still)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     wall, worked = time.perf_counter(), time.thread_time()
     run(clock)
-    taken, worked = time.perf_counter() - wall, time.thread_time() - worked
+    taken, worked = time.perf_counter() - wall - clock.away, time.thread_time() - worked
     calls = clock.seconds()
     return Taken(
         end_to_end=taken,

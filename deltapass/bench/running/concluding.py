@@ -304,8 +304,8 @@ def _warnings(job: Job, held: Kept) -> Iterator[str]:
     times = times_of(job.reference.name, job.reference.name, held.rounds)
     if times is not None and times.end_to_end and times.end_to_end.stability != "stable":
         yield (
-            "The machine was not steady: the reference's own seconds scatter or drift by more than "
-            "5 %, or there are fewer than 10. Shares of the same round are safer than seconds"
+            "The machine was not steady: the reference beside itself scatters or drifts by more "
+            "than 5 %, or there are fewer than 10 rounds"
         )
 
 

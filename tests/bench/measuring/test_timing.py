@@ -8,7 +8,7 @@ import pytest
 
 from deltapass.bench.measuring.clocks import Taken
 from deltapass.bench.measuring.stability import is_stable
-from deltapass.bench.measuring.timing import times_of, unstable
+from deltapass.bench.measuring.timing import AGAIN, beside, times_of, unstable
 from deltapass.bench.methods.method import Method
 
 
@@ -57,3 +57,23 @@ def test_shares_are_taken_round_by_round_so_a_slow_round_slows_both() -> None:
 def test_what_scatters_beside_the_reference_is_timed_again() -> None:
     rounds = [{"plain": taken(1.0), "ours": taken(0.5 + 0.1 * (turn % 4))} for turn in range(10)]
     assert [m.name for m in unstable([method("plain"), method("ours")], rounds)] == ["ours"]
+
+
+def test_shares_are_of_what_the_reference_took_beside_a_method_where_that_is_known() -> None:
+    rounds = [
+        {
+            "plain": taken(1.0 + turn),
+            "ours": taken(speed),
+            beside("ours"): taken(2 * speed),
+            AGAIN: taken(speed),
+            beside(AGAIN): taken(speed),
+        }
+        for turn, speed in enumerate((1.0, 3.0, 2.0, 5.0, 1.0, 4.0, 1.0, 7.0, 2.0, 1.0))
+    ]
+    found, reference = times_of("ours", "plain", rounds), times_of("plain", "plain", rounds)
+    assert found is not None and found.end_to_end is not None
+    assert (found.end_to_end.share_low, found.end_to_end.share_high) == (0.5, 0.5)
+    assert found.end_to_end.stability == "stable"
+    # The reference is judged by itself beside itself, however its seconds scatter.
+    assert reference is not None and reference.end_to_end is not None
+    assert reference.end_to_end.stability == "stable"
