@@ -203,6 +203,19 @@ class GraphBreakError(UnsupportedGraphError):
         )
 
 
+class HooksInsideError(UnsupportedGraphError):
+    """Hooks on the model, as offloading puts on it, break its graph."""
+
+    def __init__(self, kind: str, hooked: int, /) -> None:
+        super().__init__(
+            f"hooks, as offloading puts on {hooked} of the modules of {kind}, break its graph into "
+            "pieces",
+            "Compile the plain model and offload it afterwards, as a whole: pipe.transformer = "
+            "torch.compile(...), then pipe.enable_model_cpu_offload(). Group and sequential "
+            "offload and layerwise casting work within the graph, which cannot be cached then",
+        )
+
+
 class BlockAloneError(UnsupportedGraphError):
     """A block was compiled, not the model."""
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "deltapass").rglob("*.py"), *(ROOT / "backends").rglob("*.py")])
 
 MAX_FILE_LINES = 320
-MAX_ERROR_LINES = 560  # one list of small classes, which is one idea however long it grows
+MAX_ERROR_LINES = 640  # one list of small classes, which is one idea however long it grows
 MAX_FUNCTION_LINES = 50
 MODEL_NAMES = re.compile(
     r"\b(flux|pixart|sd3|wan|hunyuan|cogvideo\w*|sana|lumina\w*|ltx|mochi|qwen\w*)\b",

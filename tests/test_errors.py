@@ -39,6 +39,7 @@ EXAMPLES: dict[type[errors.DeltapassError], tuple[object, ...]] = {
     errors.UnsupportedGraphError: ("a fact about the graph", "A remedy"),
     errors.NoBlocksError: (12, "3 linear layers of different widths"),
     errors.GraphBreakError: ("call of print()", "denoiser.py:39"),
+    errors.HooksInsideError: ("Denoiser", 28),
     errors.BlockAloneError: ("transformer_blocks.0", "Block", "Denoiser", 28),
     errors.MixedDevicesError: (("cpu", "cuda:0"),),
     errors.StreamError: (

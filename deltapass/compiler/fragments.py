@@ -10,7 +10,7 @@ user's round them:
 
 So what runs between the compiled call and Dynamo was given up, and the function is a piece of it.
 What runs outside the compiled call, and holds several modules like this one, is the model of which
-it is a block.
+it is a block. Where the model has hooks, as offloading puts on it, these are what broke the graph.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ import torch
 from torch import fx, nn
 from torch._dynamo.utils import get_compilation_metrics
 
-from deltapass.errors import BlockAloneError, GraphBreakError
+from deltapass.errors import BlockAloneError, GraphBreakError, HooksInsideError
 
 RESUMED: Final = "torch_dynamo_resume_in_"
 TORCH: Final = str(Path(torch.__file__).parent)
+HOOKS: Final = ("_hf_hook", "_diffusers_hook")  # where libraries note them on a module
 ALIKE: Final = 3  # modules of one class; two may be a pair of denoisers that take turns
 
 
@@ -39,14 +40,42 @@ def refuse_fragment(module: fx.GraphModule) -> None:
     """Refuse a graph that is only a part of the model.
 
     Raises:
-        GraphBreakError: If Dynamo broke the model's graph before or after this piece.
+        HooksInsideError: If Dynamo broke the model's graph, and hooks are on what it compiles.
+        GraphBreakError: If it broke the graph before or after this piece for another reason.
         BlockAloneError: If it is one of several modules alike of a model that runs uncompiled.
     """
+    site = _compile_site()
+    try:
+        _refuse_piece(module, site)
+    except GraphBreakError as error:
+        refuse_hooks((*site.modules, *_modules(site.skipped)), error)
+        raise
+    _refuse_block(site)
+
+
+def refuse_hooks(modules: Iterable[nn.Module], broken: Exception) -> None:
+    """Name the hooks on one of these modules, if it has any, as what broke the graph.
+
+    Raises:
+        HooksInsideError: From what is known of the break.
+    """
+    model = max(modules, key=_hooked, default=None)
+    if model is not None and (hooked := _hooked(model)):
+        raise HooksInsideError(type(model).__name__, hooked) from broken
+
+
+def _hooked(model: nn.Module) -> int:
+    """How many modules have a hook in the place of their forward."""
+    # Put on what torch.compile gives, a hook is noted on the model too, but goes round the graph.
+    replaced = (each for each in model.modules() if "forward" in vars(each))
+    return sum(any(hasattr(each, name) for name in HOOKS) for each in replaced)
+
+
+def _refuse_piece(module: fx.GraphModule, site: _Site) -> None:
     reason: Any = getattr(module, "compile_subgraph_reason", None)
     if reason is not None and reason.graph_break:
         places = [f"{frame.filename}:{frame.lineno}" for frame in reason.user_stack[-1:]]
         raise GraphBreakError(_first_line(reason.reason), *places)
-    site = _compile_site()
     if site.name.startswith(RESUMED):
         function, line = site.name.removeprefix(RESUMED).rsplit("_at_", 1)
         raise GraphBreakError(f"this one resumes {function}", f"{site.file}:{line}")
@@ -55,7 +84,6 @@ def refuse_fragment(module: fx.GraphModule) -> None:
     # A whole model that an uncompiled function calls in a loop is no piece.
     if skipped is not None and (site.module is None or within is not None):
         raise _break_in(skipped)
-    _refuse_block(site)
 
 
 @final
@@ -64,6 +92,7 @@ class _Site:
     """What Dynamo compiles now: a function and the module it is a method of.
 
     Attributes:
+        modules: All modules among its variables.
         skipped: The user's frames within the compiled call, innermost first.
         outside: Those that the compiled call is made from.
     """
@@ -71,6 +100,7 @@ class _Site:
     name: str = ""
     file: str = ""
     module: nn.Module | None = None
+    modules: tuple[nn.Module, ...] = ()
     skipped: tuple[types.FrameType, ...] = ()
     outside: tuple[types.FrameType, ...] = ()
 
@@ -95,6 +125,7 @@ def _compile_site() -> _Site:
         name=code.co_name,
         file=code.co_filename,
         module=_first_module(code, values),
+        modules=tuple(each for each in values.values() if isinstance(each, nn.Module)),
         skipped=tuple(filter(_is_users, frames[own[-1] + 1 : call])),
         outside=tuple(filter(_is_users, frames[call:])),
     )

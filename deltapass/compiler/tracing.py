@@ -12,6 +12,7 @@ import torch
 from torch import fx
 from torch._guards import tracing
 
+from deltapass.compiler.fragments import refuse_hooks
 from deltapass.compiler.inputs import argument_name, source_of
 from deltapass.compiler.signatures import name_arguments, numbers_given
 from deltapass.compiler.timesteps import TIMESTEP_NAMES
@@ -25,7 +26,8 @@ def trace(
     """The graph Dynamo would hand to the backend, and its inputs; the model is not run.
 
     Raises:
-        GraphBreakError: If the model does not trace as one graph.
+        HooksInsideError: If the model does not trace as one graph, and has hooks.
+        GraphBreakError: If it does not for another reason.
         TraceError: If torch cannot trace it for another reason.
     """
     caught: list[tuple[fx.GraphModule, tuple[Any, ...]]] = []
@@ -43,6 +45,8 @@ def trace(
     except _TracedError:
         return caught[0]
     except torch._dynamo.exc.Unsupported as error:
+        plain = uncompiled(model)
+        refuse_hooks([plain] if isinstance(plain, torch.nn.Module) else (), error)
         places = [f"{frame.filename}:{frame.lineno}" for frame in (error.real_stack or ())[-1:]]
         raise GraphBreakError(str(error).split("\n")[0], *places) from error
     except torch._dynamo.exc.TorchDynamoException as error:

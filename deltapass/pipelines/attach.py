@@ -41,11 +41,6 @@ REFUSED = (
     "nothing cached: {name} is compiled with backend 'deltadit', but none of its calls could be "
     "cached. An earlier warning says why, unless the pipeline did not call it at all."
 )
-HOOKED = (
-    "nothing cached: {name} had hooks, as offloading puts on it, before it was compiled, and "
-    "Dynamo breaks the graph there. Compile the plain model first and put hooks on what "
-    "torch.compile gives: pipe.{name} = torch.compile(...), then pipe.enable_model_cpu_offload()."
-)
 OTHER = (
     "nothing cached: {name} is compiled with backend {backend!r}, not with 'deltadit'. Compile the "
     "plain model: pipe.{name} = torch.compile(model, backend='deltadit')."
@@ -165,12 +160,7 @@ class Attachment:
         calls = len(self.last.entries) if self.last is not None else 0
         if not calls:
             return _why_none(models)
-        if not stepped and calls > 1:
-            return NEVER_STEPPED
-        broken = self.last is not None and self.last.refused and not self.last.cached
-        hooked = (name for name, model in models.items() if _hooked_inside(model))
-        name = next(hooked, None) if broken else None
-        return None if name is None else HOOKED.format(name=name)
+        return NEVER_STEPPED if not stepped and calls > 1 else None
 
 
 def attach(pipe: Any, *, schedule: GivenSchedule | None = None) -> Attachment:
@@ -282,11 +272,6 @@ def _why_none(models: Mapping[str, nn.Module]) -> str:
     backend = found.get(name)
     text = PLAIN if backend is None else REFUSED if backend == OURS else OTHER
     return text.format(name=name, backend=backend)
-
-
-def _hooked_inside(model: nn.Module) -> bool:
-    """Whether what was compiled has a hook, as offloading puts on it: before, or afterwards."""
-    return "_hf_hook" in vars(getattr(model, "_orig_mod", model)) and backend_of(model) == OURS
 
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:

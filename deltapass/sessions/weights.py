@@ -1,7 +1,9 @@
 """Have the weights of a model changed since a branch's last call?
 
-A weight is the same if it is the same object, in the same memory, and counts no change. Addresses
-alone do not tell: what is made after something was freed may lie where that lay.
+A weight is surely the same if it is the same object, in the same memory, and counts no change.
+Addresses alone do not tell: what is made after something was freed may lie where that lay. What
+lies elsewhere was moved, as offloading moves it (of a buffer it makes another object), or was
+exchanged; a sample of its numbers tells which.
 """
 
 from __future__ import annotations
@@ -11,16 +13,19 @@ import weakref
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, Final, final
 
 import torch
 
+from deltapass.sessions.changes import BITS
 from deltapass.sessions.native import NativeCheck
 
 _VERSION: Final = operator.attrgetter("_version")
 NO_VERSION: Final = -1  # of an inference tensor
 NO_PLACE: Final = 2**64 - 1  # of a wrapper, which has no memory; some devices use all other bits
 PLAIN: Final = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.Buffer})
+SAMPLED: Final = 256  # numbers of a weight, spread over all of it, that tell a move from a change
 MANY: Final = 128  # weights from which on it pays to build the compiled check
 
 
@@ -30,12 +35,14 @@ class Weighed:
     """Weights as they were: the objects (weakly held), their versions, their places in memory.
 
     `plain` says that none is of a subclass, which may answer for another tensor inside it.
+    `sample` holds SAMPLED numbers of each, on their device; None where they cannot be taken.
     """
 
     objects: list[weakref.ref[Any]]
     versions: array[int]
     places: array[int]
     plain: bool
+    sample: torch.Tensor | None = None
 
     def still_holds(self, weights: Sequence[Any]) -> bool:
         """Whether these are the same objects, and nothing was changed or moved since."""
@@ -53,18 +60,45 @@ def weigh(weights: Sequence[Any]) -> Weighed:
     Not seen: `weight.data.mul_()`, and in-place changes of inference tensors; neither is counted.
     """
     plain = PLAIN.issuperset(map(type, weights))
-    return Weighed(list(map(weakref.ref, weights)), _versions(weights), _places(weights), plain)
+    objects, sample = list(map(weakref.ref, weights)), _sampled(weights) if plain else None
+    return Weighed(objects, _versions(weights), _places(weights), plain, sample)
 
 
 def same_weights(one: Weighed, other: Weighed) -> bool:
-    """Whether nothing was changed, replaced or moved in between."""
+    """Whether nothing was changed or replaced in between; all may have moved, with their values.
+
+    Of what moved a sample is compared, which waits for the device.
+    """
+    if one is other:
+        return True
+    if len(one.objects) != len(other.objects):
+        return False
     # A weak reference is made once for each object, so the same object has the same reference.
-    return one is other or (
-        one.versions == other.versions
-        and one.places == other.places
-        and len(one.objects) == len(other.objects)
-        and all(map(operator.is_, one.objects, other.objects))
-    )
+    kept = list(map(operator.is_, one.objects, other.objects))
+    if not all(map(operator.eq, *(compress(noted.versions, kept) for noted in (one, other)))):
+        return False
+    return (all(kept) and one.places == other.places) or _alike(one.sample, other.sample)
+
+
+def _alike(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return one is not None and other is not None and torch.equal(one.cpu(), other.cpu())
+
+
+def _sampled(weights: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """The bits of some numbers of every weight, in one tensor; nothing waits for it.
+
+    Taken whenever weights are looked at anew, for after a move what was there before is gone.
+    """
+    try:
+        return torch.cat(list(map(_some, weights))) if weights else None
+    except (RuntimeError, KeyError):  # several devices, or numbers of no usual kind
+        return None
+
+
+def _some(weight: torch.Tensor) -> torch.Tensor:
+    plain = weight.detach()
+    flat = (torch.view_as_real(plain) if plain.is_complex() else plain).reshape(-1)
+    return flat[:: max(1, flat.numel() // SAMPLED)].view(BITS[flat.element_size()])
 
 
 @final

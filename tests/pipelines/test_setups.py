@@ -132,26 +132,63 @@ def by_layer(model: Any) -> None:
     model.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
 
 
-FIRST = "Compile the plain model first and put hooks on what torch.compile gives"
-
-
 @pytest.mark.parametrize(
-    ("hook", "told"), [(align, FIRST), (offload, FIRST), (by_group, ""), (by_layer, "")]
+    ("hook", "late"),
+    [(align, False), (offload, False), (by_group, False), (by_group, True), (by_layer, False)],
 )
-def test_hooks_inside_the_compiled_denoiser_are_refused(hook: Setup, told: str) -> None:
-    """They are not for Dynamo, which breaks the graph there."""
+def test_hooks_inside_the_compiled_denoiser_are_refused(hook: Setup, late: bool) -> None:
+    """They are not for Dynamo, which breaks the graph there; one warning says what to do.
+
+    `late`: put on what torch.compile gave, but such that they go to the modules inside.
+    """
     torch._dynamo.reset()
     plain = make_pipe("sd3")
     hook(plain.denoiser)
-    check_refused(set_up("sd3", hook), plain, "graph is broken into pieces", "fullgraph=True", told)
+    zoo = set_up("sd3", nn.Module.eval if late else hook)
+    if late:
+        hook(zoo.pipe.transformer)
+    with pytest.warns(deltapass.RefusalWarning) as caught:
+        result = zoo.run()
+    (told,) = set(refusals(caught))
+    assert "hooks, as offloading puts on" in told
+    assert "SD3Transformer2DModel" in told
+    assert "Compile the plain model and offload it afterwards, as a whole" in told
+    assert torch.equal(result, plain.run())
+    assert report_of(zoo.pipe).cached == 0
     torch._dynamo.reset()
 
 
+def test_a_hooked_model_is_explained() -> None:
+    plain = make_pipe("sd3")
+    by_group(plain.denoiser)
+    given: dict[str, Any] = {}
+
+    def note(model: nn.Module, args: Any, kwargs: Any) -> None:
+        given.update(kwargs)
+
+    with plain.denoiser.register_forward_pre_hook(note, with_kwargs=True):
+        plain.run()
+    text = " ".join(str(deltapass.explain(plain.denoiser, **given)).split())
+    assert "hooks, as offloading puts on 5 of the modules of SD3Transformer2DModel" in text
+
+
 def test_model_offload_of_a_pipeline() -> None:
-    """On a CPU it copies the weights before every call, because "cpu:0" is not called "cpu"."""
+    """On a CPU it copies the weights before every call, because "cpu:0" is not called "cpu".
+
+    So they move at every step of the trajectory, and are the same all the time.
+    """
     zoo = set_up()
     zoo.pipe.enable_model_cpu_offload(device="cpu")
-    check_refused(zoo, original("sd3"), "calls were full; last: the weights changed")
+    weight = next(zoo.denoiser.parameters())
+    places, kept = set(), []
+
+    def place(pipe: Any, step: int, timestep: Tensor, tensors: Any) -> Any:
+        places.add(weight.data_ptr())
+        kept.append(weight.data)
+        return tensors
+
+    check(zoo, callback_on_step_end=place)
+    assert len(places) > 1
 
 
 # ---- memory and speed ----------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from deltapass.sessions.weights import same_weights, weigh
 
 DEEP, SHALLOW = Span(2, 6), Span(0, 4)
 SAMPLE, TEXT = torch.zeros(2, 16, 4), torch.zeros(2, 5, 8)
-WEIGHTS, OTHER_WEIGHTS = ([torch.ones(3, 3) for _ in range(4)] for _ in range(2))
+WEIGHTS, OTHER_WEIGHTS = ([torch.full((3, 3), of) for _ in range(4)] for of in (1.0, 2.0))
 WEIGHED, OTHERS_WEIGHED = weigh(WEIGHTS), weigh(OTHER_WEIGHTS)
 
 
@@ -242,7 +242,7 @@ def test_inputs_are_named_as_the_user_knows_them(name: str, as_known: str) -> No
 
 
 def some_weights() -> list[torch.Tensor]:
-    return [torch.nn.Parameter(torch.ones(3, 3), requires_grad=False) for _ in range(4)]
+    return [torch.nn.Parameter(torch.rand(3, 3), requires_grad=False) for _ in range(4)]
 
 
 def replace(weights: list[torch.Tensor]) -> None:
@@ -255,7 +255,7 @@ def exchange(weights: list[torch.Tensor]) -> None:
 
 WAYS: dict[str, Callable[[list[torch.Tensor]], Any]] = {
     "in place": lambda weights: weights[2].mul_(2),
-    "new tensor": lambda weights: weights.__setitem__(2, weights[2].clone()),
+    "new tensor": lambda weights: weights.__setitem__(2, weights[2] + 1),
     "fewer": lambda weights: weights.pop(),
     "data": replace,
     "exchanged": exchange,

@@ -1,4 +1,4 @@
-"""A weight is the same only as the same object, in the same memory, without a change."""
+"""A weight is the same only without a change: the same object, or moved with its numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deltapass.sessions.weights import same_weights, weigh
 
 
 def weights() -> list[torch.nn.Parameter]:
-    return [torch.nn.Parameter(torch.zeros(4)) for _ in range(3)]
+    return [torch.nn.Parameter(torch.full((4,), 2.0 * at)) for at in range(3)]
 
 
 def in_place(some: list[torch.nn.Parameter]) -> None:
@@ -51,6 +51,50 @@ def test_every_change_is_seen(change: Callable[[list[torch.nn.Parameter]], None]
     before = weigh(some)
     change(some)
     assert not same_weights(before, weigh(some))
+
+
+def moved(some: list[torch.nn.Parameter]) -> None:
+    """As torch moves a module: the data of parameters, and buffers as other objects."""
+    for weight in some[:2]:
+        weight.data = weight.data.clone()
+    some[2] = torch.nn.Parameter(some[2].clone(), requires_grad=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.complex64])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (40, 70), (2, 3, 4, 5)])
+def test_weights_that_only_move_are_the_same(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    some = [torch.nn.Parameter(torch.rand(shape).to(dtype), requires_grad=False) for _ in range(3)]
+    if len(shape) == 4:
+        some[0].data = some[0].data.to(memory_format=torch.channels_last)
+    before = weigh(some)
+    kept = [weight.data for weight in some]  # so that none comes to lie where another lay
+    moved(some)
+    assert same_weights(before, weigh(some))
+    some[1].zero_()
+    assert not same_weights(before, weigh(some))
+    del kept
+
+
+def test_a_low_rank_update_that_moves_is_seen() -> None:
+    some = [torch.nn.Parameter(torch.randn(300, 200).bfloat16()) for _ in range(3)]
+    before = weigh(some)
+    update = 1e-2 * torch.randn(300, 1) @ torch.randn(1, 200)
+    some[2].data = some[2].data + update.bfloat16()
+    assert not same_weights(before, weigh(some))
+
+
+def test_numbers_that_are_not_to_be_read_count_as_changed() -> None:
+    """Weights of a subclass may answer for another tensor inside them."""
+
+    class Wrapped(torch.Tensor):
+        pass
+
+    some: list[torch.Tensor] = [torch.zeros(4).as_subclass(Wrapped)]
+    before = weigh(some)
+    kept = some[0].data
+    some[0].data = torch.zeros(4).as_subclass(Wrapped)
+    assert not same_weights(before, weigh(some))
+    del kept
 
 
 def test_changes_that_cancel_in_a_sum_are_seen() -> None:
