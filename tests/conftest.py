@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +18,13 @@ settings.load_profile("deltapass")
 
 # A second thread gains toy models nothing; on a busy machine its barriers cost a hundredfold.
 torch.set_num_threads(1)
+
+# Tracing makes many objects and hardly any garbage, and so does importing all that is tested.
+gc.set_threshold(10_000, 20, 20)
+
+# pytest hands a handler to every logger that does not propagate, and where this one has any torch
+# writes down every graph and guard that it compiles.
+logging.getLogger("torch.__trace").propagate = True
 
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -37,6 +46,16 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text + "\n" == path.read_text(), f"{path.name}: see --update-golden"
 
     return compare
+
+
+@pytest.fixture(scope="module", autouse=True)
+def put_aside() -> None:
+    """Let Python's collector pass over what is there already: all of torch, and of what it loads.
+
+    A look at all that takes a second, and Dynamo makes enough objects for many such looks.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
