@@ -1,6 +1,7 @@
 # Every command of the project. `make demo` and `make test` set up .venv themselves.
 # Options pass through ARGS: make test ARGS="-k schedule -x", make demo ARGS=--quick.
-# Tests run in WORKERS processes of one thread each.
+# Tests run in WORKERS processes of one thread each. Each has half of them, in order, so that a file has
+# its fixtures once; who is done takes from the end of what the other has left.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ARGS ?=
@@ -19,10 +20,10 @@ HEADERS := $(VENV)/onnxruntime-headers
 # Not in .venv, where importing it would fail for want of CUDA; the tests go round that.
 CONVERTERS := build/torch-tensorrt
 
-.PHONY: help demo test lint format wheel bench bench-compare mutants runner converters
+.PHONY: help demo test test-times lint format wheel bench bench-compare mutants runner converters
 
 help:
-	@echo "make demo | test | lint | format | wheel | bench | bench-compare | mutants | runner | converters   (options in ARGS)"
+	@echo "make demo | test | test-times | lint | format | wheel | bench | bench-compare | mutants | runner | converters   (options in ARGS)"
 
 # Installed again only when the project's metadata or the pins change. torch goes first and alone.
 $(STAMP): pyproject.toml $(PINS)
@@ -35,7 +36,11 @@ demo: $(STAMP)
 	$(BIN)/deltapass demo --overwrite $(ARGS)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+# The same, and where the time went: totals of rooms, and the dearest test functions.
+test-times:
+	$(MAKE) test ARGS="--times $(ARGS)"
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

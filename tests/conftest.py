@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from times import Times
 
 # The first example of a compiled property is slow; the same examples every time keep CI steady.
 settings.register_profile("deltapass", deadline=None, derandomize=True)
@@ -33,6 +34,12 @@ GOLDEN = Path(__file__).parent / "golden"
 def pytest_addoption(parser: pytest.Parser) -> None:
     text = "write the golden texts anew instead of comparing with them"
     parser.addoption("--update-golden", action="store_true", help=text)
+    parser.addoption("--times", action="store_true", help="end with where the time went")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--times"):
+        config.pluginmanager.register(Times())
 
 
 @pytest.fixture
