@@ -6,7 +6,7 @@ Most tests run programs step by step, without a session: which step is cached is
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from models import make_controlled, noise
 from models.streams import TEXT_IMAGE
 from reference import SINGLE_STREAM, Call
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 pytest.importorskip("diffusers")
 
@@ -100,9 +101,26 @@ case = functools.cache(lambda name: CASES[name]())
 
 
 @functools.cache
-def outlined(name: str) -> Outline:
+def traced(name: str) -> tuple[Call, fx.GraphModule, tuple[Any, ...]]:
+    """A call, the graph of it, and the graph's inputs."""
     args, kwargs = case(name).call(0.9)
-    return analyse(*trace(case(name).model, args, kwargs))
+    return (args, kwargs), *trace(case(name).model, args, kwargs)
+
+
+def inputs_of(name: str, call: Call) -> tuple[Any, ...]:
+    """The graph's inputs at another call: weights, and the tensors that it gives."""
+    known, _, inputs = traced(name)
+    leaves = zip(pytree.tree_leaves(known), pytree.tree_leaves(call), strict=True)
+    given = {id(one): other for one, other in leaves if torch.is_tensor(one)}
+    read = {id(value) for value in inputs} & set(given)
+    assert len(read) > 2, "sample, timestep and residuals"
+    return tuple(given.get(id(value), value) for value in inputs)
+
+
+@functools.cache
+def outlined(name: str) -> Outline:
+    _, gm, inputs = traced(name)
+    return analyse(gm, inputs)
 
 
 def run(program: Program, *arguments: Any) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
@@ -112,32 +130,28 @@ def run(program: Program, *arguments: Any) -> tuple[tuple[Any, ...], tuple[Tenso
 
 @dataclass
 class Stepper:
-    """A backend that runs refreshes and cached steps as a table says, on the eager bodies."""
+    """Runs refreshes and cached steps as a table says, on the eager bodies."""
 
+    found: Outline
     table: Sequence[Span | None]
-    step: int = 0
 
-    def __call__(self, gm: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
-        found = analyse(gm, arguments)
+    def __call__(self, calls: Iterable[Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
+        """The graph's results at every step, of its inputs."""
+        found = self.found
         spans = {span: plan_span(found, span) for span in self.table if span is not None}
         plans = list(spans.values())
         assert all(plan.span == wanted and not plan.reason for wanted, plan in spans.items())
         refresh = refresh_program(found.program, plans)
         programs = {span: cached_program(found.program, plan, 0) for span, plan in spans.items()}
         deltas: dict[str, Tensor] = {}
-
-        def one_step(*given: Any) -> Any:
-            span = self.table[self.step]
-            self.step += 1
+        for span, given in zip(self.table, calls, strict=True):
             program = refresh if span is None else programs[span]
             added = program.inputs[len(given) + len(found.captured.constants) :]
             constants = found.captured.constants.values()
             held = (*given, *constants, *(deltas[name] for name in added))
             results, new = run(program, *held)
             deltas.update(zip(program.deltas, new, strict=True))
-            return results
-
-        return one_step
+            yield results
 
 
 def trajectory(tiny: Tiny, steps: int) -> list[Call]:
@@ -181,13 +195,13 @@ def test_cached_steps_equal_the_oracle_bit_for_bit(name: str) -> None:
     table = [None, deep, None, shallow, middle, None, middle, deep]
     calls = trajectory(tiny, len(table))
     expected = oracle(tiny, table, calls)
-    model = torch.compile(tiny.model, backend=Stepper(table), fullgraph=True, dynamic=False)
     with torch.no_grad():
-        for span, (args, kwargs), theirs in zip(table, calls, tensors(expected), strict=True):
-            given = (model(*args, **kwargs), tiny.model(*args, **kwargs))
-            ours, plain = tensors(given)
-            assert torch.equal(ours, theirs)
-            assert torch.equal(ours, plain) == (span is None)
+        plain = tensors([tiny.model(*args, **kwargs) for args, kwargs in calls])
+        results = list(Stepper(outlined(name), table)(inputs_of(name, call) for call in calls))
+    each = zip(table, tensors(results), tensors(expected), plain, strict=True)
+    for span, ours, theirs, uncached in each:
+        assert torch.equal(ours, theirs)
+        assert torch.equal(ours, uncached) == (span is None)
 
 
 @pytest.mark.parametrize("name", ["sd3-4", "flux", "toy"])
@@ -224,17 +238,11 @@ def test_residual_after_the_span_is_added_anew(name: str, anew: int) -> None:
 @functools.cache
 def bare(name: str) -> Outline:
     """The outline of a graph without metadata: what repeats is a block, the residual within it."""
-    args, kwargs = case(name).call(0.9)
-    gm, arguments = trace(case(name).model, args, kwargs)
+    args, kwargs = traced(name)[0]
+    gm, inputs = trace(case(name).model, args, kwargs)
     for node in gm.graph.nodes:
         node.meta.pop("nn_module_stack", None)
-    return analyse(gm, arguments)
-
-
-def arguments(name: str, level: float, seed: int) -> tuple[Any, ...]:
-    """Inputs of the graph at another step."""
-    args, kwargs = case(name).call(level, seed)
-    return trace(case(name).model, args, kwargs)[1]
+    return analyse(gm, inputs)
 
 
 @pytest.mark.parametrize("name", ["sd3-4", "sd3-2", "sd3-equal", "toy"])
@@ -256,7 +264,7 @@ def test_residuals_within_repeated_operations_are_no_streams(name: str) -> None:
 def test_residuals_within_repeated_operations_are_part_of_the_delta(name: str, span: Span) -> None:
     found = bare(name)
     plan = plan_span(found, span)
-    before, now = arguments(name, 0.9, 1), arguments(name, 0.8, 2)
+    before, now = (inputs_of(name, case(name).call(*at)) for at in ((0.9, 1), (0.8, 2)))
     results, deltas = run(refresh_program(found.program, [plan]), *before)
     assert torch.equal(results[0], found.captured.module(*before)[0])
     (ours,), _ = run(cached_program(found.program, plan, 0), *now, *deltas)

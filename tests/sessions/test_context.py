@@ -25,6 +25,8 @@ from deltapass.sessions import context as active
 from deltapass.sessions.context import Position
 from deltapass.sessions.session import active_session
 
+pytestmark = pytest.mark.keeps_compiled
+
 STEPS = 6
 SCHEDULE = {"cached_blocks": 2, "boundary": 0.5}
 DEEP, SHALLOW = Span(2, 4), Span(0, 2)

@@ -20,6 +20,8 @@ from deltapass.sessions.deltas import Doubt, History, Lane
 from deltapass.sessions.report import Cause
 from deltapass.sessions.session import active_session
 
+pytestmark = pytest.mark.keeps_compiled
+
 DEEP, SHALLOW = Span(2, 6), Span(0, 4)
 WEIGHTS = Doubt(Cause.WEIGHTS, "the weights changed")
 FAILED = Doubt(Cause.FAILED, "a call failed")

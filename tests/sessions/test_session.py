@@ -19,6 +19,8 @@ from deltapass.schedule.rules import Span
 from deltapass.sessions.report import Cause, Entry
 from deltapass.sessions.session import Session, active_session
 
+pytestmark = pytest.mark.keeps_compiled
+
 STEPS = 6
 SCHEDULE = {"cached_blocks": 2, "boundary": 0.5}
 DEEP, SHALLOW = Span(2, 4), Span(0, 2)

@@ -19,6 +19,8 @@ from deltapass.sessions.deltas import History, Lane
 from deltapass.sessions.report import Cause
 from deltapass.sessions.suspension import bring_back, set_aside, throw_away
 
+pytestmark = pytest.mark.keeps_compiled
+
 STEPS = 6
 SCHEDULE = {"cached_blocks": 2, "boundary": 0.5, "interval": 3}
 TABLE = (None, Span(2, 4), Span(2, 4), None, Span(0, 2), Span(0, 2))  # of 6 steps and 4 blocks
