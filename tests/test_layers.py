@@ -6,9 +6,8 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,9 +61,14 @@ CORE = {dotted(path): path for path in sorted((ROOT / "deltapass").rglob("*.py")
 BACKENDS = {dotted(path): path for path in sorted((ROOT / "backends").rglob("*.py"))}
 
 
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
 def imported(path: Path) -> Iterator[str]:
     """Dotted names of all imports in the file, those inside functions too."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -75,7 +79,7 @@ def imported(path: Path) -> Iterator[str]:
 def mentioned(path: Path) -> Iterator[str]:
     """Dotted names of all imports and attribute chains in the file; not texts or comments."""
     yield from imported(path)
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Attribute):
             yield ast.unparse(node)
 
@@ -92,29 +96,42 @@ def test_every_room_has_its_place() -> None:
     assert rooms == set(SEEN)
 
 
-@pytest.mark.parametrize("name", CORE)
-def test_modules_import_only_from_their_left(name: str) -> None:
-    rooms = {other.partition(".")[0] for other in own(CORE[name])}
-    if name == "__init__":
-        assert "backends" not in rooms
-        return
-    wrong = rooms - SEEN[name.partition(".")[0]]
-    assert not wrong, f"{name} imports from {sorted(wrong)}, not to its left in DIRECTIONS"
+def rooms_seen(path: Path) -> set[str]:
+    return {other.partition(".")[0] for other in own(path)}
 
 
-@pytest.mark.parametrize("name", BACKENDS)
-def test_backends_see_only_the_interfaces(name: str) -> None:
-    seen = {other.rpartition(".")[0] for other in own(BACKENDS[name])}
-    beyond = {module for module in seen if not module.startswith("backends")} - SEEN_BY_BACKENDS
-    assert not beyond, f"{name} imports {sorted(beyond)}"
+def test_modules_import_only_from_their_left() -> None:
+    assert "backends" not in rooms_seen(CORE["__init__"])
+    beyond = {
+        name: rooms_seen(path) - SEEN[name.partition(".")[0]]
+        for name, path in CORE.items()
+        if name != "__init__"
+    }
+    wrong = {name: rooms for name, rooms in beyond.items() if rooms}
+    assert not wrong, "these import from what is not to their left in DIRECTIONS"
 
 
-@pytest.mark.parametrize("name", CORE)
-def test_private_torch_names_stay_in_few_files(name: str) -> None:
-    if name in MAY_BE_PRIVATE:
-        return
-    mentions = mentioned(CORE[name])
-    private = {m for m in mentions if any(f"{m}.".startswith(f"{p}.") for p in PRIVATE)}
+def test_backends_see_only_the_interfaces() -> None:
+    seen = {
+        name: {other.rpartition(".")[0] for other in own(path)} for name, path in BACKENDS.items()
+    }
+    beyond = {
+        (name, module)
+        for name, modules in seen.items()
+        for module in modules - SEEN_BY_BACKENDS
+        if not module.startswith("backends")
+    }
+    assert seen and not beyond
+
+
+def test_private_torch_names_stay_in_few_files() -> None:
+    private = {
+        (name, mention)
+        for name, path in CORE.items()
+        if name not in MAY_BE_PRIVATE
+        for mention in mentioned(path)
+        if any(f"{mention}.".startswith(f"{prefix}.") for prefix in PRIVATE)
+    }
     assert not private
 
 
