@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import msgspec
 
-from deltapass.bench.macs.table import TITLES, MacsRow, macs_cells, macs_table
+from deltapass.bench.macs.table import MacsRow, macs_table
 from deltapass.bench.reading import read_record
 from deltapass.bench.record import Record, Row
 from deltapass.bench.reporting.claims import Finding, findings, unseen
-from deltapass.bench.reporting.tables import markdown, table, verdict
+from deltapass.bench.reporting.tables import macs_markdown, markdown, table, verdict
 
 ROOT: Final = Path(__file__).parents[1]
 RESULTS: Final = ROOT / "benchmarks" / "results" / "bench"
@@ -121,15 +121,7 @@ def _line(one: Finding) -> str:
 
 def macs_section(rows: Sequence[MacsRow]) -> str:
     """The paper's MACs and speed-ups as counted here on the real architectures."""
-    met = sum(row.met for row in rows)
-    off = max((abs(row.off) for row in rows if row.met), default=0.0)
-    said = (
-        f"{met} of {len(rows)} figures are met within 0.1 % (the farthest by {off:.2%}), counted "
-        "on the real architectures without weights: linear and convolution layers, both halves of "
-        "guidance, no attention products. Those with attention stand beside."
-    )
-    cells = (macs_cells(row) for row in rows)
-    return f"## MACs of the paper, counted again\n\n{said}\n\n{table(TITLES, cells)}"
+    return f"## MACs of the paper, counted again\n\n{macs_markdown(rows)}"
 
 
 def _section(path: Path, record: Record) -> str:

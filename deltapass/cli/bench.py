@@ -13,9 +13,11 @@ from deltapass.cli.command_line import FAILED, Call, checking, clean_errors, par
 
 OUTPUT: Final = Path("bench-output")
 COMPARE: Final = "compare"
+MACS: Final = "macs"
+OF_MACS: Final = ("names", "model", "call", "output")
 OF_SUITE: Final = ("images", "rounds", "timed")
 OF_ENVIRONMENT: Final = ("device", "dtype", "lowering", "threads", "batch")
-AS_THEY_ARE: Final = ("prompts", "env", "output", "check", "ray", "random_weights")
+AS_THEY_ARE: Final = ("prompts", "env", "check", "ray", "random_weights")
 
 
 class Stage(StrEnum):
@@ -31,8 +33,8 @@ Names = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[SUITE]...",
-        help="table1 ... fig12, 'all', a suite's .toml file; or 'compare A B' for two runs. "
-        "Nothing: what there is.",
+        help="table1 ... fig12, 'all', a suite's .toml file; or 'compare A B' for two runs; or "
+        "'macs', the paper's MACs counted again, or those of --model. Nothing: what there is.",
     ),
 ]
 Models = Annotated[
@@ -58,13 +60,19 @@ Batch = Annotated[int | None, typer.Option(min=1, help="Images that are drawn to
 EnvironmentFile = Annotated[
     Path | None, typer.Option("--env", help="Environment file (TOML): where it is measured.")
 ]
-Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of all results.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--output", help="Folder of all results.", show_default=f"{OUTPUT}; macs: none"
+    ),
+]
 Only = Annotated[Stage | None, typer.Option(help="Only this stage, on what the others left.")]
 Check = Annotated[
     bool, typer.Option("--check", help="Say what would fail or be missing; draw nothing.")
 ]
 RayAddress = Annotated[
-    str | None, typer.Option("--ray", help="Address of a Ray cluster that draws, or 'local'.")
+    str | None,
+    typer.Option("--ray", help="Address of a Ray cluster that draws and judges, or 'local'."),
 ]
 RowNames = Annotated[
     list[str] | None, typer.Option("--row", help="Only this row and the reference; repeatable.")
@@ -89,7 +97,7 @@ def bench_command(  # noqa: PLR0913, PLR0917 - one parameter an option is how ty
     threads: Threads = None,
     batch: Batch = None,
     env: EnvironmentFile = None,
-    output: Output = OUTPUT,
+    output: Output = None,
     only: Only = None,
     check: Check = False,
     ray: RayAddress = None,
@@ -118,6 +126,9 @@ def _done(names: list[str], given: Mapping[str, Any]) -> Path | None:
         if names[0] == COMPARE:
             _compare(names[1:], compare)
             return None
+        if names[0] == MACS:
+            _macs(given, call)
+            return None
         asked = Asked(
             names=tuple(names),
             models=tuple(given["model"] or ()),
@@ -127,6 +138,7 @@ def _done(names: list[str], given: Mapping[str, Any]) -> Path | None:
             only=None if only is None else only.value,
             rows=tuple(given["row"] or ()),
             again=tuple(given["time_again"] or ()),
+            output=given["output"] or OUTPUT,
             **{name: given[name] for name in AS_THEY_ARE},
         )
         return run(asked)
@@ -140,3 +152,21 @@ def _compare(folders: list[str], compare: object) -> None:
     assert callable(compare)  # noqa: S101 - it was imported a line ago
     if compare(Path(folders[0]), Path(folders[1])):
         raise typer.Exit(FAILED)
+
+
+def _macs(given: Mapping[str, Any], call: Mapping[str, Any]) -> None:
+    """The paper's MACs, or those of models."""
+    with checking():
+        if len(given["names"]) > 1:
+            raise typer.BadParameter("macs stands alone: deltapass bench macs [--model MODEL]")
+        beyond = [name for name, value in given.items() if value and name not in OF_MACS]
+        if beyond:
+            raise typer.BadParameter(
+                "macs draws nothing, and takes --model, --call and --output alone",
+                param_hint=f"--{beyond[0].replace('_', '-')}",
+            )
+        if given["call"] is not None and not given["model"]:
+            raise typer.BadParameter("it is for --model", param_hint="--call")
+    from deltapass.cli.bench_macs import show_macs
+
+    show_macs(given["model"] or (), call, given["output"])

@@ -7,7 +7,7 @@ are those of the pass (`OperatorCosts`), which counts the same on its graphs.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, final
@@ -58,18 +58,19 @@ class ModuleMacs:
 
 
 @torch.no_grad()
-def count_call(model: nn.Module, inputs: Mapping[str, Any]) -> ModuleMacs:
-    """Run a model once on inputs by their names, and count.
+def count_call(model: nn.Module, inputs: Mapping[str, Any], args: Sequence[Any] = ()) -> ModuleMacs:
+    """Run a model once, and count.
 
     Args:
         model: On meta tensors, or any.
-        inputs: Tensors of the model's device.
+        inputs: By their names; tensors of the model's device.
+        args: Those that have a place instead.
     """
     counter = _Counter(dict(model.named_modules()))
     hooks = [hook for path in counter.modules for hook in counter.hooks(path)]
     try:
         with counter.costs:
-            model(**inputs)
+            model(*args, **inputs)
         counter.settle()
     finally:
         for hook in hooks:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from deltapass.bench.macs.table import TITLES, MacsRow, macs_cells, macs_said
 from deltapass.bench.page.beside import as_csv
 from deltapass.bench.record import Difference, Interval, Measure, Record, Row, Timing
 
@@ -167,6 +168,14 @@ def _plain(value: Any) -> str:
 def csv_text(record: Record) -> str:
     """A line a row in raw units, as beside the page."""
     return as_csv([record])
+
+
+# ---- MACs ----------------------------------------------------------------------------------------
+
+
+def macs_markdown(rows: Sequence[MacsRow]) -> str:
+    """The paper's MACs and speed-ups as counted here on the real architectures."""
+    return f"{macs_said(rows)}\n\n{table(TITLES, (macs_cells(row) for row in rows))}"
 
 
 # ---- text ----------------------------------------------------------------------------------------
