@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from deltapass.bench.metrics.asking import Workers
 from deltapass.bench.metrics.features import FeatureStore
 from deltapass.bench.metrics.judges import JUDGES, Judge
 from deltapass.errors import BenchError
@@ -28,6 +29,7 @@ class JudgingContext:
         judge: Gives who says what is real and right; None where nobody knows.
         real_images: How many real ones the distances are taken to.
         store: Where features are kept.
+        workers: Who look at parts of the images and take the measures; None: this process.
     """
 
     prompts: Sequence[Any] = ()
@@ -38,6 +40,7 @@ class JudgingContext:
     judge: Callable[[], Judge] | None = None
     real_images: int = 1000
     store: FeatureStore = field(default_factory=FeatureStore)
+    workers: Workers | None = None
 
     @functools.cached_property
     def real(self) -> torch.Tensor:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -88,8 +89,13 @@ class Inception:
         return F.linear(pooled, self.network.fc.weight).softmax(1)
 
 
-NETWORKS: Final[Mapping[str, Callable[[], Any]]] = MappingProxyType(
-    {"efflite0": EfficientLite, "inception": Inception}
+HERE: Final = "deltapass.bench.metrics"
+NETWORKS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "efflite0": f"{HERE}.features:EfficientLite",
+        "inception": f"{HERE}.features:Inception",
+        "clip": f"{HERE}.wording:Clip",
+    }
 )
 
 
@@ -112,35 +118,47 @@ class FeatureStore:
             MissingLibraryError, BenchError: If it or its weights are not there.
         """
         if name not in self._networks:
-            self._networks[name] = NETWORKS[name]()
+            module, _, made = NETWORKS[name].partition(":")
+            self._networks[name] = getattr(importlib.import_module(module), made)()
         return self._networks[name]
 
     def pooled(self, name: str, images: torch.Tensor) -> torch.Tensor:
-        """Features (N, D) of images (N, C, H, W) in 0..1.
+        """Features (N, D) of images (N, C, H, W) in 0..1, taken here unless they are kept.
 
         Raises:
             MissingLibraryError, BenchError: If the network or its weights are not there.
         """
-        network = self.network(name)
-        return self.kept(f"{name}-{SIDE}", images, network.pooled)
-
-    def kept(
-        self,
-        kind: str,
-        images: torch.Tensor,
-        taken: Callable[[torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
-        """What `taken` gives of images (N, C, H, W), in parts; once for the same `kind`."""
-        key = f"{kind}-{digest(images)}"
-        path = None if self.folder is None else self.folder / f"{key}.pt"
-        if key not in self._held:
-            if path is not None and path.exists():
-                self._held[key] = torch.load(path, weights_only=True)
-            else:
-                found = torch.cat([taken(part).cpu() for part in batches(images)])
-                self._held[key] = found
-                _write(path, found)
+        key = self.key(name, images)
+        if not self.has(key):
+            network = self.network(name)
+            self.put(key, [pooled_part(network, part) for part in batches(images)])
         return self._held[key]
+
+    def key(self, name: str, images: torch.Tensor) -> str:
+        """Under which a network's features of images are kept."""
+        kind = getattr(self.network(name), "kind", f"{name}-{SIDE}")
+        return f"{kind}-{digest(images)}"
+
+    def has(self, key: str) -> bool:
+        """Whether they were taken; those of the folder are read."""
+        path = self._path(key)
+        if key not in self._held and path is not None and path.exists():
+            self._held[key] = torch.load(path, weights_only=True)
+        return key in self._held
+
+    def put(self, key: str, parts: Sequence[torch.Tensor]) -> None:
+        """Keep features that were taken in parts, in order."""
+        self._held[key] = torch.cat([*parts])
+        _write(self._path(key), self._held[key])
+
+    def _path(self, key: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{key}.pt"
+
+
+def pooled_part(network: Any, images: torch.Tensor) -> torch.Tensor:
+    """Features (N, D) that a network has of a few images, on the host."""
+    found: torch.Tensor = network.pooled(images).cpu()
+    return found
 
 
 def digest(images: torch.Tensor) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from itertools import chain
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 import torch
 
+from deltapass.bench.metrics.asking import Ask, Here, Workers, spread, take_features
 from deltapass.bench.metrics.context import JudgingContext
 from deltapass.bench.metrics.intervals import Values, interval, paired, too_few
 from deltapass.bench.metrics.table import ALONE_NEVER, MEASURES, Meter
@@ -57,9 +60,9 @@ def judge_rows(
     """
     context = dataclasses.replace(context, plain=images[reference])
     meters, why_not = usable(measures, context)
-    values = {name: _values_of(name, images[name], reference, meters, context) for name in images}
+    values, floors = _measured(images, reference, meters, context)
     return Judgement(
-        measures=tuple(_told(meter, context, len(images[reference])) for meter in meters),
+        measures=tuple(_told(meter, context, floors) for meter in meters),
         means={
             name: {measure: interval(found) for measure, found in each.items()}
             for name, each in values.items()
@@ -96,22 +99,71 @@ def usable(
     return tuple(there), tuple(why_not)
 
 
-def _values_of(
-    name: str,
-    images: torch.Tensor,
+def _measured(
+    images: Mapping[str, torch.Tensor],
     reference: str,
     meters: Sequence[Meter],
     context: JudgingContext,
-) -> dict[str, Values]:
-    """By the measure's name; the reference's nearness to itself says nothing and is left out."""
+) -> tuple[dict[str, dict[str, Values]], dict[str, Values]]:
+    """By the row's and the measure's name; and of real images, by the measure's."""
+    workers: Workers = context.workers or Here(context.store)
+    networks = {meter.features for meter in meters if meter.features is not None}
+    if networks:
+        sets = chain(images.values(), _real(meters, context))
+        take_features(sorted(networks), sets, context.store, workers)
+    # The reference's nearness to itself says nothing and is left out.
+    chosen = {name: [m for m in meters if name != reference or not m.to_plain] for name in images}
+    # Answers come in any order.
+    found: dict[str, dict[str, Any]] = {
+        name: dict.fromkeys(meter.means.name for meter in those) for name, those in chosen.items()
+    }
+    floors: dict[str, Values] = {}
+    asked = chain(_of_rows(images, chosen, context), _of_real(meters, context))
+    for (row, measure), values in spread(asked, workers):
+        (floors if row is None else found[row])[measure] = values
+    return found, floors
+
+
+Asked = Iterator[tuple[tuple[str | None, str], Ask]]  # row, None for real images; measure
+
+
+def _of_rows(
+    images: Mapping[str, torch.Tensor],
+    chosen: Mapping[str, Sequence[Meter]],
+    context: JudgingContext,
+) -> Asked:
+    for name, meters in chosen.items():
+        shown = _of_one_size(name, images[name], context)
+        for meter in meters:
+            yield (name, meter.means.name), meter.ask(shown, context)
+
+
+def _of_real(meters: Sequence[Meter], context: JudgingContext) -> Asked:
+    """The floor: as many other real images, as if they were a row."""
+    *_, other = (None, *_real(meters, context))
+    for meter in meters:
+        if meter.of_real and other is not None:
+            yield (None, meter.means.name), meter.ask(other, context)
+
+
+def _real(meters: Sequence[Meter], context: JudgingContext) -> Iterator[torch.Tensor]:
+    """Real images, and as many others as are judged; none where there are not enough for both."""
+    if context.judge is None or context.plain is None or not any(m.of_real for m in meters):
+        return
+    with contextlib.suppress(BenchError):
+        real, other = context.real, context.other_real(len(context.plain))
+        yield real
+        yield other
+
+
+def _of_one_size(name: str, images: torch.Tensor, context: JudgingContext) -> torch.Tensor:
     plain = context.plain
     if plain is not None and images.shape != plain.shape:
         raise BenchError(
             f"{name!r} has images of {tuple(images.shape)}, the reference of {tuple(plain.shape)}",
             "Draw all rows of the same prompts and seeds, at one size",
         )
-    chosen = [meter for meter in meters if name != reference or not meter.to_plain]
-    return {meter.means.name: meter.values(images, context) for meter in chosen}
+    return images
 
 
 def _pairs(
@@ -135,21 +187,12 @@ def difference_of(measure: str, ours: Values, theirs: Values) -> Difference:
     return paired(ours, theirs, higher=means.higher, margin=means.margin)
 
 
-def _told(meter: Meter, context: JudgingContext, images: int) -> Measure:
-    """What the measure means here, with its floor."""
+def _told(meter: Meter, context: JudgingContext, floors: Mapping[str, Values]) -> Measure:
+    """What the measure means here, with its floor: of as many real images, to other real ones."""
     title = meter.means.title.format(steps=context.steps, fine=context.fine_steps)
-    return msgspec.structs.replace(meter.means, title=title, floor=_floor(meter, context, images))
-
-
-def _floor(meter: Meter, context: JudgingContext, images: int) -> Interval | None:
-    """Of as many real images, to other real ones."""
-    if not meter.of_real or context.judge is None:
-        return None
-    try:
-        found = meter.values(context.other_real(images), context)
-    except BenchError:  # not enough real ones for two sets
-        return None
-    return interval(found) if np.isfinite(found).all() else None
+    of_real = floors.get(meter.means.name)
+    floor = None if of_real is None or not np.isfinite(of_real).all() else interval(of_real)
+    return msgspec.structs.replace(meter.means, title=title, floor=floor)
 
 
 def _warnings(meters: Sequence[Meter], images: int) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 
 from deltapass.bench.metrics import wording
+from deltapass.bench.metrics.asking import Ask
 from deltapass.bench.metrics.context import JudgingContext
 from deltapass.bench.metrics.distances import cmmd_parts, fid_parts, inception_parts, kid_parts
 from deltapass.bench.metrics.fidelity import perceptual, psnr, ssim
@@ -29,17 +30,19 @@ class Meter:
 
     Attributes:
         means: `{steps}` and `{fine}` stand in its title for the steps of what is compared with.
-        values: (images, context) -> one value an image, (N,).
+        ask: (images, context) -> what is to be answered with one value an image, (N,).
         ready: Raises where it cannot be had, and does little else.
         to_plain: Whether it is nearness to the reference, and so says nothing of the reference.
         of_real: Whether real images can be measured too: the floor.
+        features: Name of the network whose features of the images it rests on.
     """
 
     means: Measure
-    values: Callable[[torch.Tensor, JudgingContext], Values]
+    ask: Callable[[torch.Tensor, JudgingContext], Ask]
     ready: Callable[[JudgingContext], Any]
     to_plain: bool = False
     of_real: bool = False
+    features: str | None = None
 
 
 # ---- to other images -----------------------------------------------------------------------------
@@ -62,7 +65,7 @@ def _fine(context: JudgingContext) -> torch.Tensor:
 def _nearness(name: str, title: str, wanted: Any, values: Any, **means: Any) -> Meter:
     return Meter(
         means=Measure(name=name, title=title, **means),
-        values=lambda images, context: values(images, wanted(context)),
+        ask=lambda images, context: Ask(values, (images, wanted(context))),
         ready=(lambda _: None) if wanted is _plain else wanted,
         to_plain=wanted is _plain,
     )
@@ -98,9 +101,7 @@ TO_OTHERS: Final = (
             about="Between the stages of EfficientNet-Lite0, all channels alike. Built as LPIPS "
             "is, without its fitted weights: not LPIPS.",
         ),
-        values=lambda images, context: perceptual(
-            context.store.network("efflite0"), images, _plain(context)
-        ),
+        ask=lambda images, context: Ask(perceptual, (images, _plain(context)), "efflite0"),
         ready=lambda context: context.store.network("efflite0"),
         to_plain=True,
     ),
@@ -113,13 +114,17 @@ TO_OTHERS: Final = (
             margin=0.005,
             about="Learned perceptual distance, with its published weights.",
         ),
-        values=lambda images, context: learned_distance(images, _plain(context)),
+        ask=lambda images, context: Ask(learned_distance, (images, _plain(context))),
         ready=lambda _: learned_network(),
         to_plain=True,
     ),
 )
 
 # ---- exact ---------------------------------------------------------------------------------------
+
+
+def _same(found: Values) -> Values:
+    return found
 
 
 def _exact(name: str, **means: Any) -> Meter:
@@ -132,7 +137,10 @@ def _exact(name: str, **means: Any) -> Meter:
 
     return Meter(
         means=Measure(name=name, **means),
-        values=lambda images, context: context.judged.exact(images, context.prompts)[name],
+        # Answered where the judge is, who may hold more than can be sent.
+        ask=lambda images, context: Ask(
+            _same, (context.judged.exact(images, context.prompts)[name],)
+        ),
         ready=ready,
     )
 
@@ -165,6 +173,7 @@ RESTS: Final = {
     "efflite0": "Features of EfficientNet-Lite0 at 112 x 112, not of Inception: not comparable "
     "with published figures.",
     "inception": "Features of Inception v3, as published figures have them.",
+    "clip": "Features of CLIP.",
 }
 
 
@@ -173,31 +182,32 @@ def _to_real(name: str, network: str, parts: Any, **means: Any) -> Meter:
         context.store.network(network)
         _ = context.judged
 
-    def values(images: torch.Tensor, context: JudgingContext) -> Values:
+    def ask(images: torch.Tensor, context: JudgingContext) -> Ask:
         taken = context.store.pooled
-        found: Values = parts(taken(network, images), taken(network, context.real))
-        return found
+        return Ask(parts, (taken(network, images), taken(network, context.real)))
 
     about = f"{means.pop('about')} {RESTS[network]}"
     return Meter(
         means=Measure(name=name, higher=False, about=about, **means),
-        values=values,
+        ask=ask,
         ready=ready,
         of_real=True,
+        features=network,
     )
 
 
 def _score(name: str, network: str, **means: Any) -> Meter:
-    def values(images: torch.Tensor, context: JudgingContext) -> Values:
+    def ask(images: torch.Tensor, context: JudgingContext) -> Ask:
         seen = context.store.network(network)
-        return inception_parts(seen.probabilities(context.store.pooled(network, images)))
+        return Ask(inception_parts, (seen.probabilities(context.store.pooled(network, images)),))
 
     about = "Sure and varied classes, one split. Needs no real images, and grows with their number."
     return Meter(
         means=Measure(name=name, higher=True, about=f"{about} {RESTS[network]}", **means),
-        values=values,
+        ask=ask,
         ready=lambda context: context.store.network(network),
         of_real=True,
+        features=network,
     )
 
 
@@ -229,22 +239,10 @@ def _distances(network: str, ending: str, margin: float) -> tuple[Meter, ...]:
 # ---- to the prompt -------------------------------------------------------------------------------
 
 
-def _cmmd_ready(context: JudgingContext) -> None:
-    wording.clip_folder()
-    _ = context.judged
-
-
-def _cmmd(images: torch.Tensor, context: JudgingContext) -> Values:
-    def taken(shown: torch.Tensor) -> torch.Tensor:
-        return wording.clip_features(shown, wording.clip_folder(), context.store)
-
-    return cmmd_parts(taken(images), taken(context.real))
-
-
 def _to_words(name: str, title: str, values: Any, ready: Any, about: str) -> Meter:
     return Meter(
         means=Measure(name=name, title=title, higher=True, margin=0.1, about=about),
-        values=lambda images, context: values(images, context.prompts),
+        ask=lambda images, context: Ask(values, (images, context.prompts)),
         ready=lambda context: ready(context.prompts),
     )
 
@@ -261,18 +259,14 @@ TO_WORDS: Final = (
         PREFERRED,
     ),
     _to_words("hpsv2", "HPSv2 x 100", wording.hps_scores, wording.hps_ready, PREFERRED),
-    Meter(
-        means=Measure(
-            name="cmmd",
-            title="CMMD x 1000",
-            higher=False,
-            scale=1000,
-            margin=0.00001,
-            about="Distance to real images in CLIP's features, unbiased.",
-        ),
-        values=_cmmd,
-        ready=_cmmd_ready,
-        of_real=True,
+    _to_real(
+        "cmmd",
+        "clip",
+        cmmd_parts,
+        title="CMMD x 1000",
+        scale=1000,
+        margin=0.00001,
+        about="Distance to real images, unbiased.",
     ),
 )
 

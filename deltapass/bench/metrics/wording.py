@@ -6,18 +6,17 @@ alone. CLIP's score of a black frame is not far from that of a picture.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, final
 
 import numpy as np
 import torch
 
-from deltapass.bench.metrics.features import FeatureStore, named_path
+from deltapass.bench.metrics.features import named_path
 from deltapass.bench.metrics.fidelity import as_values, batches
 from deltapass.bench.metrics.intervals import Values
 from deltapass.errors import BenchError
@@ -44,15 +43,23 @@ def clip_scores(images: torch.Tensor, prompts: Sequence[Any]) -> Values:
     return as_values(100 * (seen * said).sum(1).clamp_min(0))
 
 
-def clip_features(images: torch.Tensor, folder: Path, store: FeatureStore) -> torch.Tensor:
-    """Features of length one that CLIP has of images: (N, C, H, W) in 0..1 -> (N, D).
+@final
+class Clip:
+    """CLIP as a network of features, from the folder that `CLIP` names.
 
     Raises:
+        BenchError: As `clip_folder`.
         MissingLibraryError: If transformers is not installed.
     """
-    loaded = functools.cache(lambda: _clip(folder))
-    kind = f"clip-{folder.resolve().name}"
-    return store.kept(kind, images, lambda part: _seen(loaded(), part))
+
+    def __init__(self) -> None:
+        folder = clip_folder()
+        self.kind = f"clip-{folder.resolve().name}"
+        self._both = _clip(folder)
+
+    def pooled(self, images: torch.Tensor) -> torch.Tensor:
+        """Features (N, D), of length one, of images (N, C, H, W) in 0..1."""
+        return _seen(self._both, images)
 
 
 @torch.no_grad()

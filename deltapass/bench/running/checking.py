@@ -14,10 +14,10 @@ from deltapass.bench.metrics.context import JudgingContext
 from deltapass.bench.metrics.intervals import too_few
 from deltapass.bench.metrics.judging import usable
 from deltapass.bench.paper import paper_table
-from deltapass.bench.running.concluding import judging_context
 from deltapass.bench.running.drawing import missing, parts_of
 from deltapass.bench.running.figures import check_figures
 from deltapass.bench.running.job import Job
+from deltapass.bench.running.judging import judging_context
 from deltapass.bench.sampling import Sampler
 from deltapass.bench.solvers import scheduler_of
 from deltapass.errors import BenchError, DeltapassError

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import functools
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final
 
 import msgspec
-import torch
 
 from deltapass.bench.environment import commit, facts
 from deltapass.bench.files import as_data, digest, write_whole
@@ -19,17 +16,17 @@ from deltapass.bench.measuring.exact import Steps
 from deltapass.bench.measuring.timing import AGAIN as REFERENCE_AGAIN
 from deltapass.bench.measuring.timing import times_of
 from deltapass.bench.methods.method import Method
-from deltapass.bench.metrics.context import JudgingContext, context_of
+from deltapass.bench.metrics.asking import Workers
 from deltapass.bench.metrics.intervals import equal_time_rival
-from deltapass.bench.metrics.judges import judge_of_folder
-from deltapass.bench.metrics.judging import Judgement, judge_rows
+from deltapass.bench.metrics.judging import Judgement
 from deltapass.bench.paper import paper_table
 from deltapass.bench.reading import RECORD
 from deltapass.bench.record import Counts, Macs, Model, Record, Row, Times
 from deltapass.bench.reporting.tables import csv_text, markdown
-from deltapass.bench.running.drawing import Part, images_of, missing, parts_of, write_pictures
+from deltapass.bench.running.drawing import missing, parts_of, write_pictures
 from deltapass.bench.running.figures import figures_of
 from deltapass.bench.running.job import Job, Watch
+from deltapass.bench.running.judging import Rows, judged_rows
 from deltapass.bench.running.stages import (
     AGAIN,
     TIMES,
@@ -47,25 +44,13 @@ from deltapass.explanation import Report
 IMAGES: Final = "images"
 
 
-@final
-class Rows(Mapping[str, torch.Tensor]):
-    """Images by the row's name, read when they are asked for: not all need fit in memory."""
-
-    def __init__(self, parts: Mapping[str, Sequence[Part]]) -> None:
-        self._parts = parts
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return images_of(self._parts[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._parts)
-
-    def __len__(self) -> int:
-        return len(self._parts)
-
-
-def conclude(job: Job, watch: Watch) -> Record:
+def conclude(job: Job, watch: Watch, workers: Workers | None = None) -> Record:
     """Judge all images that there are, and keep the record and the pictures.
+
+    Args:
+        job: What.
+        watch: Told of every part.
+        workers: Who judge, as `RayActors` of `RemoteAnswers` do; this process by default.
 
     Raises:
         BenchError: If the reference has no images.
@@ -82,7 +67,7 @@ def conclude(job: Job, watch: Watch) -> Record:
     rows = Rows({m.name: whole[m.name] for m in job.methods if m.name in whole})
     pictures = _pictures(rows, job, watch)
     watch("judging", 0, 1)
-    judged = _judged(rows, job, fine and whole.get(fine.name))
+    judged = judged_rows(rows, job, fine and whole.get(fine.name), workers)
     watch("judging", 1, 1)
     record = _record(job, judged, pictures)
     record = msgspec.structs.replace(record, figures=figures_of(job, record, rows))
@@ -100,35 +85,6 @@ def _pictures(rows: Rows, job: Job, watch: Watch) -> dict[str, tuple[str, ...]]:
         paths = write_pictures(rows[name], job.seeds, job.folder / IMAGES / name)
         found[name] = tuple(path.relative_to(job.folder).as_posix() for path in paths)
     return found
-
-
-def _judged(rows: Rows, job: Job, fine: Sequence[Part] | None) -> Judgement:
-    if not job.suite.measures or job.subject.random_weights:
-        return Judgement(measures=(), means={}, values={})
-    plain = [m.name for m in job.methods if m.kind in ("plain", "steps") and m.name in rows]
-    return judge_rows(
-        rows,
-        job.reference.name,
-        judging_context(job, None if fine is None else images_of(fine), rows[job.reference.name]),
-        measures=job.suite.measures,
-        against=plain,
-    )
-
-
-def judging_context(
-    job: Job, fine: torch.Tensor | None = None, judged: torch.Tensor | None = None
-) -> JudgingContext:
-    """What images are judged by: those of many steps, and real ones as large as those judged."""
-    given: dict[str, Any] = {
-        "prompts": job.subject.prompts(job.seeds),
-        "steps": job.suite.steps,
-        "fine": fine,
-        "fine_steps": job.suite.fine_steps,
-    }
-    if job.environment.real is not None and judged is not None:
-        size = int(judged.shape[-2]), int(judged.shape[-1])
-        given["judge"] = functools.partial(judge_of_folder, Path(job.environment.real), size)
-    return context_of(job.subject.name, job.data, **given)
 
 
 # ---- the record ----------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
+from deltapass.bench.metrics.asking import RemoteAnswers
 from deltapass.bench.page.write import write_page
 from deltapass.bench.reading import records_in
 from deltapass.bench.running.checking import checked
@@ -29,7 +31,7 @@ class How:
     Attributes:
         only: One of STAGES; None for all.
         fresh: Gives, for a job, what times rows again in a process of its own.
-        ray: Address of a cluster that draws the images; None draws them here.
+        ray: Address of a cluster that draws the images and judges them; None does it here.
     """
 
     only: str | None = None
@@ -60,7 +62,7 @@ def run_jobs(jobs: Sequence[Job], how: How, watch: Watch) -> Path | None:
         if how.does("time"):
             time_all(job, named, None if how.fresh is None else how.fresh(job))
         if how.does("judge"):
-            conclude(job, named)
+            _judge(job, how, named)
     return page_of(jobs[0].output) if jobs and how.does("page") else None
 
 
@@ -104,8 +106,13 @@ def _draw(job: Job, how: How, watch: Watch) -> None:
         draw_all(job, watch)
         return
     given = (job.subject, job.environment.draw_on, job.suite.solver)
-    workers = RayActors(how.ray, RemoteSampler, given)
-    try:
+    with closing(RayActors(how.ray, RemoteSampler, given)) as workers:
         draw_all(job, watch, workers)
-    finally:
-        workers.close()
+
+
+def _judge(job: Job, how: How, watch: Watch) -> None:
+    if how.ray is None or not job.suite.measures or job.subject.random_weights:
+        conclude(job, watch)
+        return
+    with closing(RayActors(how.ray, RemoteAnswers, None)) as workers:
+        conclude(job, watch, workers)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from elsewhere import Channels
 
 from deltapass.bench.metrics import judging
 from deltapass.bench.metrics.context import JudgingContext, context_of
@@ -21,26 +22,12 @@ from deltapass.errors import BenchError
 COUNT = 40
 
 
-class Counting:
-    """Stands for a network: features are means of channels; counts images it looked at."""
-
-    def __init__(self) -> None:
-        self.looked = 0
-
-    def pooled(self, images: torch.Tensor) -> torch.Tensor:
-        self.looked += len(images)
-        return images.flatten(2).mean(2)
-
-    def probabilities(self, pooled: torch.Tensor) -> torch.Tensor:
-        return pooled.softmax(1)
-
-
 def drawn(seed: int, count: int = COUNT, light: float = 0.5) -> torch.Tensor:
     images = torch.rand(count, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
     return (images * 0.5 + light - 0.25).clamp(0, 1)
 
 
-def context(network: Counting | None = None, **given: object) -> JudgingContext:
+def context(network: Channels | None = None, **given: object) -> JudgingContext:
     def real(offset: int, count: int) -> torch.Tensor:
         return drawn(1000 + offset, count)
 
@@ -52,7 +39,7 @@ def context(network: Counting | None = None, **given: object) -> JudgingContext:
         says=lambda: "a toy",
     )
     store = FeatureStore()
-    store._networks["efflite0"] = network or Counting()
+    store._networks["efflite0"] = network or Channels()
     made = {"judge": lambda: judge, "store": store, "prompts": [1.0] * COUNT, "real_images": 50}
     return JudgingContext(**{**made, **given})  # type: ignore[arg-type]
 
@@ -103,14 +90,14 @@ def test_floor_is_of_other_real_images_and_as_many() -> None:
 
 
 def test_each_image_is_looked_at_once_for_all_measures() -> None:
-    network = Counting()
+    network = Channels()
     judge_rows(rows(), "plain-20", context(network), measures=("kid", "fid", "is"))
     assert network.looked == 3 * COUNT + 50 + COUNT  # rows, real ones, the floor's
 
 
 def test_features_are_kept_in_a_folder_by_what_the_images_are(tmp_path: Path) -> None:
     for expected in (COUNT, 0):  # the second time another process, so to say
-        network, store = Counting(), FeatureStore(tmp_path)
+        network, store = Channels(), FeatureStore(tmp_path)
         store._networks["efflite0"] = network
         store.pooled("efflite0", drawn(0))
         assert network.looked == expected

@@ -12,7 +12,7 @@ from deltapass.bench.metrics.context import JudgingContext
 from deltapass.bench.metrics.features import FeatureStore
 from deltapass.bench.metrics.judges import Judge
 from deltapass.bench.metrics.judging import judge_rows
-from deltapass.bench.metrics.wording import clip_features, clip_scores
+from deltapass.bench.metrics.wording import clip_scores
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("torchmetrics")
@@ -70,11 +70,12 @@ def test_score_is_the_cosine_of_each_image_and_its_own_prompt(folder: Path) -> N
     assert found == pytest.approx(wanted.clamp_min(0).numpy(), abs=1e-3)
 
 
-def test_features_have_length_one_and_are_taken_once(folder: Path) -> None:
+def test_features_have_length_one_and_are_taken_once() -> None:
     store = FeatureStore()
-    found = clip_features(drawn(0), folder, store)
+    found = store.pooled("clip", drawn(0))
     assert found.norm(dim=1) == pytest.approx(torch.ones(3).numpy(), abs=1e-6)
-    assert clip_features(drawn(0), folder, store) is found
+    assert store.pooled("clip", drawn(0)) is found
+    assert store.network("clip").kind == "clip-tiny"
 
 
 def test_clip_and_cmmd_are_judged_like_any_measure() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,20 @@ import torch
 pytest.importorskip("diffusers")
 
 from commands import call
+from elsewhere import Elsewhere
 from rich.console import Console
 from tiny_bench import BLOCKS, EAGER, METHODS, STEPS, made, tiny_job, tiny_subject, tiny_suite
 
 from deltapass.bench.measuring.exact import LOOKED_AT
+from deltapass.bench.metrics.asking import RemoteAnswers
 from deltapass.bench.reading import read_record
 from deltapass.bench.record import Record, Row
 from deltapass.bench.reporting.comparing import compared, shown
 from deltapass.bench.running import stages
 from deltapass.bench.running.checking import checked, problems, remarks
-from deltapass.bench.running.concluding import conclude, judging_context
+from deltapass.bench.running.concluding import conclude
 from deltapass.bench.running.job import prepared
+from deltapass.bench.running.judging import judging_context
 from deltapass.bench.running.whole import How, RemoteSampler, run_jobs
 from deltapass.bench.sampling import Sampler
 from deltapass.bench.subjects import Dealt, pipeline_subject
@@ -278,30 +280,23 @@ def test_runs_of_other_images_are_not_compared(
 # ---- elsewhere -----------------------------------------------------------------------------------
 
 
-class Elsewhere:
-    """Workers as Ray gives them: what they hold was pickled, and the last task is done first."""
-
-    def __init__(self, given: Any) -> None:
-        self._held = RemoteSampler(pickle.loads(pickle.dumps(given)))
-        self._waiting: list[tuple[int, Any]] = []
-
-    def submit(self, key: int, task: Any) -> None:
-        self._waiting.append((key, pickle.loads(pickle.dumps(task))))
-
-    def take(self) -> tuple[int, Any]:
-        key, task = self._waiting.pop()
-        return key, self._held.work(task)
-
-
 def test_images_that_are_drawn_elsewhere_are_the_same(output: Path, tmp_path: Path) -> None:
     methods = (*METHODS, MethodSpec(name="first-block-cache", settings={"nonsense": 1}))
     job = tiny_job(tmp_path, methods=methods, timed=0)
-    stages.draw_all(job, silent, Elsewhere((job.subject, "eager", None)))
+    stages.draw_all(job, silent, Elsewhere(RemoteSampler, (job.subject, "eager", None)))
     parts = {path.relative_to(tmp_path): path for path in tmp_path.glob("kept/*/*/*.pt")}
     assert len(parts) == len(METHODS)
     for place, path in parts.items():
         assert torch.equal(torch.load(path), torch.load(output / place))
     assert "nonsense" in stages.failures_of(job)["first-block-cache-nonsense=1"]
+
+
+def test_images_that_are_judged_elsewhere_are_judged_alike(output: Path, record: Record) -> None:
+    workers = Elsewhere(RemoteAnswers, None)
+    again = conclude(tiny_job(output), silent, workers)
+    assert workers.done
+    for ours, theirs in zip(again.rows, record.rows, strict=True):
+        assert (ours.values, ours.against) == (theirs.values, theirs.against)
 
 
 def test_who_stops_it_is_told_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
