@@ -35,6 +35,7 @@ from pipeline_case import (
     report_of,
     table_of,
 )
+from sweeps import sweep
 
 import deltapass
 from deltapass.schedule.rules import Span
@@ -43,6 +44,9 @@ from deltapass.sessions.session import active_session
 
 pytestmark = [pytest.mark.keeps_compiled, pytest.mark.filterwarnings(NUMPY_WARNINGS)]
 
+# Samplers of one model; joint streams, from a later step on; blocks of two kinds, and residuals;
+# guidance by a call of its own.
+QUICK = ("pixart-dpm", "pixart-lcm", "sd3-img2img", "flux-controlnet", "wan")
 CONTEXTS = {"flux": "cond", "cogvideox": "cond_uncond", "hunyuanvideo": "cond"}
 
 
@@ -51,7 +55,7 @@ def wanted(zoo: Zoo, extra: dict[str, Any] | None = None, **overrides: Any) -> T
     return expected(original(zoo.name), table_of(zoo, **overrides), extra, **overrides)
 
 
-@pytest.fixture(scope="module", params=CACHED)
+@pytest.fixture(scope="module", params=sweep(CACHED, QUICK))
 def zoo(request: pytest.FixtureRequest) -> Zoo:
     return attached_pipe(request.param)
 
@@ -140,7 +144,7 @@ def fail(pipe: Any) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("zoo", INTERRUPTED, indirect=True)
+@pytest.mark.parametrize("zoo", sweep(INTERRUPTED, {*INTERRUPTED} & {*QUICK}), indirect=True)
 @pytest.mark.parametrize("done", [1, 2])
 def test_a_callback_interrupts_and_a_new_call_is_right(zoo: Zoo, done: int) -> None:
     result = zoo.pipe(**zoo.call(), **stop_after(zoo, done, interrupt))[0]

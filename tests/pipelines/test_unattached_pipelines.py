@@ -33,12 +33,15 @@ from pipeline_case import (
     realised,
     report_of,
 )
+from sweeps import sweep
 
 import deltapass
 from deltapass.schedule.rules import Span, Table
 
 pytestmark = [pytest.mark.keeps_compiled, pytest.mark.filterwarnings(NUMPY_WARNINGS)]
 
+# All samplers of one model; joint streams; blocks of two kinds, and guidance by a call of its own.
+QUICK = (*(name for name in CACHED if name.startswith("pixart")), "sd3", "flux-cfg")
 RESIZED = ("pixart-dpm", "sd3-img2img", "flux-cfg", "wan")
 EMBEDDED = ("flux", "flux-img2img", "flux-controlnet", "hunyuanvideo")  # guidance
 # Draws its noise anew at every step: at more steps than these, one may not follow from the last.
@@ -47,7 +50,7 @@ STEPS = 12
 TRAINING_STEPS = 1000.0  # of all samplers here, by whose number a timestep is a noise level
 
 
-@pytest.fixture(scope="module", params=CACHED)
+@pytest.fixture(scope="module", params=sweep(CACHED, QUICK))
 def zoo(request: pytest.FixtureRequest) -> Zoo:
     return compiled_pipe(request.param)
 
@@ -143,7 +146,7 @@ def test_a_failing_call_and_a_new_one_is_right(
     check(zoo, seed=1, prompt=1)
 
 
-@pytest.mark.parametrize("zoo", INTERRUPTED, indirect=True)
+@pytest.mark.parametrize("zoo", sweep(INTERRUPTED, {*INTERRUPTED} & {*QUICK}), indirect=True)
 def test_a_callback_interrupts_and_a_new_call_is_right(zoo: Zoo) -> None:
     def interrupt(pipe: Any, step: int, timestep: Tensor, tensors: Any) -> Any:
         pipe._interrupt = step == 3
