@@ -297,6 +297,22 @@ class StreamError(UnsupportedGraphError):
         return StreamError(*self._found, remedy)
 
 
+class NoCrossAttentionError(StreamError):
+    """The cross-attention of a span is to be kept, and it has none; `found` says what it has."""
+
+    def __init__(self, span: str, found: str, /) -> None:
+        UnsupportedGraphError.__init__(
+            self,
+            f"{span}: there is no cross-attention to keep; {found}",
+            "Keep deltas of whole blocks, as the schedules 'balanced' and 'delta-dit' do",
+        )
+
+    def with_remedy(self, remedy: str) -> StreamError:
+        """The same: no other span of the model will do."""
+        del remedy
+        return self
+
+
 class SmallSpanError(UnsupportedGraphError):
     """Skipping a span would save next to nothing."""
 

@@ -222,15 +222,16 @@ def _nested_lines(outlined: Outline) -> Iterator[str]:
 
 
 def _variant_costs(plan: Plan, table: Table) -> Iterator[VariantCost]:
-    program = plan.outline.program
+    whole = plan.outline.program_for
     by_span = {spanned.span: spanned for spanned in plan.spans.values()}
     steps = zip(table, emissions(table, plan.schedule.depths(table)), strict=True)
     refreshes = [emitted for span, emitted in steps if span is None]
     for spans in sorted(set(refreshes), key=sorted):
-        variant = refresh_program(program, [by_span[span] for span in sorted(spans)])
+        variant = refresh_program(whole(spans), [by_span[span] for span in sorted(spans)])
         yield _cost(variant, refreshes.count(spans))
     for span in sorted({span for span in table if span is not None}):
-        yield _cost(cached_program(program, by_span[span], plan.schedule.taken), table.count(span))
+        variant = cached_program(whole([span]), by_span[span], plan.schedule.taken)
+        yield _cost(variant, table.count(span))
 
 
 def _cost(program: Program, runs: int) -> VariantCost:
@@ -247,17 +248,20 @@ def _legend(table: Table, blocks: int) -> Iterator[str]:
     """What the words of a table's line mean, each that stands there."""
     yield "R: refresh"
     for span in sorted({row for row in table if row is not None}):
-        skipped = " and what only serves them" if span.is_feature and span.start else ""
-        yield f"{row_text(span, blocks)}: {span} skipped{skipped}"
+        done = "skipped"
+        if span.is_cross_attention:
+            done = "reused, the blocks run on without it"
+        elif span.is_feature and span.start:
+            done = "skipped and what only serves them"
+        yield f"{row_text(span, blocks)}: {span} {done}"
 
 
 def _span_line(plan: Plan, wanted: Span) -> str:
     spanned = plan.spans[wanted]
     streams = ", ".join(f"{stream.live_out} {stream.spec}" for stream in spanned.streams)
     less = f" (wanted {wanted}: {spanned.reason})" if spanned.reason else ""
-    return (
-        f"{spanned.span}{less}; streams: {streams}; {spanned.nbytes} bytes a {spanned.span.keeps}"
-    )
+    kept = "" if spanned.span.is_cross_attention else f" a {spanned.span.keeps}"
+    return f"{spanned.span}{less}; streams: {streams}; {spanned.nbytes} bytes{kept}"
 
 
 def _variant_table(costs: tuple[VariantCost, ...]) -> RichTable:

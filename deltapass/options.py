@@ -31,6 +31,7 @@ OPTION_NAMES: Final = (
     "interval",
     "cached_blocks",
     "boundary",
+    "gate",
     "budget",
     "order",
     "predictor",
@@ -43,8 +44,8 @@ OPTION_NAMES: Final = (
     "per_step",
     "strict",
 )
-SCHEDULE_FIELDS: Final = ("interval", "cached_blocks", "boundary")
-CHOSEN_BY_BUDGET: Final = ("interval", "cached_blocks", "schedule")
+SCHEDULE_FIELDS: Final = ("interval", "cached_blocks", "boundary", "gate")
+CHOSEN_BY_BUDGET: Final = ("interval", "cached_blocks", "gate", "schedule")
 # Where each lowering is; loaded only when it is used.
 LOWERINGS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -172,9 +173,9 @@ class Options:
 def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = None) -> Options:
     """Check the options of one torch.compile call.
 
-    Nothing given is the preset DEFAULT_SCHEDULE. `interval`, `cached_blocks` and `boundary` are
-    fields of a named schedule ('delta-dit', the paper's, when none is named, as where `order` is
-    given); `budget` chooses the first two, a `preset` the whole schedule. `predictor`
+    Nothing given is the preset DEFAULT_SCHEDULE. `interval`, `cached_blocks`, `boundary` and `gate`
+    are fields of a named schedule ('delta-dit', the paper's, when none is named, as where `order`
+    is given; 'tgate' for a gate); `budget` chooses the first two, a `preset` all. `predictor`
     replaces that of the schedule, and `order` is short for it: 0 is "reuse", 1 is "linear".
     `keeps` replaces that of the schedule, in all rows of a table. None stands for "not given" for
     all of these, and for `schedule` and `steps`. `per_step` is short for `inputs` with that key
@@ -209,8 +210,8 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
     if budget is not None:
         schedule: AnySchedule | Budget = _budget(budget, named, fields)
     else:
-        # Who sets a field of the paper's schedule, or its order, means that schedule.
-        default = "delta-dit" if fields or order is not None else DEFAULT_SCHEDULE
+        paper = "tgate" if "gate" in fields else "delta-dit"  # who sets a field means its schedule
+        default = paper if fields or order is not None else DEFAULT_SCHEDULE
         schedule = given_schedule(default if named is None else named, fields)
     schedule = _keeping(_predicted(schedule, predictor), keeps)
     given["inputs"] = _inputs(given.get("inputs"), given.pop("per_step", None))

@@ -24,6 +24,7 @@ from deltapass.schedule.files import save_schedule as save_schedule
 from deltapass.schedule.presets import delta_cache as delta_cache
 from deltapass.schedule.presets import delta_dit as delta_dit
 from deltapass.schedule.presets import faster_diffusion as faster_diffusion
+from deltapass.schedule.presets import tgate as tgate
 from deltapass.schedule.rules import Schedule as Schedule
 from deltapass.schedule.rules import Span as Span
 from deltapass.sessions.report import Cause as Cause

@@ -49,6 +49,12 @@ EXAMPLES: dict[type[errors.DeltapassError], tuple[object, ...]] = {
         "Blocks 3..5 can be cached: give options={'schedule': 'delta-cache-deep', "
         "'cached_blocks': 3}",
     ),
+    errors.NoCrossAttentionError: (
+        "blocks 0..23 (cross-attention)",
+        "of 24 attention products none takes keys or values from pooled_projections, "
+        "encoder_hidden_states alone: they come from the sample, or from both as in joint "
+        "attention",
+    ),
     errors.SmallSpanError: (
         "blocks 0..3",
         0.0031,

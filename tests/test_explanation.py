@@ -220,6 +220,21 @@ def test_macs_of_faster_diffusion_agree_with_the_paper(
     assert report.trajectory_macs.paper / 1e12 == pytest.approx(printed, rel=1e-3)
 
 
+@pytest.mark.parametrize(("gate", "printed"), [(10, 61.075), (8, 56.17)])
+def test_macs_of_tgate_agree_with_the_paper(gate: int, printed: float) -> None:
+    pytest.importorskip("diffusers")
+    from denoisers import DENOISERS
+
+    denoiser = DENOISERS["pixart-1024"]("meta", torch.float32)
+    args, kwargs = denoiser.inputs(999.0)
+    report = deltapass.explain(denoiser.model, *args, options={"gate": gate, "steps": 20}, **kwargs)
+    full, _, cached = (cost.macs.paper for cost in report.variants)
+    assert [cost.runs for cost in report.variants] == [gate - 1, 1, 20 - gate]
+    # Behind the gate half of the batch is left, the conditional one.
+    macs = gate * full + (20 - gate) * cached / 2
+    assert macs / 1e12 == pytest.approx(printed, rel=1e-3)
+
+
 def test_explaining_often_meets_no_recompile_limit() -> None:
     toy = make("adaln", depth=2)
     args, kwargs = toy.inputs(999.0, 0)

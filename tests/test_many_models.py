@@ -7,13 +7,9 @@ capture it as one graph either, so nothing is asked of it).
 
 from __future__ import annotations
 
-import inspect
-import re
 import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,10 +17,8 @@ import torch
 
 pytest.importorskip("diffusers")
 
-import diffusers
 from block_oracle import BlockOracle
-from models import randomise
-from models.rows import read_rows
+from many_case import ROWS, call_of, many_model
 from torch import fx, nn
 
 import deltapass
@@ -32,41 +26,10 @@ from deltapass.backend import analyse, deltadit
 from deltapass.compiler.outline import Outline
 from deltapass.errors import UnsupportedGraphError
 
-ROWS = read_rows(Path(__file__).parent.parent / "benchmarks/models/many.toml")
-SAMPLES = ("hidden_states", "sample", "audio_hidden_states", "vision_tokens")
 STEPS = 4
 OPTIONS = {"lowering": "eager", "boundary": 0.5, "interval": 2}
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-
-
-def value_of(told: Any, name: str, seed: int) -> Any:
-    """An input as its row tells it; only the noisy samples depend on the seed."""
-    if isinstance(told, dict):
-        for kind, values in told.items():
-            if kind in ("int32", "int64", "bool"):
-                return torch.tensor(values, dtype=getattr(torch, kind))
-        return {key: value_of(value, name, seed) for key, value in told.items()}
-    if isinstance(told, list):
-        return [value_of(value, name, seed) for value in told]
-    shape = re.fullmatch(r"(\w+)\[([\d, ]*)\]", told) if isinstance(told, str) else None
-    if shape is None:
-        return None if told == "None" else told
-    return tensor_of(shape[1], [int(size) for size in re.findall(r"\d+", shape[2])], name, seed)
-
-
-def tensor_of(kind: str, sizes: list[int], name: str, seed: int) -> torch.Tensor:
-    """Noise by the name and the seed; zeros where it is no floating-point type."""
-    if not kind.startswith("float"):
-        return torch.zeros(sizes, dtype=getattr(torch, kind))
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
-    return torch.randn(sizes, generator=generator).to(getattr(torch, kind))
-
-
-def call_of(model: nn.Module, told: dict[str, Any], seed: int) -> dict[str, Any]:
-    given = {k: value_of(v, k, seed if k in SAMPLES else 0) for k, v in told.items()}
-    takes = inspect.signature(model.forward).parameters
-    return {**given, "return_dict": False} if "return_dict" in takes else given
 
 
 def is_captured(model: nn.Module, call: dict[str, Any]) -> bool:
@@ -93,12 +56,10 @@ def blocks_of(model: nn.Module, outlined: Outline) -> list[nn.Module]:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_cached_steps_equal_the_oracle_or_the_model_is_refused(name: str) -> None:
-    row = ROWS[name]
-    torch.manual_seed(0)
-    model = randomise(getattr(diffusers, row["class"])(**row["config"]))
-    calls = [call_of(model, row["inputs"], seed) for seed in range(STEPS)]
+    model = many_model(name)
+    calls = [call_of(model, ROWS[name]["inputs"], seed) for seed in range(STEPS)]
     found = what_becomes_of(model, calls)
-    assert str(found) == str(row["found"])
+    assert str(found) == str(ROWS[name]["found"])
 
 
 def what_becomes_of(model: nn.Module, calls: Sequence[dict[str, Any]]) -> str:

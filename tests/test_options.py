@@ -50,6 +50,7 @@ def test_the_list_of_options_is_frozen() -> None:
         "interval",
         "cached_blocks",
         "boundary",
+        "gate",
         "budget",
         "order",
         "predictor",
@@ -83,6 +84,7 @@ def test_every_option_is_taken() -> None:
         "interval": 3,
         "cached_blocks": 5,
         "boundary": 4,
+        "gate": None,  # it excludes an interval
         "budget": None,  # it would choose the interval and the blocks
         "order": None,  # it would say what the predictor says
         "predictor": "quadratic",
@@ -115,6 +117,7 @@ def test_none_stands_for_not_given() -> None:
         "interval",
         "cached_blocks",
         "boundary",
+        "gate",
         "budget",
         "order",
         "predictor",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from cross_attention_oracle import CrossAttentionOracle, attentions_of
 from driving import compiled, in_session, tensors
 from models import noise, randomise
 from nested_oracle import NestedOracle, joins_of
@@ -75,6 +76,18 @@ def test_trajectories_equal_the_oracle_at_every_size(name: str) -> None:
         assert tuple(entry.realised for entry in report.entries) == table
         expected = NestedOracle(model, joins_of(model)).run(table, calls)
         assert all(map(torch.equal, tensors(outputs), tensors(expected)))
+
+
+def test_cross_attention_outside_of_all_blocks_is_kept_too() -> None:
+    model, blocks = model_of("text"), 4
+    kept = Span(0, blocks, "cross-attention")
+    run = compiled(model, schedule="tgate", gate=2)
+    calls = calls_of("text")
+    outputs, report = in_session(run, calls)
+    assert tuple(entry.realised for entry in report.entries) == (None, None, kept, kept)
+    oracle = CrossAttentionOracle(model, attentions_of([model]))
+    expected = oracle.run((None, None, Span(0, 1), Span(0, 1)), calls)
+    assert all(map(torch.equal, tensors(outputs), tensors(expected)))
 
 
 def test_residuals_of_a_control_network_are_added_anew_at_every_step() -> None:

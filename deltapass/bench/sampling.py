@@ -11,6 +11,7 @@ from typing import Any, Final, final
 import torch
 from torch import nn
 
+from deltapass.bench.guidance import ending_guidance
 from deltapass.bench.measuring.clocks import CallClock
 from deltapass.bench.methods.method import Method
 from deltapass.bench.quantised import quantised, shared_copy
@@ -122,10 +123,12 @@ class Sampler:
         return (seeds[first : first + batch] for first in range(0, len(seeds), batch))
 
     def _call(self, pipeline: Any, method: Method, seeds: Sequence[int]) -> torch.Tensor:
+        ending = ending_guidance(pipeline, method.guided) if method.guided is not None else {}
         # Noise is drawn on the host, so that it is the same on every device.
         given = tensor_of(
             pipeline(
                 **self.subject.call(seeds),
+                **ending,
                 num_inference_steps=method.steps,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 output_type="pt",

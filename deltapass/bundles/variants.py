@@ -87,6 +87,10 @@ class LoadedVariants:
         """Number of residual streams over a span: its deltas."""
         return next(known.streams for known in self.plan.spans if known.span == span)
 
+    def shapes(self, span: Span) -> tuple[tuple[int, ...], ...]:
+        """None: no bundle keeps cross-attention, which alone is compared by shape."""
+        return ()
+
     def refresh(self, spans: Sequence[Span]) -> Variant:
         """The full model that also gives the deltas of `spans`."""
         return self._variant("refresh", tuple(spans))

@@ -204,6 +204,8 @@ class SpanFinder:
         captured, stack = self._outline.captured, self._outline.stack
         if span.is_feature:
             streams = features_of_span(captured, stack, span)
+        elif span.is_cross_attention:
+            streams = self._outline.cross_attentions.streams(captured, span, self._blocks)
         else:
             streams = streams_of_span(captured, stack, span, self._addends)
         for stream in streams:
@@ -223,13 +225,14 @@ class SpanFinder:
     def _share(self, span: Span) -> float:
         """What skipping a span saves of the model's MACs, with attention; 1.0 where it has none."""
         total = self._outline.program.macs.full
-        if not (span.is_feature and total):
+        if span.keeps == "delta" or not total:
             return self._outline.share(span)
         return 1 - self._left(span).macs.full / total  # what only serves the span is saved too
 
     def _left(self, span: Span) -> Program:
-        """What is left of the program where its features stand in for a span."""
-        program, given = self._outline.program, {s.live_out for s in self._streams(span)}
+        """What is left of the program where what is kept stands in for a span."""
+        program = self._outline.program_for([span])
+        given = {stream.live_out for stream in self._streams(span)}
         calls = tuple(without_outputs(call, given) for call in program.calls)
         return drop_dead_calls(replace(program, calls=calls))
 
@@ -243,10 +246,10 @@ class SpanFinder:
             return "No other span of its blocks will do: run it without deltapass"
         for region in REGIONS:
             if region_span(region, len(span), self._blocks, span.keeps) == span:
-                keeps = ", 'keeps': 'feature'" if span.is_feature else ""
+                keeps = "" if span.keeps == "delta" else f", 'keeps': {span.keeps!r}"
                 named = f"'schedule': 'delta-cache-{region}', 'cached_blocks': {len(span)}{keeps}"
                 return f"{str(span).capitalize()} can be cached: give options={{{named}}}"
-        keeps = ", 'feature'" if span.is_feature else ""
+        keeps = "" if span.keeps == "delta" else f", {span.keeps!r}"
         where = f"deltapass.Span({span.start}, {span.stop}{keeps})"
         asked = f"a table (deltapass.ExplicitSchedule) of {where}"
         return f"{str(span).capitalize()} can be cached: give {asked}"

@@ -44,6 +44,9 @@ def refresh_program(program: Program, spans: Sequence[SpanPlan]) -> Program:
 
                                               feature_7_28_0 = feature(h28)
 
+    Of one whose cross-attention is kept, of the finer program (`Outline.program_for`), the same of
+    every addend.
+
     Returns:
         The variant; `deltas` holds one name for every stream of every span, in order.
     """
@@ -112,8 +115,8 @@ def cached_program(program: Program, plan: SpanPlan, taken: int = 0) -> Program:
 
 
 def delta_name(plan: SpanPlan, stream: int) -> str:
-    """Name of the delta, or of the feature, of one stream of a span."""
-    return f"{plan.span.keeps}_{plan.span.start}_{plan.span.stop}_{stream}"
+    """Name of the delta of one stream of a span, or of what else is kept of it."""
+    return f"{_word(plan)}_{plan.span.start}_{plan.span.stop}_{stream}"
 
 
 def buffer_name(plan: SpanPlan, stream: int, age: int) -> str:
@@ -171,8 +174,12 @@ def _live_in(stream: Stream) -> tuple[str, ...]:
 
 
 def _title(plan: SpanPlan) -> str:
-    kept = "_feature" if plan.span.is_feature else ""
+    kept = "" if plan.span.keeps == "delta" else f"_{_word(plan)}"
     return f"{plan.span.start}_{plan.span.stop}{kept}"
+
+
+def _word(plan: SpanPlan) -> str:
+    return plan.span.keeps.replace("-", "_")
 
 
 def _delta_names(plan: SpanPlan) -> list[str]:

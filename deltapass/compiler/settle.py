@@ -91,4 +91,4 @@ class StepCosts:
         except (StreamError, SmallSpanError) as error:
             self.refusal = self.refusal or error
             return program.macs.full
-        return cached_program(program, planned).macs.full
+        return cached_program(self.outline.program_for([span]), planned).macs.full

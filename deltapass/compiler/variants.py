@@ -98,6 +98,10 @@ class Variants:
         """Number of residual streams over a span: its deltas."""
         return len(self._planned(span).streams)
 
+    def shapes(self, span: Span) -> tuple[tuple[int, ...], ...]:
+        """Shape of what is kept of each of these streams."""
+        return tuple(stream.spec.shape for stream in self._planned(span).streams)
+
     def refresh(self, spans: Sequence[Span]) -> Executable:
         """The full model that also gives the deltas of `spans`."""
         return self._get(("refresh", tuple(spans), 0))
@@ -162,13 +166,14 @@ class Variants:
         """The rewritten program of a variant."""
         kind, spans, taken = key
         plans = [self._planned(span) for span in spans]
+        whole = self.outline.program_for(plan.span for plan in plans)
         if kind == "cached":
-            made = cached_program(self.outline.program, plans[0], taken)
+            made = cached_program(whole, plans[0], taken)
         else:
-            made = refresh_program(self.outline.program, plans)
+            made = refresh_program(whole, plans)
         if self.bodies.lowering.exact or self.whole:
             return made
-        return share_layouts(made, representatives(self.outline.program))
+        return share_layouts(made, representatives(whole))
 
     def _make(self, key: Key) -> Executable:
         with self._lock, self.compiling():

@@ -60,12 +60,17 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
-        self._interrupt = False
+        self._interrupt, self._guidance_scale = False, 1.0
 
     @property
     def interrupt(self) -> bool:
         """Set by a callback to stop after the present step."""
         return self._interrupt
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the present step is guided; a callback ends it by `_guidance_scale`."""
+        return self._guidance_scale > 1.0
 
     @abstractmethod
     def examples(self, seeds: Sequence[int]) -> list[Any]:
@@ -98,7 +103,9 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
             ValueError: For an unknown prompt, or another tensor for callbacks.
         """
         self._check_callback_inputs(callback_on_step_end_tensor_inputs)
-        conditions = self.conditions(prompts, guidance_scale > 1.0)
+        self._guidance_scale = guidance_scale
+        guided = self.do_classifier_free_guidance
+        conditions = self.conditions(prompts, guided)
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         sample = self._initial_noise(len(prompts), generator)
         extra = self._step_arguments(generator)
@@ -106,7 +113,10 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
             if self._interrupt:
                 continue
-            prediction = self._predict(sample, timestep, conditions, guidance_scale)
+            if guided and not self.do_classifier_free_guidance:
+                guided = False
+                conditions = {name: both[: len(prompts)] for name, both in conditions.items()}
+            prediction = self._predict(sample, timestep, conditions, self._guidance_scale)
             sample = self.scheduler.step(prediction, timestep, sample, **extra)[0]
             if callback_on_step_end is not None:
                 tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, sample)

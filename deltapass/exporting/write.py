@@ -19,11 +19,12 @@ from deltapass.assembly import as_dynamo_compiles
 from deltapass.bundles.folder import file_specs, refuse_existing, written_aside
 from deltapass.bundles.formats import load_format
 from deltapass.bundles.manifest import PLAN_FILE, BundlePlan, to_text
+from deltapass.errors import ExportError
 from deltapass.exporting.dynamic_shapes import DynamicShapes
 from deltapass.exporting.prepare import Prepared, prepare
 from deltapass.exporting.trace import export_graph
 from deltapass.exporting.verify import Reference, verify_bundle
-from deltapass.options import parse_export_options
+from deltapass.options import Options, parse_export_options
 
 
 def export(  # noqa: PLR0913 - one call is how its users meet it
@@ -66,7 +67,7 @@ def export(  # noqa: PLR0913 - one call is how its users meet it
         UnsupportedGraphError, ScheduleError, OptionError: As when compiling.
         MissingLibraryError, LoweringError: If the format cannot write it.
     """
-    chosen = parse_export_options(options)
+    chosen = _parsed(options)
     backend, place = load_format(format), Path(path).resolve()
     refuse_existing(place, overwrite=overwrite)
     backend.check(engine or {})
@@ -76,6 +77,20 @@ def export(  # noqa: PLR0913 - one call is how its users meet it
         with written_aside(place, overwrite=overwrite) as folder:
             plan = made.plan(format, backend.write(made.job(folder, engine)), _attributes(model))
             return _finished(folder, plan, made, model if verify else None)
+
+
+def _parsed(options: Mapping[str, Any]) -> Options:
+    """The options; no schedule may keep cross-attention: a stack is cut between blocks alone."""
+    chosen = parse_export_options(options)
+    rows = getattr(chosen.schedule, "rows", ())
+    kept = {getattr(chosen.schedule, "keeps", None), *(row.keeps for row in rows if row)}
+    if "cross-attention" in kept:
+        raise ExportError(
+            "the schedule keeps cross-attention, which would take engines of parts of blocks",
+            "Compile the model with torch.compile, or export a schedule that keeps deltas or "
+            "features of whole blocks",
+        )
+    return chosen
 
 
 def _finished(

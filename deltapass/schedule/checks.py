@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from deltapass.errors import ScheduleError, did_you_mean
@@ -25,3 +26,20 @@ def unknown_length(why: str) -> ScheduleError:
         f"this schedule needs the number of steps: {why}",
         "Give options={'steps': n} or open a session with steps=n",
     )
+
+
+def check_part(name: str, value: object) -> None:
+    """Raise ScheduleError unless it is None, a fraction or a whole number."""
+    if isinstance(value, float):
+        if not 0.0 <= value <= 1.0:
+            raise ScheduleError(f"{name} is {value!r}", "A fraction is 0.0 to 1.0")
+    elif value is not None:
+        check_count(name, value, 0)
+
+
+def placed(part: int | float, whole: int) -> int:
+    """A whole number as it is, a fraction as that part of the whole.
+
+    Rounded half up; Python's round would send 4.5 to 4 and 5.5 to 6.
+    """
+    return part if isinstance(part, int) else math.floor(whole * part + 0.5)

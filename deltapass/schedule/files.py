@@ -14,7 +14,7 @@ from typing import Any, Final
 from deltapass.errors import ScheduleError, ScheduleFileError
 from deltapass.schedule.checks import check_count, unknown_name
 from deltapass.schedule.explicit import AnySchedule, ExplicitSchedule
-from deltapass.schedule.keeps import Keeps
+from deltapass.schedule.keeps import KEEPS
 from deltapass.schedule.made_for import made_for_content, made_for_from
 from deltapass.schedule.predictors import REUSE
 from deltapass.schedule.presets import FIELD_NAMES, named_schedule
@@ -33,7 +33,7 @@ FOLDED: Final = 3  # equal parts of a table in a row that are counted, not repea
 TABLE_KEYS: Final = ("table", "blocks", "predictor", "weights", "made_for")
 ROW_FORM: Final = (
     "Write 'refresh', 'start:stop' such as '7:28', or 'region:count' as 'deep:21'; "
-    "'feature' and a space may stand before either"
+    "'feature' or 'cross-attention' and a space may stand before either"
 )
 
 
@@ -43,13 +43,14 @@ def table_rows(table: Table) -> list[str]:
 
 
 def _span_text(span: Span) -> str:
-    return f"{'feature ' if span.is_feature else ''}{span.start}:{span.stop}"
+    kept = "" if span.keeps == "delta" else f"{span.keeps} "
+    return f"{kept}{span.start}:{span.stop}"
 
 
 def row_text(row: Span | None, blocks: int) -> str:
     """One word: R refreshes; d21, s21 skip the 21 deepest or shallowest blocks; 4:25 any other.
 
-    An f before it: by their feature.
+    An f before it: by their feature. An x: they run, without cross-attention.
     """
     if row is None:
         return "R"
@@ -57,7 +58,7 @@ def row_text(row: Span | None, blocks: int) -> str:
         where = f"d{len(row)}"
     else:
         where = f"s{len(row)}" if row.start == 0 else f"{row.start}:{row.stop}"
-    return f"f{where}" if row.is_feature else where
+    return {"delta": "", "feature": "f", "cross-attention": "x"}[row.keeps] + where
 
 
 def table_text(table: Table, blocks: int) -> str:
@@ -93,7 +94,8 @@ def load_schedule(path: str | os.PathLike[str]) -> AnySchedule:
 
     The file holds either the fields of `Schedule` and perhaps a name, {"schedule": "reversed",
     "interval": 3}, or a table, {"table": ["refresh", "deep:21", "0:21"], "blocks": 28}, where
-    "blocks" is needed for regions only, and "feature deep:21" keeps the feature. With a table may
+    "blocks" is needed for regions only, and "feature deep:21" keeps the feature, or
+    "cross-attention 0:28" what that gives. With a table may
     stand "predictor", the name of one; "weights", an entry a step: null, or {"shared": [[w0, w1]]}
     with a vector for all streams or one a stream, newest delta first, and perhaps "branches", the
     same by name; and "made_for".
@@ -183,11 +185,11 @@ def _explicit(content: Mapping[str, Any]) -> ExplicitSchedule:
 def _row(step: int, text: object, blocks: int | None) -> Span | None:
     if text == "refresh":
         return None
-    form = r"(feature )?(deep|shallow|middle|\d+):(\d+)"
+    form = r"(?:(feature|cross-attention) )?(deep|shallow|middle|\d+):(\d+)"
     match = re.fullmatch(form, str(text), re.ASCII)
     if match is None:
         raise ScheduleError(f"row {step} is {text!r}", ROW_FORM)
-    keeps: Keeps = "feature" if match[1] else "delta"
+    keeps = next((known for known in KEEPS if known == match[1]), "delta")
     head, count = match[2], int(match[3])
     region = next((region for region in REGIONS if region == head), None)
     if region is not None and blocks is None:

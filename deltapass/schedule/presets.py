@@ -37,6 +37,12 @@ def faster_diffusion(**fields: Any) -> Schedule:
     return Schedule(outline="shallow", detail="shallow", keeps="feature", **fields)
 
 
+def tgate(gate: int | float = 10, **fields: Any) -> Schedule:
+    """The paper's baseline TGATE: behind the gate all cross-attention stays as it was before it."""
+    everywhere = {"outline": "deep", "detail": "deep", "cached_blocks": 1.0}
+    return Schedule(gate=gate, keeps="cross-attention", **{**everywhere, **fields})
+
+
 def never() -> Schedule:
     """Every step refreshes: the plain model."""
     return Schedule(interval=1, cached_blocks=0)
@@ -80,6 +86,7 @@ SCHEDULES: Final[Mapping[str, Callable[..., Schedule]]] = MappingProxyType(
         "reversed": reversed_phases,
         "faster-diffusion": faster_diffusion,
         "deepcache": functools.partial(delta_cache, "deep", keeps="feature"),
+        "tgate": tgate,
         "none": never,
         "quality": quality,
         "balanced": balanced,

@@ -19,7 +19,8 @@ from deltapass.errors import (
     SpanOutsideError,
     TooManyCachedBlocksError,
 )
-from deltapass.schedule.checks import check_count, unknown_length
+from deltapass.schedule.checks import check_count, check_part, placed, unknown_length
+from deltapass.schedule.gates import Gate, check_gate, is_above, is_before
 from deltapass.schedule.keeps import Keeps, check_keeps
 from deltapass.schedule.predictors import Predictor, predictor_named
 
@@ -34,7 +35,7 @@ class Span(Struct, frozen=True, order=True, array_like=True, forbid_unknown_fiel
     """Consecutive blocks skipped together: `start` up to, but without, `stop`.
 
     `keeps` says what a cached step has of them: see deltapass/schedule/keeps.py. In files
-    [start, stop] or [start, stop, "feature"].
+    [start, stop] or [start, stop, "feature"]. Blocks whose cross-attention is kept are not skipped.
     """
 
     start: int
@@ -51,11 +52,16 @@ class Span(Struct, frozen=True, order=True, array_like=True, forbid_unknown_fiel
         """Whether live-outs are kept, rather than what the span adds."""
         return self.keeps == "feature"
 
+    @property
+    def is_cross_attention(self) -> bool:
+        """Whether what cross-attention gives is kept, and the blocks run on without it."""
+        return self.keeps == "cross-attention"
+
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __str__(self) -> str:
-        kept = " (feature)" if self.is_feature else ""
+        kept = "" if self.keeps == "delta" else f" ({self.keeps})"
         return f"blocks {self.start}..{self.stop - 1}{kept}"
 
 
@@ -73,8 +79,11 @@ class Schedule:
     blocks (a number, or a fraction of the stack) in region `outline`, later ones in `detail`.
     Trajectories of up to FEW_STEPS steps skip `few_step_blocks` instead, if it is given. None
     stands for the paper's default, which depends on steps and blocks. `predictor` names how a
-    cached step's delta is forecast (PREDICTORS; the paper's is "reuse"), `keeps` whether it is a
-    "delta" or a "feature" (see `Span`).
+    cached step's delta is forecast (PREDICTORS; the paper's is "reuse"), `keeps` what is kept
+    (see `Span`). With a `gate` (a step, or a fraction of the trajectory) there is no interval: all
+    steps before it are full, all from it on reuse what the last of these kept. `halves` says that
+    guidance may end there: calls of half the batch go on with the mean of both halves of what was
+    kept of cross-attention.
 
     Raises:
         ScheduleError: If a field has a value that no trajectory could follow.
@@ -94,8 +103,11 @@ class Schedule:
     max_consecutive: int | None = None
     predictor: str = "reuse"
     keeps: Keeps = "delta"
+    gate: Gate = None
+    halves: bool = False
 
     def __post_init__(self) -> None:
+        check_gate(self.gate, self.interval, self.max_consecutive, halves=self.halves)
         for interval in self._intervals or ((),):
             check_count("interval", interval, 1)
         for name in ("warm_up", "cool_down"):
@@ -103,7 +115,7 @@ class Schedule:
         if self.max_consecutive is not None:
             check_count("max_consecutive", self.max_consecutive, 1)
         for name in ("cached_blocks", "few_step_blocks", "boundary"):
-            _check_part(name, getattr(self, name))
+            check_part(name, getattr(self, name))
         _check_region("outline", self.outline)
         _check_region("detail", self.detail)
         predictor_named(self.predictor)
@@ -112,7 +124,8 @@ class Schedule:
     @property
     def caches(self) -> bool:
         """Whether any trajectory could have a cached step."""
-        return max(self._intervals) > 1 and (self.cached_blocks != 0 or bool(self.few_step_blocks))
+        steps = self.gate is not None or max(self._intervals) > 1
+        return steps and (self.cached_blocks != 0 or bool(self.few_step_blocks))
 
     @property
     def needs_steps(self) -> bool:
@@ -154,7 +167,7 @@ class Schedule:
 
     @property
     def longest(self) -> int:
-        """The most steps from one refresh to the next."""
+        """The most steps from one refresh to the next; no delta is read first later than that."""
         return max(self._strides)
 
     def check_steps(self, steps: int) -> None:
@@ -183,7 +196,9 @@ class Schedule:
         boundary = self._boundary_step(steps)
         stop = steps - self.cool_down
         begin = start + self.warm_up
-        if not isinstance(self.interval, tuple):
+        if self.gate is not None:
+            begin = max(begin, start + 1, placed(self.gate, steps))
+        elif not isinstance(self.interval, tuple):
             begin += max(0, stop - begin) % self.longest
 
         def row(step: int) -> Span | None:
@@ -211,9 +226,10 @@ class Schedule:
         outline, detail = self._phases(blocks, few=False)
         if index < max(1, self.warm_up) or self._refreshes(index - self.warm_up):
             return None
+        if is_before(self.gate, index, level):
+            return None
         fraction = BOUNDARY if self.boundary is None else self.boundary
-        # Levels come from float32 timesteps: step b itself must not count as just above.
-        return outline if level > 1.0 - fraction + 1e-6 else detail
+        return outline if is_above(level, fraction) else detail
 
     def spans(self, blocks: int, steps: int | None = None) -> tuple[Span, ...]:
         """The distinct spans it may skip, outline first; none if it never caches."""
@@ -231,7 +247,9 @@ class Schedule:
         return tuple(int(min(interval, cap)) for interval in self._intervals)
 
     def _refreshes(self, index: int) -> bool:
-        """Whether a step refreshes, counted from the end of the warm-up."""
+        """Whether a step refreshes, counted from the end of the warm-up or from the gate."""
+        if self.gate is not None:
+            return False
         *first, last = self._strides
         for stride in first:
             if index < stride:
@@ -240,10 +258,8 @@ class Schedule:
         return index % last == 0
 
     def _boundary_step(self, steps: int) -> int:
-        if isinstance(self.boundary, int):
-            return self.boundary
         default = 0.5 if steps <= FEW_STEPS else BOUNDARY
-        return _rounded(steps * (default if self.boundary is None else self.boundary))
+        return placed(default if self.boundary is None else self.boundary, steps)
 
     def _phases(self, blocks: int, *, few: bool) -> tuple[Span, Span] | tuple[None, None]:
         check_count("blocks", blocks, 1)
@@ -263,7 +279,7 @@ class Schedule:
             count = 1 / 7 if few else 0.75
         if isinstance(count, int):
             return count
-        return min(blocks, max(1, _rounded(blocks * count))) if count else 0
+        return min(blocks, max(1, placed(count, blocks))) if count else 0
 
 
 def region_span(region: Region, cached: int, blocks: int, keeps: Keeps = "delta") -> Span:
@@ -297,22 +313,8 @@ def _check_region(name: str, value: object) -> None:
         raise ScheduleError(f"{name} is {value!r}", f"It must be one of {', '.join(REGIONS)}")
 
 
-def _check_part(name: str, value: object) -> None:
-    """Raise ScheduleError unless it is None, a fraction or a whole number."""
-    if isinstance(value, float):
-        if not 0.0 <= value <= 1.0:
-            raise ScheduleError(f"{name} is {value!r}", "A fraction is 0.0 to 1.0")
-    elif value is not None:
-        check_count(name, value, 0)
-
-
 def check_fits(table: Table, blocks: int) -> None:
     """Raise SpanOutsideError if a row reaches beyond the blocks."""
     for row in table:
         if row is not None and row.stop > blocks:
             raise SpanOutsideError(row.start, row.stop, blocks)
-
-
-def _rounded(value: float) -> int:
-    """Round half up; Python's round would send 4.5 to 4 and 5.5 to 6."""
-    return math.floor(value + 0.5)

@@ -87,6 +87,9 @@ class Repertoire(Protocol):
     def streams(self, span: Span) -> int:
         """Number of residual streams over a span: its deltas."""
 
+    def shapes(self, span: Span) -> tuple[tuple[int, ...], ...]:
+        """Shape of what is kept of each of these streams."""
+
     def refresh(self, spans: Sequence[Span]) -> Variant:
         """The full model that also gives the deltas of `spans`."""
 

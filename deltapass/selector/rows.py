@@ -80,6 +80,7 @@ class Rows:
         parts = zip(table, reads, fresh_since(table), strict=True)
         for step, (span, keeps, fresh) in enumerate(parts):
             row = Row(span, tuple(sorted(keeps)), fresh, keeps, absorb=absorbing)
+            row = replace(row, halves=_halves(schedule, span))
             rows.append(self._weighed(row, schedule, (step, steps), fitted.get(step), branch))
         return tuple(rows)
 
@@ -175,6 +176,10 @@ def _kinds(schedule: AnySchedule) -> tuple[type, ...]:
 def _by_branch(schedule: AnySchedule) -> bool:
     rows = schedule.weights if isinstance(schedule, ExplicitSchedule) else ()
     return any(weights is not None and weights.branches for weights in rows)
+
+
+def _halves(schedule: AnySchedule, span: Span | None) -> bool:
+    return span is not None and span.is_cross_attention and getattr(schedule, "halves", False)
 
 
 def _absorbing(schedule: AnySchedule, steps: int) -> Absorb | None:

@@ -25,6 +25,7 @@ from deltapass.graph.program import Macs, Role, shown
 from deltapass.schedule.rules import Span
 from deltapass.selector.call import CallFinder, PlannedCall
 from deltapass.selector.freshness import Graph, data_specs, examine, is_as_before, missing
+from deltapass.selector.halving import hand_over
 from deltapass.selector.later import Mark
 from deltapass.selector.model import ModelInfo, Repertoire
 from deltapass.selector.observer import Observer
@@ -120,6 +121,8 @@ class Selector:
         if is_as_before(call, self._graph, arguments, weights):
             call.lane.last_step = call.place.step
             return None
+        if call.row.halves and call.row.planned is not None:
+            hand_over(call.lane, self._graph, call.row.planned, self.variants.shapes)
         return examine(call, self._graph, arguments, weights)
 
     def _changing(self, changed: Sequence[str]) -> ChangingInputError:

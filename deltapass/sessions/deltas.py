@@ -81,6 +81,7 @@ class Row:
         taken: Weighted deltas a stream that the cached variant takes; 0: the newest, unweighted.
         weigh: Gives their weights, where there are any.
         absorb: Brings the fit of a predictor that accumulates up to date with new deltas.
+        halves: Whether a call of half the batch reads the mean of what both halves kept.
     """
 
     planned: Span | None
@@ -90,6 +91,7 @@ class Row:
     taken: int = 0
     weigh: Weigh | None = None
     absorb: Absorb | None = None
+    halves: bool = False
 
 
 # Takes in the deltas of a refresh at a step.

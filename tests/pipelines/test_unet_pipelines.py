@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from cross_attention_oracle import CrossAttentionOracle, attentions_of
 from models import noise, randomise
 from nested_oracle import NestedOracle, joins_of
 from torch import Tensor
@@ -15,7 +16,8 @@ from deltapass.schedule.rules import Span
 
 diffusers = pytest.importorskip("diffusers")
 
-STEPS, BLOCKS = 6, 4
+STEPS, BLOCKS, GATE = 6, 4, 3
+KEPT = Span(0, BLOCKS, "cross-attention")
 CALL: dict[str, Any] = {
     "prompt_embeds": noise(1, 1, 5, 8),
     "negative_prompt_embeds": noise(2, 1, 5, 8),
@@ -69,6 +71,26 @@ def test_attached_pipeline_follows_its_scheduler() -> None:
     assert attached.last is not None
     assert tuple(entry.realised for entry in attached.last.entries) == table
     assert torch.equal(found, expected)
+
+
+def test_cross_attention_goes_on_without_guidance_where_a_callback_of_diffusers_ends_it() -> None:
+    def callback() -> Any:
+        return diffusers.callbacks.SDCFGCutoffCallback(
+            cutoff_step_ratio=None, cutoff_step_index=GATE - 1
+        )
+
+    pipe, table = pipeline(), (None,) * GATE + (KEPT,) * (STEPS - GATE)
+    plain = pipe.unet
+    oracle = CrossAttentionOracle(plain, attentions_of([plain]))
+    with oracle.following([row and Span(0, 1) for row in table]):
+        expected = pipe(**CALL, callback_on_step_end=callback()).images
+    pipe.unet = torch.compile(plain, backend="deltadit", options={"lowering": "eager"})
+    for _ in range(2):
+        with deltapass.attach(pipe, schedule=deltapass.tgate(GATE, halves=True)) as attached:
+            found = pipe(**CALL, callback_on_step_end=callback()).images
+        assert attached.last is not None
+        assert tuple(entry.realised for entry in attached.last.entries) == table
+        assert torch.equal(found, expected)
 
 
 def test_enabled_pipeline_caches_and_is_given_back(capsys: pytest.CaptureFixture[str]) -> None:

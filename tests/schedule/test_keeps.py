@@ -77,8 +77,19 @@ def test_files_hold_features(tmp_path: Path) -> None:
     assert load_schedule(written) == ExplicitSchedule(ROWS)
     for wrong in ("features 4:25", "feature", "feature refresh", "feature  4:25", "delta 4:25"):
         written.write_text(f'table = ["refresh", "{wrong}"]\n')
-        with pytest.raises(ScheduleFileError, match="'feature' and a space may stand before"):
+        with pytest.raises(ScheduleFileError, match="'cross-attention' and a space"):
             load_schedule(written)
+
+
+def test_files_and_words_hold_cross_attention(tmp_path: Path) -> None:
+    kept = Span(0, 28, "cross-attention")
+    rows = ExplicitSchedule((None, kept, FEATURE, DELTA))
+    save_schedule(rows, tmp_path / "rows.json")
+    assert load_schedule(tmp_path / "rows.json") == rows
+    written = tmp_path / "rows.toml"
+    written.write_text('blocks = 28\ntable = ["refresh", "cross-attention deep:28"]\n')
+    assert load_schedule(written) == ExplicitSchedule((None, kept))
+    assert (str(kept), row_text(kept, 28)) == ("blocks 0..27 (cross-attention)", "xd28")
 
 
 def test_the_option_changes_all_spans() -> None:

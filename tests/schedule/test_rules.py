@@ -383,6 +383,7 @@ def test_named_schedules_are_the_constructors() -> None:
         "reversed",
         "faster-diffusion",
         "deepcache",
+        "tgate",
         "none",
         "quality",
         "balanced",

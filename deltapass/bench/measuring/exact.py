@@ -76,7 +76,8 @@ def look_at(sampler: Sampler, method: Method, analysis: Analysis, seeds: Sequenc
             if method.schedule is not None and (report := last_report(pipeline)):
                 reports.append(report)
     entries = [entry for report in reports for entry in report.entries]
-    skipped = sum(len(entry.realised) for entry in entries if entry.realised)
+    spans = (entry.realised for entry in entries if entry.realised)
+    skipped = sum(len(span) for span in spans if not span.is_cross_attention)
     blocks = analysis.blocks if method.rival is None else None
     counted = sum((entry.macs for entry in entries), Macs())
     return Steps(

@@ -16,7 +16,7 @@ from deltapass.errors import BenchError, ScheduleFileError, did_you_mean
 from deltapass.schedule.budget import Budget
 from deltapass.schedule.explicit import AnySchedule, ExplicitSchedule
 from deltapass.schedule.files import load_schedule
-from deltapass.schedule.presets import FIELD_NAMES, never, preset_named
+from deltapass.schedule.presets import FIELD_NAMES, never, preset_named, tgate
 from deltapass.schedule.rules import Schedule, Span
 
 SCHEDULES: Final = "schedules"  # folder of a model's tuned schedules, beside its weights
@@ -74,6 +74,18 @@ def by_preset(spec: MethodSpec, context: Context) -> Method:
     return _cached(
         spec, spec.steps or context.steps, f"preset: {spec.name}", preset_named(spec.name)
     )
+
+
+def by_gate(spec: MethodSpec, context: Context) -> Method:
+    """TGATE: all cross-attention as it was at the last step before `gate`, 10 where not given.
+
+    From there on there is no guidance either, unless the setting `guidance` is true.
+    """
+    settings, steps = checked(spec, ("gate", "guidance")), spec.steps or context.steps
+    guidance = settings.pop("guidance", False)
+    method = _cached(spec, steps, "TGATE", tgate(halves=not guidance, **settings))
+    full = tgate(**settings).table(steps, 1).count(None)
+    return dataclasses.replace(method, guided=None if guidance else full)
 
 
 def by_span(spec: MethodSpec, context: Context) -> Method:

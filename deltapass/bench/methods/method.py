@@ -29,6 +29,7 @@ class Method:
         lowering: In place of the run's; None keeps that.
         solver: Scheduler class of diffusers, in place of the suite's.
         weights: "int8" where linear layers are quantised first; None leaves them.
+        guided: Steps with guidance, behind which the unconditional half is left out; None: all.
         rival: Of the table of rivals, which `settings` are for; None where it is no rival.
         settings: As the suite gives them.
         remark: Why it is there.
@@ -43,6 +44,7 @@ class Method:
     lowering: str | None = None
     solver: str | None = None
     weights: str | None = None
+    guided: int | None = None
     rival: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     remark: str = ""

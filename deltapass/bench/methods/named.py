@@ -11,6 +11,7 @@ import msgspec
 
 from deltapass.bench.methods.caching import (
     DEEP,
+    by_gate,
     by_preset,
     by_rule,
     by_span,
@@ -59,6 +60,7 @@ METHODS: Final[Mapping[str, MakeMethod]] = MappingProxyType(
             "Faster Diffusion", {"outline": "shallow", "detail": "shallow", "keeps": "feature"}
         ),
         "deepcache": by_rule("DeepCache", {**DEEP, "keeps": "feature"}),
+        "tgate": by_gate,
         "span": by_span,
         "quality": by_preset,
         "balanced": by_preset,

@@ -28,6 +28,7 @@ LONG: Final[Mapping[str, str]] = MappingProxyType(
         "interval": "N = {}",
         "cached_blocks": "N_c = {}",
         "boundary": "b = {}",
+        "gate": "gate {}",
         "predictor": "{}",
         "lowering": "{}",
         "span": "blocks {}",
