@@ -16,6 +16,7 @@ class EagerLowering:
     """Runs the captured operators themselves, so a refresh equals the plain model bit for bit."""
 
     exact = True
+    wrapped = True
 
     def __init__(self, mode: str | None = None) -> None:
         self.mode = mode

@@ -29,6 +29,7 @@ class InductorLowering:
     """Compiles a body once for its static shapes; weights are arguments of the result."""
 
     exact = False
+    wrapped = True
 
     def __init__(self, mode: str | None = None) -> None:
         self.patches: dict[str, Any] = {}
@@ -108,7 +109,7 @@ def is_trivial(body: Body) -> bool:
 
 def _fake(spec: TensorSpec, mode: FakeTensorMode) -> torch.Tensor:
     with mode:
-        return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=spec.device)
+        return spec.empty()
 
 
 def _mark_outputs(module: torch.fx.GraphModule, fakes: Sequence[torch.Tensor]) -> None:

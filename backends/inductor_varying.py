@@ -60,7 +60,10 @@ class Symbols:
 
     def tensor(self, spec: TensorSpec, varying: Varying | None) -> torch.Tensor:
         """A fake tensor of these sizes, or of the spec's own where none varies."""
-        shape, stride = varying or (spec.shape, spec.stride)
+        if varying is None:
+            with self.mode:
+                return spec.empty()
+        shape, stride = varying
         sizes, steps = ([calculate(d, self.sizes) for d in dims] for dims in (shape, stride))
         with self.mode:
             return torch.empty_strided(sizes, steps, dtype=spec.dtype, device=spec.device)

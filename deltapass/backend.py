@@ -21,7 +21,7 @@ from deltapass.assembly import as_dynamo_compiles, assemble
 from deltapass.compiler.blocks import find_stack
 from deltapass.compiler.capture import capture
 from deltapass.compiler.float_inputs import FixedFloatError, float_inputs, with_floats
-from deltapass.compiler.forms import refuse_forms
+from deltapass.compiler.forms import refuse_forms, refuse_wrapped
 from deltapass.compiler.fragments import refuse_fragment
 from deltapass.compiler.host_values import HostValues, host_values, with_host_values
 from deltapass.compiler.inputs import data_positions
@@ -94,6 +94,8 @@ def deltadit(
             warn(COMPILED_TWICE)
         refuse_number_timesteps(gm, example_inputs)
         refuse_forms(gm, example_inputs)
+        if not getattr(lowering, "wrapped", False):
+            refuse_wrapped(gm, example_inputs, chosen.lowering)
         with failures_refused():
             varying = _varying(gm, example_inputs, chosen, lowering)
         return varying or compile_graph(gm, example_inputs, chosen, lowering)

@@ -258,6 +258,17 @@ class TensorFormError(UnsupportedGraphError):
         )
 
 
+class WrappedWeightError(UnsupportedGraphError):
+    """A weight holds other tensors, and the lowering takes plain tensors alone."""
+
+    def __init__(self, name: str, kind: str, lowering: str, /) -> None:
+        super().__init__(
+            f"weight {name!r} is of type {kind}, and lowering {lowering!r} takes plain tensors",
+            "Use the lowering 'inductor' or 'eager'; for engines load the model without "
+            "quantisation, and let the engine's own tools quantise it",
+        )
+
+
 class TraceError(UnsupportedGraphError):
     """Dynamo could not trace the model at all, under any backend."""
 

@@ -63,6 +63,7 @@ EXAMPLES: dict[type[errors.DeltapassError], tuple[object, ...]] = {
     ),
     errors.UnsupportedOperatorError: ("aten.nonzero.default",),
     errors.TensorFormError: ("encoder_hidden_states", "a nested tensor"),
+    errors.WrappedWeightError: ("blocks_0_mlp_weight", "Int8Tensor", "onnx"),
     errors.TraceError: ("Could not guard on data-dependent expression Eq(u0, 0)",),
     errors.AnalysisError: ("KeyError at streams.py:120: 'add_3'",),
     errors.MutationError: ("aten.resize_", "it changes the tensor's shape"),

@@ -21,7 +21,7 @@ DIRECTIONS = (
 # What backends see besides each other: the lowering and format interfaces, and their data.
 SEEN_BY_BACKENDS = {
     *("errors", "libraries"),
-    *("graph.copying", "graph.executable", "graph.program", "graph.sizes"),
+    *("graph.copying", "graph.executable", "graph.program", "graph.sizes", "graph.wrapped"),
     *("compiler.lowering", "compiler.varying"),
     *("bundles.formats", "bundles.manifest", "bundles.weights_file"),
 }

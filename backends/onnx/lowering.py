@@ -21,6 +21,7 @@ from torch._guards import tracing
 from deltapass.bundles.manifest import ValueSpec
 from deltapass.graph.executable import Lowered
 from deltapass.graph.program import Body, TensorSpec
+from deltapass.graph.wrapped import holds_tensors
 from deltapass.libraries import optional_module
 
 GPU_PROVIDER: Final = "CUDAExecutionProvider"
@@ -63,9 +64,11 @@ class OnnxLowering:
     def plain(self, module: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
         """The whole graph as one session.
 
-        A graph of symbolic sizes runs operator by operator: ONNX Runtime would need the sizes.
+        A graph of symbolic sizes runs operator by operator: ONNX Runtime would need the sizes. So
+        does one with weights that hold other tensors, which it does not know.
         """
-        if any(isinstance(value, torch.SymInt | torch.SymFloat) for value in arguments):
+        symbolic = any(isinstance(value, torch.SymInt | torch.SymFloat) for value in arguments)
+        if symbolic or any(map(holds_tensors, arguments)):
             return module.forward
         run: Callable[..., Any] = engine_of_graph(module, arguments, self._session)
         return run

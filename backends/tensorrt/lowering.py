@@ -26,6 +26,7 @@ from torch._guards import tracing
 from deltapass.errors import EngineBuildError, MissingLibraryError
 from deltapass.graph.executable import Lowered
 from deltapass.graph.program import Body, TensorSpec
+from deltapass.graph.wrapped import holds_tensors
 
 # Distribution -> flavour. Both are imported as torch_tensorrt.
 DISTRIBUTIONS: Final[Mapping[str, str]] = MappingProxyType(
@@ -97,13 +98,18 @@ class TensorRTLowering:
 
         Raises:
             MissingDeviceError: If there is no CUDA device.
-            EngineBuildError: If a size is symbolic, or an operator stays outside the engine.
+            EngineBuildError: If a size is symbolic, a weight holds other tensors, or an operator
+                stays outside the engine.
         """
         if not torch.cuda.is_available():
             raise missing_device(self.flavour)
         symbolic = [str(value) for value in arguments if isinstance(value, torch.SymInt)]
         if symbolic:
             problem = f"sizes {', '.join(symbolic)} are symbolic: give torch.compile dynamic=False"
+            raise EngineBuildError("the whole graph", self.flavour, [problem])
+        wrapped = {type(value).__name__ for value in arguments if holds_tensors(value)}
+        if wrapped:
+            problem = f"weights are of type {', '.join(sorted(wrapped))}"
             raise EngineBuildError("the whole graph", self.flavour, [problem])
         run: Callable[..., Any] = engine_of_graph(module, arguments, self._compile)
         return run

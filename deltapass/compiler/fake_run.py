@@ -8,7 +8,7 @@ blocks of a stack, that leaves the first one or two.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -25,22 +25,15 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from deltapass.compiler.counted import LAYERS, macs_of, macs_of_layer
 from deltapass.compiler.float_inputs import known_floats
 from deltapass.compiler.torch_state import Leaving
 from deltapass.errors import UnsupportedOperatorError
 from deltapass.graph.keys import comparable
 from deltapass.graph.program import Macs, TensorSpec
+from deltapass.graph.wrapped import holds_tensors, plain_tensors
 
-aten = torch.ops.aten
-
-# What the paper counts: layers with weights. Attention's own products (bmm, sdpa) are left out.
-LAYER_OPERATORS: Final = frozenset(
-    {aten.mm, aten.addmm, aten.convolution, aten._convolution, aten.cudnn_convolution}
-)
-# On a sliced input torch runs a linear layer as a batched product; it stays a layer.
-LAYERS: Final = frozenset({torch.nn.functional.linear, aten.linear.default})
 # What fake tensors say to operators that have no form without data.
 UNKNOWN_TO_FAKES: Final = (
     NotImplementedError,
@@ -104,13 +97,20 @@ def to_fake(arguments: Sequence[Any], *, sharing: bool = False) -> list[Any]:
     def fake(value: Any) -> Any:
         if not torch.is_tensor(value):
             return value
-        plain = type(value) in (torch.Tensor, torch.nn.Parameter) and _lies_plainly(value)
-        layout = (type(value), *_layout(value)) if sharing and plain else id(value)
+        layout = _alike(value) if sharing else id(value)
         if layout not in known:
             known[layout] = mode.from_tensor(value, static_shapes=True)
         return known[layout]
 
     return list(map(fake, arguments))
+
+
+def _alike(value: torch.Tensor) -> object:
+    """Equal for arguments that may be one fake tensor."""
+    if holds_tensors(value):
+        return value.requires_grad, TensorSpec.of(value)
+    plain = type(value) in (torch.Tensor, torch.nn.Parameter) and _lies_plainly(value)
+    return (type(value), *_layout(value)) if plain else id(value)
 
 
 def spec_of(value: Any) -> Any:
@@ -148,7 +148,7 @@ class OperatorCosts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        self.macs += _macs_of(func, args, kwargs or {}, out)
+        self.macs += macs_of(func, args, kwargs or {}, out)
         self.written |= _written_storages(func, args, kwargs or {})
         return out
 
@@ -208,6 +208,8 @@ class _Recorder(Leaving):
             return self._floats[n], Macs()
         self.operators.macs, self.operators.written = Macs(), set()
         value = super().run_node(n)
+        if n.target in LAYERS and any(map(holds_tensors, self._given(n))):
+            self.operators.macs = macs_of_layer(value, *self._given(n))
         if self.operators.written & self._owned:
             if self._sharing:
                 raise _WrittenError
@@ -217,8 +219,11 @@ class _Recorder(Leaving):
         leaves = list(tree_iter(value))
         if n.op.startswith("call") and _changes_mode(n, leaves):
             raise ModeError
-        self._owned |= {_storage(leaf) for leaf in leaves if torch.is_tensor(leaf)}
+        self._owned |= _storages(leaves)
         return value, self.operators.macs
+
+    def _given(self, node: fx.Node) -> list[Any]:
+        return [self.env[value] for value in node.all_input_nodes]
 
     def _told(self, node: fx.Node) -> object:
         """Equal for equal numbers, and for values that are one and the same."""
@@ -227,7 +232,7 @@ class _Recorder(Leaving):
 
     def _shared(self, value: torch.Tensor) -> torch.Tensor:
         """The first value of this layout, if this one has memory of its own and no known data."""
-        if not _is_shareable(value) or _storage(value) in self._owned:
+        if not _is_shareable(value) or _storages([value]) & self._owned:
             return value
         layout = _layout(value)
         if layout not in self._of_layout:
@@ -249,20 +254,6 @@ def _name(target: Any) -> str:
     return str(name)
 
 
-def _macs_of(func: Any, args: Any, kwargs: Any, out: Any) -> Macs:
-    """MACs of one primitive operation by torch's own FLOP formulas (2 FLOPs a MAC)."""
-    packet = getattr(func, "_overloadpacket", None)
-    if packet in flop_registry:
-        flops = flop_registry[packet](*args, **kwargs, out_val=out)
-    elif "scaled_dot_product" in str(packet) and "backward" not in str(packet):
-        # The CPU kernel has no entry in torch's table; the formula is the same.
-        shapes = (tuple(tensor.shape) for tensor in args[:3])
-        flops = sdpa_flop_count(*shapes)  # type: ignore[no-untyped-call]
-    else:
-        return Macs()
-    return Macs(flops / 2 if packet in LAYER_OPERATORS else 0.0, flops / 2)
-
-
 def _written_storages(func: Any, args: Any, kwargs: Any) -> set[int]:
     written: set[int] = set()
     if isinstance(func, HigherOrderOperator):
@@ -271,13 +262,16 @@ def _written_storages(func: Any, args: Any, kwargs: Any) -> set[int]:
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
         value = args[position] if position < len(args) else kwargs.get(argument.name)
-        written |= {_storage(tensor) for tensor in tree_iter(value) if torch.is_tensor(tensor)}
+        written |= _storages(tree_iter(value))
     return written
 
 
-def _storage(tensor: torch.Tensor) -> int:
-    address: int = tensor.untyped_storage()._cdata
-    return address
+def _storages(values: Iterable[Any]) -> set[int]:
+    """Where the tensors among some values lie."""
+    tensors = (
+        inner for value in values if torch.is_tensor(value) for inner in plain_tensors(value)
+    )
+    return {tensor.untyped_storage()._cdata for tensor in tensors}
 
 
 def _is_shareable(value: torch.Tensor) -> bool:

@@ -32,7 +32,7 @@ def inputs_of(
 def _input(node: fx.Node, name: str, value: Any) -> Input:
     if not torch.is_tensor(value):
         return Input(name=name, role=Role.SIZE, spec=None)
-    role = Role.WEIGHT if _is_weight(node, value) else Role.DATA
+    role = Role.WEIGHT if is_weight(node, value) else Role.DATA
     return Input(name=name, role=role, spec=TensorSpec.of(value))
 
 
@@ -48,7 +48,8 @@ def _is_fixed(node: fx.Node, value: Any) -> bool:
     return plain and all(isinstance(size, int) for size in traced.shape)
 
 
-def _is_weight(node: fx.Node, value: Any) -> bool:
+def is_weight(node: fx.Node, value: Any) -> bool:
+    """Whether an input is a parameter or was taken from a module."""
     return isinstance(value, torch.nn.Parameter) or is_state(source_of(node))
 
 

@@ -57,6 +57,9 @@ def share_layouts(program: Program, chosen: Representatives) -> Program:
 
 
 def _loose_key(body: Body) -> Key:
-    """The body's key without input strides. Output layouts stay: others read them."""
-    loose = tuple((spec.shape, spec.dtype, spec.device) for spec in body.inputs)
+    """The body's key without input strides. Output layouts stay: others read them.
+
+    So do those of weights that hold other tensors: there is no copy of such in another layout.
+    """
+    loose = tuple(spec if spec.wrapped else replace(spec, stride=()) for spec in body.inputs)
     return Key((loose, body.key[1:], body.outputs))

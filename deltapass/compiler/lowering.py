@@ -39,7 +39,8 @@ class Lowering(Protocol):
     """What a lowering must offer; tests/backends/test_contract.py holds every one to it.
 
     `exact` promises results equal to the eager operators' bit for bit; then every body keeps the
-    layouts it was traced with.
+    layouts it was traced with. A lowering that takes weights which hold other tensors, such as
+    quantised ones, says so by `wrapped = True`; for others these are refused.
     """
 
     exact: bool

@@ -23,6 +23,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from deltapass.compiler.fake_run import to_fake
 from deltapass.compiler.torch_state import Leaving
+from deltapass.compiler.unwrapped import Apart
 from deltapass.errors import MutationError
 from deltapass.graph.copying import keep_source
 
@@ -58,15 +59,22 @@ def _traced(
     module: fx.GraphModule, fakes: Sequence[Any], transform: Callable[[Any], Any]
 ) -> fx.GraphModule:
     """What the graph does, in primitive operators; inputs and operators say where they are from."""
+    source = module
 
     def run(*values: Any) -> Any:
         return Leaving(module).run(*values)
 
     # Autocast keeps its copy of what requires gradients: of a weight that two blocks share.
-    given = [fake.detach() if torch.is_tensor(fake) else fake for fake in fakes]
+    apart = Apart(tuple(fakes))
+    given = apart.plain
     with fx_traceback.preserve_node_meta():
+        if apart.any:  # first, for functionalisation knows plain tensors alone
+            module = make_fx(apart.taking(run))(*given)
         traced = make_fx(transform(run))(*given)
-    placeholders = (graph.find_nodes(op="placeholder") for graph in (module.graph, traced.graph))
+    own = source.graph.find_nodes(op="placeholder")
+    if apart.any:
+        apart.put_back(traced.graph, [node.name for node in own])
+    placeholders = (graph.find_nodes(op="placeholder") for graph in (source.graph, traced.graph))
     for old, new in zip(*placeholders, strict=True):
         new.meta.update(old.meta, name_before=old.meta.get("name_before", old.name))
         keep_source(old, new)

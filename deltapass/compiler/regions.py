@@ -9,7 +9,7 @@ from typing import final
 
 from torch import fx
 
-from deltapass.errors import NoBlocksError
+from deltapass.errors import NoBlocksError, TensorFormError
 from deltapass.graph.keys import Key, comparable, key_of_attribute
 from deltapass.graph.program import Body, Call, Captured, Macs, TensorSpec, Varying
 
@@ -131,10 +131,18 @@ class _Region:
             module=fx.GraphModule(self.captured.root, graph),
             key=key,
             inputs=self._specs(self.inputs),
-            outputs=self._specs(self.outputs),
+            outputs=self._plain(self.outputs),
             macs=sum((self.captured.macs.get(n.name, Macs()) for n in self.nodes), Macs()),
             varying=self.varying,
         )
+
+    def _plain(self, nodes: Sequence[fx.Node]) -> tuple[TensorSpec, ...]:
+        """Specs of what is handed on: a delta of a tensor that holds others would hold none."""
+        specs = self._specs(nodes)
+        for node, spec in zip(nodes, specs, strict=True):
+            if spec.wrapped is not None:
+                raise TensorFormError(node.name, f"a {spec.wrapped.kind.__name__}, between blocks")
+        return specs
 
     def _specs(self, nodes: Sequence[fx.Node]) -> tuple[TensorSpec, ...]:
         specs = []

@@ -21,6 +21,7 @@ from deltapass.bundles.formats import load_format
 from deltapass.bundles.manifest import PLAN_FILE, BundlePlan, to_text
 from deltapass.errors import ExportError
 from deltapass.exporting.dynamic_shapes import DynamicShapes
+from deltapass.exporting.plain_weights import of_plain_weights
 from deltapass.exporting.prepare import Prepared, prepare
 from deltapass.exporting.trace import export_graph
 from deltapass.exporting.verify import Reference, verify_bundle
@@ -71,7 +72,7 @@ def export(  # noqa: PLR0913 - one call is how its users meet it
     backend, place = load_format(format), Path(path).resolve()
     refuse_existing(place, overwrite=overwrite)
     backend.check(engine or {})
-    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    model = of_plain_weights(getattr(model, "_orig_mod", model))  # of torch.compile
     with as_dynamo_compiles():  # one at a time: torch.export patches torch for the whole process
         made = prepare(export_graph(model, args, kwargs, dynamic_shapes, batch), chosen)
         with written_aside(place, overwrite=overwrite) as folder:

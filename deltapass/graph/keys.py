@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, final
 
 from torch import fx
@@ -24,6 +25,37 @@ class Key(tuple[object, ...]):
     def __reduce__(self) -> tuple[type[Key], tuple[tuple[object, ...]]]:
         """Without the hash: another process hashes text otherwise."""
         return Key, (tuple(self),)
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Compared:
+    """A value of any class as a part of a key. Values that cannot be compared equal none."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Compared):
+            return NotImplemented
+        try:
+            return self.value is other.value or bool(self.value == other.value)
+        except Exception:  # noqa: BLE001 - it may be of any class
+            return False
+
+    def __hash__(self) -> int:
+        return _hash_of(self.value)
+
+
+def _hash_of(value: Any) -> int:
+    """Equal for equal values, though dictionaries have no hash; of what has none, its type's."""
+    if isinstance(value, dict):
+        return hash(frozenset((key, _hash_of(each)) for key, each in value.items()))
+    if isinstance(value, list | tuple):
+        return hash(tuple(map(_hash_of, value)))
+    try:
+        return hash(value)
+    except TypeError:
+        return hash(type(value))
 
 
 def comparable(value: Any, of_node: Callable[[fx.Node], object]) -> object:

@@ -7,7 +7,7 @@ list of some thirty calls of a few bodies, on named values, that a person can re
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -17,16 +17,22 @@ import msgspec
 import torch
 from torch import fx
 
+from deltapass.graph.wrapped import Wrapped
+
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorSpec:
-    """Shape, layout, type and place of a tensor, without its data."""
+    """Shape, layout, type and place of a tensor, without its data.
+
+    `wrapped` says how one that holds other tensors is made up, such as a quantised weight.
+    """
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    wrapped: Wrapped | None = None
 
     @staticmethod
     def of(tensor: torch.Tensor) -> TensorSpec:
@@ -36,6 +42,7 @@ class TensorSpec:
             stride=tuple(tensor.stride()),
             dtype=tensor.dtype,
             device=tensor.device,
+            wrapped=Wrapped.of(tensor, TensorSpec.of),
         )
 
     @property
@@ -45,8 +52,19 @@ class TensorSpec:
 
     def empty(self, device: torch.device | str | None = None) -> torch.Tensor:
         """A new tensor of this spec, if need be on another device."""
-        place = device or self.device
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=place)
+
+        def plain(spec: TensorSpec) -> torch.Tensor:
+            place = device or spec.device
+            return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=place)
+
+        return self.filled(plain)
+
+    def filled(self, plain: Callable[[TensorSpec], torch.Tensor]) -> torch.Tensor:
+        """A tensor of this spec, of what `plain` gives for the specs of the plain ones within."""
+        if self.wrapped is None:
+            return plain(self)
+        parts = {name: spec.filled(plain) for name, spec in self.wrapped.parts}
+        return self.wrapped.around(parts, self.shape, self.stride)
 
     @property
     def nbytes(self) -> int:

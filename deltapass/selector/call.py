@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple, final
 
 from deltapass.errors import LoweringError, NoTimestepError, StepUnknownError
-from deltapass.graph.program import Role, data_names
+from deltapass.graph.program import Input, Role, data_names
 from deltapass.schedule.explicit import AnySchedule, ExplicitSchedule
 from deltapass.selector.continuity import Continuity
 from deltapass.selector.model import ModelInfo, Repertoire
@@ -68,6 +68,13 @@ class PlannedCall(NamedTuple):
     observer: Observer | None = None
 
 
+def _owner_at(inputs: Sequence[Input]) -> int | None:
+    """Position of the first weight, a plain one if there is: torch moves no wrapper weakly held."""
+    weights = [(at, given.spec) for at, given in enumerate(inputs) if given.role is Role.WEIGHT]
+    plain = (at for at, spec in weights if spec is None or spec.wrapped is None)
+    return next(plain, weights[0][0] if weights else None)
+
+
 @final
 class CallFinder:
     """Finds place and plan of every call of one compiled model."""
@@ -83,8 +90,7 @@ class CallFinder:
         self._gone = 0
         self._rows, self._uses = Rows(model, variants), Uses(model)
         self._token = object()  # stands for this finder in lanes, which must not hold its graph
-        weights = [at for at, given in enumerate(model.inputs) if given.role is Role.WEIGHT]
-        self._first_weight = weights[0] if weights else None
+        self._first_weight = _owner_at(model.inputs)
 
     def find(self, arguments: Sequence[Any]) -> PlannedCall:
         """Place and plan of a call with these inputs.

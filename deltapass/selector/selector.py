@@ -65,8 +65,11 @@ class Selector:
             conditioning=model.conditioning,
         )
         self._constants = tuple(constants)
-        inputs = enumerate(model.inputs)
-        self._weights = WeightWatch([at for at, given in inputs if given.role is Role.WEIGHT])
+        weights = {
+            at: given.spec for at, given in enumerate(model.inputs) if given.role is Role.WEIGHT
+        }
+        within = {at: spec.wrapped.paths for at, spec in weights.items() if spec and spec.wrapped}
+        self._weights = WeightWatch(tuple(weights), within)
         self.marks: tuple[Mark, ...] = ()
         self._warned: set[str] = set()
 

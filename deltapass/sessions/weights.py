@@ -4,6 +4,10 @@ A weight is surely the same if it is the same object, in the same memory, and co
 Addresses alone do not tell: what is made after something was freed may lie where that lay. What
 lies elsewhere was moved, as offloading moves it (of a buffer it makes another object), or was
 exchanged; a sample of its numbers tells which.
+
+Of a weight that holds other tensors, such as a quantised one, these are looked at, for it has no
+memory of its own; and its version, for what is done to the whole is not counted by its parts. It is
+not held weakly: torch would not move it.
 """
 
 from __future__ import annotations
@@ -11,9 +15,10 @@ from __future__ import annotations
 import operator
 import weakref
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
+from types import MappingProxyType
 from typing import Any, Final, final
 
 import torch
@@ -26,6 +31,8 @@ NO_VERSION: Final = -1  # of an inference tensor
 NO_PLACE: Final = 2**64 - 1  # of a wrapper, which has no memory; some devices use all other bits
 PLAIN: Final = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.Buffer})
 SAMPLED: Final = 256  # numbers of a weight, spread over all of it, that tell a move from a change
+Wholes = tuple[tuple[int, int], ...]
+NOTHING: Final[Mapping[int, Sequence[str]]] = MappingProxyType({})
 MANY: Final = 128  # weights from which on it pays to build the compiled check
 
 
@@ -36,6 +43,8 @@ class Weighed:
 
     `plain` says that none is of a subclass, which may answer for another tensor inside it.
     `sample` holds SAMPLED numbers of each, on their device; None where they cannot be taken.
+    `wholes` has the identity and the version of every weight that holds others, of which only the
+    plain tensors within are among the rest.
     """
 
     objects: list[weakref.ref[Any]]
@@ -43,6 +52,7 @@ class Weighed:
     places: array[int]
     plain: bool
     sample: torch.Tensor | None = None
+    wholes: Wholes = ()
 
     def still_holds(self, weights: Sequence[Any]) -> bool:
         """Whether these are the same objects, and nothing was changed or moved since."""
@@ -54,14 +64,14 @@ class Weighed:
         )
 
 
-def weigh(weights: Sequence[Any]) -> Weighed:
+def weigh(weights: Sequence[Any], wholes: Wholes = ()) -> Weighed:
     """Note how the weights are.
 
     Not seen: `weight.data.mul_()`, and in-place changes of inference tensors; neither is counted.
     """
     plain = PLAIN.issuperset(map(type, weights))
     objects, sample = list(map(weakref.ref, weights)), _sampled(weights) if plain else None
-    return Weighed(objects, _versions(weights), _places(weights), plain, sample)
+    return Weighed(objects, _versions(weights), _places(weights), plain, sample, wholes)
 
 
 def same_weights(one: Weighed, other: Weighed) -> bool:
@@ -71,13 +81,19 @@ def same_weights(one: Weighed, other: Weighed) -> bool:
     """
     if one is other:
         return True
-    if len(one.objects) != len(other.objects):
+    if len(one.objects) != len(other.objects) or _changed(one.wholes, other.wholes):
         return False
     # A weak reference is made once for each object, so the same object has the same reference.
     kept = list(map(operator.is_, one.objects, other.objects))
     if not all(map(operator.eq, *(compress(noted.versions, kept) for noted in (one, other)))):
         return False
     return (all(kept) and one.places == other.places) or _alike(one.sample, other.sample)
+
+
+def _changed(before: Wholes, now: Wholes) -> bool:
+    same = len(before) == len(now)
+    pairs = zip(before, now, strict=False)
+    return not same or any(one[0] == other[0] and one != other for one, other in pairs)
 
 
 def _alike(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
@@ -110,12 +126,22 @@ class WeightWatch:
     check compiled from unchanged.cpp; about ten times as much while, or where, there is none.
     """
 
-    def __init__(self, positions: Sequence[int]) -> None:
-        """`positions` are those of the weights among a call's arguments."""
-        self._positions = array("q", positions)
-        self._pick = _picker(positions)
+    def __init__(
+        self, positions: Sequence[int], within: Mapping[int, Sequence[str]] = NOTHING
+    ) -> None:
+        """Watch the weights at some positions among a call's arguments.
+
+        Args:
+            positions: Those of the weights.
+            within: Position -> dotted names of the plain tensors in a weight that holds others.
+        """
+        self._parts = _parts_picker(positions, within) if within else None
+        self._wholes = _picker(tuple(within))
+        count = len(positions) + sum(len(paths) - 1 for paths in within.values())
+        self._positions = array("q", range(count) if within else positions)
+        self._pick = _picker(self._positions)
         self._last: Weighed | None = None
-        self._native = NativeCheck() if len(positions) >= MANY else None
+        self._native = NativeCheck() if count >= MANY else None
 
     def look(self, arguments: tuple[Any, ...], before: Weighed | None = None) -> Weighed:
         """How the weights are now.
@@ -125,10 +151,14 @@ class WeightWatch:
             before: How they were at the last call of the branch: that very object comes back if
                 they are as then. Models of one class may share a graph, and take turns.
         """
+        wholes: Wholes = ()
+        if self._parts is not None:
+            wholes = _look_at(self._wholes(arguments))
+            arguments = self._parts(arguments)
         for known in (before, self._last):
-            if known is not None and self._holds(known, arguments):
+            if known is not None and known.wholes == wholes and self._holds(known, arguments):
                 return known
-        self._last = weigh(self._pick(arguments))
+        self._last = weigh(self._pick(arguments), wholes)
         return self._last
 
     def _holds(self, known: Weighed, arguments: tuple[Any, ...]) -> bool:
@@ -144,6 +174,21 @@ def _picker(positions: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ..
     if len(positions) > 1:
         return operator.itemgetter(*positions)
     return lambda arguments: tuple(arguments[at] for at in positions)
+
+
+def _parts_picker(
+    positions: Sequence[int], within: Mapping[int, Sequence[str]]
+) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """Picks the plain weights, and what the others hold."""
+    plain = _picker([at for at in positions if at not in within])
+    # One getter a weight would read its parts faster, but gives no tuple where it has one part.
+    parts = [(at, operator.attrgetter(path)) for at, paths in within.items() for path in paths]
+    return lambda arguments: plain(arguments) + tuple([read(arguments[at]) for at, read in parts])
+
+
+def _look_at(weights: Sequence[Any]) -> Wholes:
+    with torch._C.DisableTorchFunctionSubclass():  # which would run Python for every weight
+        return tuple(zip(map(id, weights), _versions(weights), strict=True))
 
 
 def _versions(weights: Sequence[Any]) -> array[int]:

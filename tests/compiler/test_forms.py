@@ -10,11 +10,12 @@ import torch
 from driving import compiled, in_session, oracle, tensors
 from models import AdaLNDenoiser, B, D, noise, randomise
 from raising import raises_in_compile
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor, fx, nn
+from wrapped import Scaled8Bit, Secret8Bit, rounded, scaled
 
-from deltapass.compiler.forms import form_of
-from deltapass.errors import RefusalWarning, TensorFormError
+from deltapass.compiler.forms import form_of, refuse_forms
+from deltapass.errors import RefusalWarning, TensorFormError, WrappedWeightError
+from deltapass.graph.wrapped import holds_tensors
 
 STEPS = 4
 Read = Callable[[Tensor], Tensor]
@@ -109,61 +110,48 @@ def test_opaque_tensor_is_refused_and_runs() -> None:
         assert torch.equal(ours, model(*args))
 
 
-class Scaled8Bit(torch.Tensor):
-    """A weight in two tensors, which operators see as one, as torchao makes them."""
-
-    q: Tensor
-    s: Tensor
-
-    @staticmethod
-    def __new__(cls, q: Tensor, s: Tensor) -> Scaled8Bit:
-        made = torch.Tensor._make_wrapper_subclass(cls, q.shape, dtype=s.dtype, device=q.device)
-        made.q, made.s = q, s
-        return made
-
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["q", "s"], None
-
-    @staticmethod
-    def __tensor_unflatten__(inner: dict[str, Tensor], *_: Any) -> Scaled8Bit:
-        return Scaled8Bit(inner["q"], inner["s"])
-
-    def __repr__(self) -> str:  # torch's own reads numbers
-        return "Scaled8Bit"
-
-    def _stable_hash_for_caching(self) -> str:
-        return repr(self)
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
-            return Scaled8Bit(args[0].q, args[0].s)
-        args, kwargs = pytree.tree_map_only(cls, lambda w: w.q * w.s, (args, kwargs or {}))
-        return func(*args, **kwargs)
+def test_a_weight_that_does_not_say_what_it_holds_is_refused() -> None:
+    """Dynamo traces no such model either; torch.export and other tracers may."""
+    graph = fx.Graph()
+    node = graph.placeholder("w")
+    node.meta["source"] = "L['self']._parameters['w']"
+    graph.output(node)
+    weight = Secret8Bit(torch.ones(2, 2), torch.ones(2, 1))
+    assert not holds_tensors(weight)
+    with pytest.raises(
+        TensorFormError, match="is a Secret8Bit, a tensor with operators of its own"
+    ):
+        refuse_forms(fx.GraphModule(nn.Module(), graph), [weight])
 
 
-def quantised() -> nn.Module:
-    model = randomise(AdaLNDenoiser(depth=2))
-    for layer in model.blocks.modules():
-        if isinstance(layer, nn.Linear):
-            scale = layer.weight.abs().amax(1, keepdim=True) / 127
-            weight = Scaled8Bit((layer.weight / scale).round().to(torch.int8), scale)
-            layer.weight = nn.Parameter(weight, requires_grad=False)
-    return model
+def test_what_a_weight_holds_must_be_a_tensor_in_one_piece() -> None:
+    jagged_scale = Scaled8Bit(torch.ones(2, 2), torch.ones(2, 2).to_sparse())
+    assert form_of(jagged_scale, weight=True) == (
+        "a Scaled8Bit, whose s is a tensor of layout torch.sparse_coo"
+    )
+    assert form_of(Scaled8Bit(torch.ones(2, 2), torch.ones(2, 1)), weight=True) is None
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of Inductor's own
-@pytest.mark.parametrize("lowering", ["eager", "inductor"])
-def test_weights_of_several_tensors_are_refused_and_run(lowering: str) -> None:
-    model = quantised()
+def test_data_that_holds_tensors_is_refused_and_runs() -> None:
+    model = randomise(Reading(lambda x: x * 1.0))
+    args = (*model.inputs(999.0)[0], Scaled8Bit(*rounded(noise(3, B, D))))
+    with torch.no_grad(), pytest.warns(RefusalWarning, match="'given' is a Scaled8Bit"):
+        ours = compiled(model, cached_blocks=2)(*args)
+    with torch.no_grad():
+        assert torch.equal(ours, model(*args))
+
+
+def test_weights_that_hold_tensors_are_refused_by_lowerings_that_know_plain_ones() -> None:
+    pytest.importorskip("onnxruntime")
+    model = scaled(randomise(AdaLNDenoiser(depth=2)))
     args, _ = AdaLNDenoiser.inputs(model, 500.0)
     with torch.no_grad():
-        with pytest.warns(RefusalWarning, match="is a Scaled8Bit"):
-            ours = compiled(model, lowering=lowering)(*args)
-        torch.testing.assert_close(ours, model(*args), rtol=1e-4, atol=1e-4)
+        with pytest.warns(RefusalWarning, match="Scaled8Bit, and lowering 'onnx' takes plain"):
+            ours = compiled(model, lowering="onnx")(*args)
+        assert torch.equal(ours, model(*args))
         torch._dynamo.reset()
-        with raises_in_compile(TensorFormError, match="Scaled8Bit"):
-            compiled(model, strict=True)(*args)
+        with raises_in_compile(WrappedWeightError, match="Use the lowering 'inductor'"):
+            compiled(model, lowering="onnx", strict=True)(*args)
 
 
 @pytest.mark.parametrize("kind", [torch.Tensor, nn.Parameter, nn.Buffer])

@@ -8,9 +8,11 @@ import pytest
 import torch
 from driving import compiled
 from models import make
+from wrapped import Nested8Bit, Scaled8Bit, rounded, scaled
 
 import deltapass
-from deltapass.sessions.weights import same_weights, weigh
+from deltapass.graph.program import TensorSpec
+from deltapass.sessions.weights import WeightWatch, same_weights, weigh
 
 
 def weights() -> list[torch.nn.Parameter]:
@@ -141,3 +143,107 @@ def test_replaced_weight_refreshes() -> None:
             out = model(*args, **kwargs)
         assert torch.equal(out, toy(*args, **kwargs))
         assert session.report().entries[1].cause is deltapass.Cause.WEIGHTS
+
+
+# ---- weights that hold other tensors ----------------------------------------------------------
+
+
+def quantised(kind: type[Scaled8Bit] = Scaled8Bit) -> torch.nn.Parameter:
+    numbers, scale = rounded(torch.arange(1.0, 13.0).view(3, 4))
+    scale = Scaled8Bit(*rounded(scale)) if kind is Nested8Bit else scale
+    return torch.nn.Parameter(kind(numbers, scale), requires_grad=False)
+
+
+def watch_of(arguments: tuple[torch.Tensor, ...]) -> WeightWatch:
+    """Watches all arguments, by the specs that a compiled model has of them."""
+    wrapped = {at: TensorSpec.of(weight).wrapped for at, weight in enumerate(arguments)}
+    return WeightWatch(range(len(arguments)), {at: w.paths for at, w in wrapped.items() if w})
+
+
+def scale_changed(some: list[torch.nn.Parameter]) -> None:
+    some[1].s.mul_(2)  # type: ignore[attr-defined]
+
+
+def copied_into(some: list[torch.nn.Parameter]) -> None:
+    with torch.no_grad():
+        some[1].copy_(quantised())
+
+
+def part_replaced(some: list[torch.nn.Parameter]) -> None:
+    some[1].q = -some[1].q  # type: ignore[attr-defined]
+
+
+def part_moved(some: list[torch.nn.Parameter]) -> None:
+    some[1].q.data = -some[1].q  # type: ignore[attr-defined]
+
+
+def wrapper_replaced(some: list[torch.nn.Parameter]) -> None:
+    some[1] = quantised()
+    some[1].s.add_(1)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "change", [scale_changed, copied_into, part_replaced, part_moved, wrapper_replaced]
+)
+def test_changes_of_what_a_weight_holds_are_seen(
+    change: Callable[[list[torch.nn.Parameter]], None],
+) -> None:
+    some = [*weights(), *weights()]
+    some[1] = quantised()
+    watch = watch_of(tuple(some))
+    first = watch.look(tuple(some))
+    assert watch.look(tuple(some), first) is first
+    change(some)
+    changed = watch.look(tuple(some), first)
+    assert not same_weights(first, changed)
+    assert watch.look(tuple(some), changed) is changed
+
+
+def test_what_a_weight_holds_may_move() -> None:
+    """As offloading moves it: another weight, of other tensors that hold the same numbers."""
+    some = [quantised()]
+    watch = watch_of(tuple(some))
+    first = watch.look(tuple(some))
+    kept = some[0]
+    some[0] = torch.nn.Parameter(kept.of(torch.clone), requires_grad=False)  # type: ignore[attr-defined]
+    now = watch.look(tuple(some), first)
+    assert now is not first
+    assert same_weights(first, now)
+
+
+def test_changes_deep_within_are_seen() -> None:
+    some = (quantised(Nested8Bit),)
+    watch = watch_of(some)
+    first = watch.look(some)
+    assert watch.look(some, first) is first
+    some[0].s.q.add_(1)  # type: ignore[attr-defined]
+    assert watch.look(some, first) is not first
+
+
+def test_a_weight_that_holds_others_is_not_held_weakly() -> None:
+    """Torch swaps such weights where it would set the data of others, if nobody refers to them."""
+    some = (quantised(),)
+    watch = watch_of(some)
+    noted = watch.look(some)
+    torch.utils.swap_tensors(some[0], quantised())
+    assert watch.look(some, noted) is not noted
+
+
+def test_plain_parts_are_asked_by_the_compiled_check() -> None:
+    assert watch_of((quantised(),)).look((quantised(),)).plain
+
+
+def test_changed_quantised_weight_refreshes_and_an_unchanged_one_does_not() -> None:
+    toy = scaled(make("adaln"))
+    model = compiled(toy, cached_blocks=4, schedule="delta-cache-deep", interval=4)
+    args, kwargs = toy.inputs(500.0, 1)  # type: ignore[operator]
+    with torch.no_grad(), deltapass.session(steps=4) as session:
+        for step in range(4):
+            session.step(step)
+            if step == 2:
+                toy.blocks[5].mlp[0].weight.q.neg_()  # type: ignore[index, union-attr]
+            out = model(*args, **kwargs)
+            if step == 2:
+                assert torch.equal(out, toy(*args, **kwargs))
+        causes = [entry.cause for entry in session.report().entries]
+    assert causes == [deltapass.Cause.NEW_TRAJECTORY, None, deltapass.Cause.WEIGHTS, None]
