@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from deltapass.backends.onnx.operators import gathered_once
 from hypothesis import settings
 from times import Times
 
@@ -53,6 +55,13 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text + "\n" == path.read_text(), f"{path.name}: see --update-golden"
 
     return compare
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_of_onnx() -> Iterator[None]:
+    """Conversions share torch's table of operators, where a collected module may convert."""
+    with gathered_once() if "onnxscript" in sys.modules else nullcontext():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

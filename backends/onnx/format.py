@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Final, final
 
 import torch
+from deltapass.backends.onnx.operators import gathered_once
 from deltapass.backends.onnx.optimize import optimize
 from deltapass.backends.onnx.session import ELEMENTS, OrtSegment, device_of, open_session
 from torch.export import ExportedProgram
@@ -98,12 +99,13 @@ def write_segments(
     onnx_ir = _library("onnx_ir")
     for segment in job.segments:
         _check_types(segment)
-    models = {
-        segment.name: to_onnx(
-            segment.name, segment.program, (segment.inputs, segment.outputs), opset, rework
-        )
-        for segment in job.segments
-    }
+    with gathered_once():
+        models = {
+            segment.name: to_onnx(
+                segment.name, segment.program, (segment.inputs, segment.outputs), opset, rework
+            )
+            for segment in job.segments
+        }
     stored = {name: _store_weights(model, job.store) for name, model in models.items()}
     places = job.store.write(folder / WEIGHTS_FILE) if job.store.tensors else {}
     files = {}
