@@ -37,14 +37,18 @@ OPTIONS: Final[Mapping[str, dict[str, Any]]] = {
 
 
 def arguments(
-    description: str, *, without: Iterable[str] = (), **extra: dict[str, Any]
+    description: str,
+    *,
+    without: Iterable[str] = (),
+    given: Sequence[str] | None = None,
+    **extra: dict[str, Any],
 ) -> argparse.Namespace:
-    """The options every script takes but for those in `without`, and its own."""
+    """The options every script takes but for those in `without`, and its own; or `given` words."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     shared = {name: how for name, how in OPTIONS.items() if name not in set(without)}
     for name, how in {**shared, **extra}.items():
         parser.add_argument(f"--{name}", **how)
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 # ---- trajectories --------------------------------------------------------------------------------

@@ -1,68 +1,21 @@
-"""What is said of the methods: the numbers of a record, and a record as tables for people."""
+"""An entry of the evidence as tables for people."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
-import msgspec
+from deltapass.bench.record import Measure
+from evidence.meanings import MEASURES
 
-from deltapass.bench.record import Interval
-from evidence.judging import Judged
-from evidence.meanings import MEASURES, Measure
-from evidence.times import Share
-
-DIGITS: Final = 6
 Row = Mapping[str, Any]
-
-# ---- numbers -------------------------------------------------------------------------------------
-
-
-def numbers(judged: Sequence[Judged], real: Mapping[str, Interval]) -> dict[str, Any]:
-    """All of it for a record, the differences from plain runs too."""
-    return {
-        "margins": {name: MEASURES[name].margin for name in judged[0].means},
-        "methods": [_numbers(one) for one in judged],
-        "real": {name: _plain(value) for name, value in real.items()},
-    }
-
-
-def _numbers(one: Judged) -> dict[str, Any]:
-    found = {
-        "name": one.method.name,
-        "steps": one.method.steps,
-        "schedule": None if one.method.plain else repr(one.method.schedule),
-        "time": None if one.time is None else _plain(one.time),
-        "means": {name: _plain(value) for name, value in one.means.items()},
-    }
-    if one.method.plain:
-        return found
-    return {
-        **found,
-        "equal_time_plain_steps": one.rival,
-        "as_good_as_plain_steps": {name: one.reached(name) for name in one.means},
-        "less_plain": {
-            str(steps): {
-                name: {**_plain(pair.difference), "verdict": pair.verdict}
-                for name, pair in pairs.items()
-            }
-            for steps, pairs in one.pairs.items()
-        },
-    }
-
-
-def _plain(value: Interval | Share) -> dict[str, float]:
-    return {name: round(number, DIGITS) for name, number in msgspec.to_builtins(value).items()}
-
-
-# ---- a record as tables --------------------------------------------------------------------------
 
 
 def markdown(record: Row) -> str:
     """Every method's values; then how those that cache stand against plain steps.
 
     Args:
-        record: What `equal_time.py` writes.
+        record: What `equal_time.py` writes (`entry.py`).
     """
     measures = {name: MEASURES[name] for name in record["margins"]}
     titles = [measure.title.format(**record["options"]) for measure in measures.values()]
@@ -86,7 +39,7 @@ def markdown(record: Row) -> str:
 
 def _values(row: Row, measures: Mapping[str, Measure], first: Row) -> list[str]:
     shown = [
-        "" if row is first and name == "plain_psnr" else _shown(row["means"][name], measure)
+        "" if row is first and name == "plain_psnr" else _shown(row["means"].get(name), measure)
         for name, measure in measures.items()
     ]
     time = row["time"]
@@ -111,14 +64,20 @@ def _at_equal_time(row: Row, measures: Mapping[str, Measure]) -> list[str]:
     steps = str(row["equal_time_plain_steps"])
     cells = []
     for name, measure in measures.items():
-        pair = row["less_plain"][steps][name]
+        pair = row["less_plain"][steps].get(name)
+        if pair is None:
+            cells.append("")
+            continue
         low, high = (_number(pair[end], measure, "+") for end in ("low", "high"))
-        cells.append(f"{_word(pair['verdict'])} ({low} to {high})")
+        cells.append(f"{_word(pair)} ({low} to {high})")
     return [row["name"], steps, *cells]
 
 
-def _word(verdict: str) -> str:
-    return f"**{verdict}**" if verdict == "worse" else verdict
+def _word(pair: Row) -> str:
+    verdict = pair["verdict"]
+    if "reason" in pair:
+        return f"{verdict}: {pair['reason']}"
+    return f"**{verdict}**" if verdict == "worse" else str(verdict)
 
 
 def _as_good_as(row: Row, measures: Mapping[str, Measure]) -> list[str]:
