@@ -9,7 +9,7 @@ import torch
 from deltapass.errors import ExportError
 from deltapass.graph.wrapped import holds_tensors
 
-UNWRAP: Final = "Export the model as it was before it was quantised; torch.compile runs it as it is"
+REMEDY: Final = "Export the model as it was before it was quantised; torch.compile runs it as it is"
 
 
 def of_plain_weights(model: Any) -> Any:
@@ -22,5 +22,5 @@ def of_plain_weights(model: Any) -> Any:
         return model  # refused by whoever traces it
     for name, weight in (*model.named_parameters(), *model.named_buffers()):
         if holds_tensors(weight):
-            raise ExportError(f"weight {name!r} is of type {type(weight).__name__}", UNWRAP)
+            raise ExportError(f"weight {name!r} is of type {type(weight).__name__}", REMEDY)
     return model
