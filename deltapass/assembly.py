@@ -12,6 +12,7 @@ from deltapass.compiler.lowering import LoweredBodies
 from deltapass.compiler.outline import Outline
 from deltapass.compiler.plan import Plan
 from deltapass.compiler.settle import plan_for
+from deltapass.compiler.torch_state import autocast_types
 from deltapass.compiler.variants import Variants
 from deltapass.options import Options
 from deltapass.selector.model import ModelInfo
@@ -36,7 +37,7 @@ def assemble(outlined: Outline, options: Options, bodies: LoweredBodies) -> Sele
     )
     variants.warm_up(plan)
     constants = tuple(outlined.captured.constants.values())
-    facts = model_info(plan, variants.key)
+    facts = model_info(plan, (*variants.key, *autocast_types()))
     return Selector(facts, variants, constants=constants, strict=options.strict)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, final
@@ -28,6 +28,7 @@ from deltapass.compiler.inputs import data_positions
 from deltapass.compiler.lowering import LoweredBodies, Lowering, load_lowering
 from deltapass.compiler.outline import Outline, outline
 from deltapass.compiler.signatures import name_arguments
+from deltapass.compiler.torch_state import autocast_types, outside_autocast
 from deltapass.compiler.tracing import (
     detached_from_dynamo,
     is_compiled_twice,
@@ -158,7 +159,7 @@ def compile_graph(
     options: Options,
     lowering: Lowering,
     varying: Shared | None = None,
-) -> Selector:
+) -> Selector | OutsideAutocast:
     """All seven stages, for one set of static shapes.
 
     Args:
@@ -176,9 +177,12 @@ def compile_graph(
     shared, sizes = varying or (None, {})
     bodies = LoweredBodies(options.lowering, lowering, shared, sizes)
     with _collector_paused(), failures_refused():
-        selector = assemble(analyse(gm, arguments, options.inputs), options, bodies)
+        found = analyse(gm, arguments, options.inputs)
+        outside = found.captured.primitive and bool(autocast_types())
+        with outside_autocast() if outside else nullcontext():
+            selector = assemble(found, options, bodies)
     selector.marks = marks(arguments)
-    return selector
+    return OutsideAutocast(selector) if outside else selector
 
 
 @contextmanager
@@ -191,6 +195,19 @@ def _collector_paused() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class OutsideAutocast:
+    """Runs without the autocast round the model, which is in the graph's operators already."""
+
+    run: Selector
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run the graph."""
+        with outside_autocast():
+            return self.run(*arguments)
 
 
 @final

@@ -5,6 +5,13 @@ blocks' `forward` while it runs. A span over a seam (deltapass/compiler/seams.py
 it and one after it. Source: Delta-DiT, arXiv:2406.01125, Eq. 3; predictions from several deltas,
 sums of weight times delta in float32, are ours. What is weighed is found here anew; the weights are
 those of the predictor (tests/schedule/test_predictors.py holds them to their definitions).
+
+The rule of half precision: a stream of float16 or bfloat16 is subtracted, weighed and added in
+float32, its deltas are held in float32, and what is predicted is rounded once, to the type of what
+the blocks gave. Of float16 it is clipped to the range of the type, as models clip their own, but
+not where the live-in or the newest delta is infinite: then the model's own value is no number that
+float16 holds, and neither is what is predicted. A live-in that is infinite where the blocks made
+something finite of it was clipped by them, and counts as the largest number.
 """
 
 from __future__ import annotations
@@ -121,12 +128,12 @@ class DeltaCacheReference:
             live_in, live_out = entered[start][stream], left[index][stream]
             if live_out is None:
                 return None
-            deltas.append(_wide(live_out) - (0 if feature else _wide(live_in)))
+            dtype = live_out.dtype
+            deltas.append(_wide(live_out) if feature else _delta(live_out, live_in))
         own = self.given.get(int(self._place))
         live_in = None if feature else self._live_in[stream]
-        dtype = self._live_in[stream].dtype
         if self.predictor.depth == 1 and own is None:
-            return deltas[-1].to(dtype) if live_in is None else _sum(deltas[-1], live_in)
+            return deltas[-1].to(dtype) if live_in is None else _sum(deltas[-1], live_in, dtype)
         places = [place for place, _, _ in self._history]
         if self.predictor.accumulates:
             deltas = self._coefficients(deltas, places)
@@ -154,12 +161,21 @@ class DeltaCacheReference:
         return held[::-1]
 
 
+HALF = (torch.float16, torch.bfloat16)
+MOST = torch.finfo(torch.float16).max
+
+
 def _wide(value: Tensor) -> Tensor:
-    """A float16 stream in float32, within the range of float16; any other as it is."""
-    if value.dtype != torch.float16:
-        return value
-    most = torch.finfo(torch.float16).max
-    return value.float().clamp(-most, most)
+    """A stream of half precision in float32; any other as it is."""
+    return value.float() if value.dtype in HALF else value
+
+
+def _delta(live_out: Tensor, live_in: Tensor) -> Tensor:
+    """What a span adds to a stream, in float32 where that is of half precision."""
+    entered = _wide(live_in)
+    if live_in.dtype == torch.float16:
+        entered = entered.clamp(-MOST, MOST)
+    return (_wide(live_out) - entered).to(_wide(live_out).dtype)
 
 
 def _weighted_sum(
@@ -170,20 +186,25 @@ def _weighted_sum(
 ) -> Tensor:
     """live_in + the sum of weight times delta, newest first, in float32 at least; rounded once."""
     wide = torch.promote_types(dtype, torch.float32)
+    if live_in is not None:
+        wide = torch.promote_types(wide, live_in.dtype)
     total = torch.zeros((), dtype=wide)
     for at, (weight, delta) in enumerate(zip(weights, deltas, strict=False)):
-        term = torch.tensor(weight, dtype=torch.float32).to(wide) * delta.to(wide)
+        finite = delta.clamp(-2 * MOST, 2 * MOST) if dtype == torch.float16 else delta
+        term = torch.tensor(weight, dtype=torch.float32).to(wide) * finite.to(wide)
         total = total + term if at else term
-    total = total if live_in is None else total + live_in.to(wide)
     if dtype == torch.float16:
-        most = torch.finfo(torch.float16).max
-        total = total.clamp(-most, most)
+        total = deltas[0].where(deltas[0].isinf(), total)
+    return _rounded(total if live_in is None else total + live_in.to(wide), dtype)
+
+
+def _sum(delta: Tensor, live_in: Tensor, dtype: torch.dtype) -> Tensor:
+    """live_in + delta, in float32 where the stream is of half precision."""
+    return _rounded(torch.add(delta, _wide(live_in)), dtype)
+
+
+def _rounded(total: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the type of the stream; what is finite within the range of float16."""
+    if dtype == torch.float16:
+        total = total.where(total.isinf(), total.clamp(-MOST, MOST))
     return total.to(dtype)
-
-
-def _sum(delta: Tensor, live_in: Tensor) -> Tensor:
-    """live_in + delta; of a float16 stream in float32, and clipped to the range of float16."""
-    if live_in.dtype != torch.float16:
-        return torch.add(delta, live_in)
-    most = torch.finfo(torch.float16).max
-    return torch.add(delta, live_in.float()).clamp(-most, most).half()

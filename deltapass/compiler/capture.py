@@ -25,6 +25,7 @@ from deltapass.compiler.forms import refuse_forms
 from deltapass.compiler.inputs import inputs_of, readable_name
 from deltapass.compiler.plain_operators import without_modes, without_writes
 from deltapass.compiler.roles import assign_roles
+from deltapass.compiler.torch_state import stop_autocast
 from deltapass.compiler.tracing import detached_from_dynamo
 from deltapass.compiler.varying import varying_of
 from deltapass.errors import MixedDevicesError
@@ -72,6 +73,7 @@ def capture(
         values={new: specs[id(run.values[old])] for old, new in static.names.items()},
         macs={static.names[name]: macs for name, macs in run.macs.items()},
         varying=_varying(module, static.names) if module is given else {},
+        primitive=module is not given,
     )
     return assign_roles(found, stated)
 
@@ -83,7 +85,7 @@ def _varying(module: fx.GraphModule, names: Mapping[str, str]) -> dict[str, Vary
 
 
 def _functional(module: fx.GraphModule, arguments: Sequence[Any]) -> tuple[fx.GraphModule, FakeRun]:
-    """The graph without modes and in-place writes, and its run."""
+    """The graph without modes and in-place writes, and its run; autocast may be stopped by it."""
     floats = known_floats(module, arguments)
     try:
         run = fake_run(module, arguments)
@@ -91,11 +93,13 @@ def _functional(module: fx.GraphModule, arguments: Sequence[Any]) -> tuple[fx.Gr
         if floats:
             raise FixedFloatError from None
         module = without_modes(module, arguments)
+        stop_autocast()
         run = fake_run(module, arguments)
     if run.writes:
         if floats:
             raise FixedFloatError
         module = without_writes(module, arguments, run.writes[0])
+        stop_autocast()
         run = fake_run(module, arguments)
     return module, run
 

@@ -14,7 +14,7 @@ joined = cat(text + d_text, image + d_image) + d_joined. That is Delta-Cache (Eq
 from __future__ import annotations
 
 from deltapass.compiler.addends import Addends
-from deltapass.compiler.streams import Stream, pair_streams
+from deltapass.compiler.streams import Stream, alike, pair_streams
 from deltapass.errors import StreamError
 from deltapass.graph.program import Captured, TensorSpec
 from deltapass.graph.stack import Stack
@@ -55,14 +55,14 @@ def stream_between(captured: Captured, stack: Stack, span: Span) -> Stream:
 
     Raises:
         StreamError: If the span leaves out the innermost blocks, or the values at its two ends
-            differ in shape or type.
+            differ in shape.
     """
     check_holds_innermost(stack, span)
     ends = stack.ends[span.start]
     entered, left = (captured.values[name] for name in (ends.live_in, ends.live_out))
     if not (isinstance(entered, TensorSpec) and isinstance(left, TensorSpec)):
         raise StreamError(str(span), ends.live_out, "is no tensor")
-    if (entered.shape, entered.dtype, entered.device) != (left.shape, left.dtype, left.device):
+    if not alike(entered, left, any_float=True):
         raise StreamError(str(span), ends.live_out, f"is {left}, and what enters is {entered}")
     return Stream(live_in=ends.live_in, live_out=ends.live_out, spec=left)
 

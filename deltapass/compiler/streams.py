@@ -87,7 +87,8 @@ def pair_streams(
         addends: Those of the graph, for who asks about many spans of it.
 
     Returns:
-        One stream a live-out, in program order; live-in and live-out agree in shape and dtype.
+        One stream a live-out, in program order; live-in and live-out agree in shape. Their floating
+        types may differ: under autocast a stream changes its type in the first block.
 
     Raises:
         StreamError: If a live-out continues no live-in, or more than one could be meant.
@@ -100,7 +101,7 @@ def pair_streams(
     found = {
         out: origin
         for out, origin in origins
-        if isinstance(origin, fx.Node) and _alike(captured, origin, out)
+        if isinstance(origin, fx.Node) and _alike(captured, origin, out, any_float=True)
     }
     unpaired = [out for out in outs if out not in found]
     if unpaired:
@@ -116,12 +117,17 @@ def pair_streams(
     )
 
 
-def _alike(captured: Captured, one: fx.Node, other: fx.Node) -> bool:
-    """Whether both are single tensors of one shape and type on one device."""
+def alike(one: TensorSpec, other: TensorSpec, *, any_float: bool = False) -> bool:
+    """Whether two tensors agree in shape, device and type, of which any two floats may do."""
+    floats = one.dtype.is_floating_point and other.dtype.is_floating_point
+    one_type = one.dtype == other.dtype or (any_float and floats)
+    return one_type and (one.shape, one.device) == (other.shape, other.device)
+
+
+def _alike(captured: Captured, one: fx.Node, other: fx.Node, *, any_float: bool = False) -> bool:
+    """Whether both are single tensors that are alike."""
     first, second = captured.spec(one), captured.spec(other)
-    if first is None or second is None:
-        return False
-    return (first.shape, first.dtype, first.device) == (second.shape, second.dtype, second.device)
+    return first is not None and second is not None and alike(first, second, any_float=any_float)
 
 
 def _entering(

@@ -69,6 +69,33 @@ class Leaving(fx.Interpreter):
         return value
 
 
+def autocast_types() -> tuple[tuple[str, torch.dtype], ...]:
+    """The types in which autocast computes here, by kind of device; none where it is off.
+
+    Graphs that were traced under it do not say so: their operators read it when they run.
+    """
+    on = (device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device))
+    return tuple((device, torch.get_autocast_dtype(device)) for device in on)
+
+
+def stop_autocast() -> None:
+    """Switch autocast off, for whoever keeps the state (`kept_state`)."""
+    for device, _ in autocast_types():
+        torch.set_autocast_enabled(device, False)
+
+
+@contextmanager
+def outside_autocast() -> Iterator[None]:
+    """Without the autocast that is on here, if any is."""
+    on = autocast_types()
+    stop_autocast()
+    try:
+        yield
+    finally:
+        for device, _ in on:
+            torch.set_autocast_enabled(device, True)
+
+
 def _modes() -> int:
     return len(dispatch._get_current_dispatch_mode_stack())
 

@@ -158,6 +158,8 @@ class Captured:
         values: Node name -> spec (a tuple of specs where a node gives several tensors).
         macs: Node name -> multiply-accumulates, for nodes that have any.
         varying: Node name -> formulas, for tensors whose sizes vary from call to call.
+        primitive: Whether its operators are primitive ones, into which autocast has been worked:
+            run under the autocast round the model, they would be cast a second time.
     """
 
     graph: fx.Graph
@@ -167,6 +169,7 @@ class Captured:
     values: Mapping[str, Any]
     macs: Mapping[str, Macs]
     varying: Mapping[str, Varying] = field(default_factory=dict)
+    primitive: bool = False
 
     @cached_property
     def nodes(self) -> tuple[fx.Node, ...]:

@@ -54,7 +54,7 @@ std::vector<Tensor> updated(const std::vector<Tensor>& old, const Tensor& delta,
 void check_fitted(const std::string& dtype) {
     if (dtype != info(Dtype::f32).name && dtype != info(Dtype::f64).name)
         throw Refusal("The bundle fits deltas of " + dtype,
-                      "Export in float32, or with a predictor that keeps the newest deltas");
+                      "Export the bundle again: deltas of half precision are float32 now");
 }
 
 Deltas::Deltas(const Bundle& bundle, const std::vector<Row>& rows) : bundle_(bundle), rows_(rows) {

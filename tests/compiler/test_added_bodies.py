@@ -1,8 +1,10 @@
-"""compiler/added_bodies.py: deltas of float16 streams, which lie outside the range of float16."""
+"""compiler/added_bodies.py: what is kept and predicted of streams of half precision."""
 
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,12 @@ from models.streams import Call
 from torch import Tensor
 
 import deltapass
-from deltapass.compiler.added_bodies import delta_body, delta_dtype, predict_body
+from deltapass.compiler.added_bodies import (
+    delta_body,
+    delta_dtype,
+    feature_body,
+    predict_body,
+)
 from deltapass.graph.program import TensorSpec
 from deltapass.schedule.predictors import PREDICTORS
 from deltapass.schedule.presets import delta_dit
@@ -26,9 +33,19 @@ def half(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float16).expand(2, 3).contiguous()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_only_float16_has_deltas_of_another_type(dtype: torch.dtype) -> None:
-    assert (delta_dtype(torch.float16), delta_dtype(dtype)) == (torch.float32, dtype)
+def bodies(dtype: torch.dtype, taken: int = 0, into: torch.dtype | None = None) -> Any:
+    """The functions that make and add the delta of a stream of one type, or that changes it."""
+    live_in, live_out = replace(SPEC, dtype=dtype), replace(SPEC, dtype=into or dtype)
+    delta = delta_body(live_out, live_in)
+    predict = predict_body(delta.outputs[0], live_in, live_out, taken)
+    assert predict.outputs == (live_out,)
+    return lambda *given: delta.module(*given)[0], lambda *given: predict.module(*given)[0]
+
+
+def test_halves_have_deltas_of_another_type() -> None:
+    halves, others = (torch.float16, torch.bfloat16), (torch.float32, torch.float64)
+    assert {delta_dtype(half) for half in halves} == {torch.float32}
+    assert tuple(map(delta_dtype, others)) == others
 
 
 def test_difference_beyond_the_range_is_kept() -> None:
@@ -50,31 +67,105 @@ def test_prediction_stays_within_the_range(taken: int) -> None:
     assert body.outputs == (SPEC,)
 
 
-def test_a_weighted_sum_is_rounded_once() -> None:
-    # 1 + 2^-8 in bfloat16 is 1; summed in float32 and rounded at the end, the parts count.
-    spec = TensorSpec(shape=(1,), stride=(1,), dtype=torch.bfloat16, device=torch.device("cpu"))
-    body = predict_body(spec, spec, spec, 4)
-    small = torch.tensor([2.0**-8]).bfloat16()
-    (given,) = body.module(small, small, small, small, torch.ones(4), torch.ones(1).bfloat16())
-    assert given.dtype == torch.bfloat16
-    assert given.item() == 1 + 4 * 2.0**-8
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("taken", [0, 1, 2, 4])
+def test_a_prediction_is_rounded_once(dtype: torch.dtype, taken: int) -> None:
+    torch.manual_seed(taken)
+    live_in, *outs = (torch.randn(2, 3).to(dtype) for _ in range(max(1, taken) + 1))
+    delta, predict = bodies(dtype, taken)
+    deltas = [delta(out, live_in) for out in outs]
+    weights = torch.randn(taken) if taken else torch.ones(1)
+    wide = live_in.float() + sum(
+        weights[i] * (out.float() - live_in.float()) for i, out in enumerate(outs)
+    )
+    given = predict(*deltas, *([weights] if taken else []), live_in)
+    assert torch.equal(given, wide.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_delta_of_the_same_call_gives_the_live_out_bit_for_bit(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    live_in, live_out = (1000 * torch.randn(2, 3)).to(dtype), torch.randn(2, 3).to(dtype)
+    delta, predict = bodies(dtype)
+    assert not torch.equal(live_in + (live_out - live_in), live_out)  # in the type itself
+    assert torch.equal(predict(delta(live_out, live_in), live_in), live_out)
 
 
 def test_sum_that_leaves_the_range_half_way_comes_back() -> None:
     # live_in + delta is in range; either of them need not be, nor their sum in float16.
-    (delta,) = delta_body(SPEC, SPEC).module(half(-MOST, 0.0, 5.0), half(MOST, 0.0, 3.0))
-    body = predict_body(TensorSpec.of(delta), SPEC, SPEC, 0)
-    (given,) = body.module(delta, half(MOST, 1.0, 3.0))
-    assert torch.equal(given[0], half(-MOST, 1.0, 5.0)[0])
+    delta, predict = bodies(torch.float16)
+    given = predict(delta(half(-MOST, 0.0, 5.0), half(MOST, 0.0, 3.0)), half(MOST, 1.0, 3.0))
+    assert torch.equal(given, half(-MOST, 1.0, 5.0))
 
 
-def test_infinities_at_both_ends_are_no_reason_for_nan() -> None:
-    # A model may clip what enters its blocks, not what leaves them.
-    ends = half(float("inf"), float("-inf"), 0.0)
-    (delta,) = delta_body(SPEC, SPEC).module(ends, ends)
-    (given,) = predict_body(TensorSpec.of(delta), SPEC, SPEC, 0).module(delta, ends)
-    assert torch.equal(delta, torch.zeros(2, 3))
-    assert torch.equal(given, half(MOST, -MOST, 0.0))
+@pytest.mark.parametrize(
+    ("entering", "leaving"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.float16, torch.bfloat16),
+        (torch.float32, torch.float64),
+    ],
+)
+@pytest.mark.parametrize("taken", [0, 2])
+def test_a_stream_may_change_its_type(
+    entering: torch.dtype, leaving: torch.dtype, taken: int
+) -> None:
+    torch.manual_seed(0)
+    live_in, live_out = torch.randn(2, 3).to(entering), torch.randn(2, 3).to(leaving)
+    delta, predict = bodies(entering, taken, leaving)
+    made = delta(live_out, live_in)
+    given = predict(
+        *[made] * max(1, taken), *([torch.tensor([2.0, -1.0])] if taken else []), live_in
+    )
+    assert given.dtype == leaving
+    torch.testing.assert_close(given, live_out, rtol=torch.finfo(leaving).eps, atol=1e-7)
+
+
+# ---- what is no number -------------------------------------------------------------------------
+
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2, 4])
+@pytest.mark.parametrize(
+    ("live_in", "live_out", "now", "expected"),
+    [
+        (INF, INF, INF, INF),
+        (0.0, INF, 0.0, INF),  # as the plain model's was
+        (0.0, -INF, 5.0, -INF),
+        (0.0, 1.0, INF, INF),  # as the plain model's sum would be
+        (0.0, NAN, 0.0, NAN),
+        (NAN, NAN, 0.0, NAN),
+        (0.0, 1.0, NAN, NAN),
+        (INF, MOST, MOST, MOST),  # clipped where it enters: no reason for anything but a number
+        (-INF, 7.0, -MOST, 7.0),
+    ],
+)
+def test_what_is_no_number_in_the_model_is_none_in_ours_and_nothing_else(
+    live_in: float, live_out: float, now: float, expected: float, taken: int
+) -> None:
+    delta, predict = bodies(torch.float16, taken)
+    newest = delta(half(0.0, live_out, 1.0), half(0.0, live_in, 2.0))
+    older = [delta(half(0.0, -live_out, 1.0), half(0.0, live_in, 2.0))] * (taken - 1)
+    weights = [torch.tensor([1.0, *[0.0] * (taken - 1)])] if taken else []
+    given = predict(newest, *older, *weights, half(1.0, now, 3.0))
+    assert torch.equal(
+        given.nan_to_num(42.0, INF, -INF), half(1.0, expected, 2.0).nan_to_num(42.0, INF, -INF)
+    )
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2])
+@pytest.mark.parametrize("value", [INF, -INF, NAN])
+def test_features_that_are_no_number_stay_so(value: float, taken: int) -> None:
+    body = feature_body(SPEC)
+    (kept,) = body.module(half(value, 1.0, 2.0))
+    predict = predict_body(body.outputs[0], None, SPEC, taken)
+    weights = [torch.tensor([1.0, *[0.0] * (taken - 1)])] if taken else []
+    (given,) = predict.module(*[kept] * max(1, taken), *weights)
+    assert torch.equal(
+        given.nan_to_num(42.0, INF, -INF), half(value, 1.0, 2.0).nan_to_num(42.0, INF, -INF)
+    )
 
 
 # ---- a whole model -----------------------------------------------------------------------------
@@ -120,15 +211,20 @@ def test_cached_steps_equal_the_oracle_and_are_finite(predictor: str) -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("order", [0, 1])
-def test_bytes_are_those_of_float32(order: int) -> None:
-    args, kwargs = calls()[0]
-    report = deltapass.explain(clipped(), *args, options={"order": order, **OPTIONS}, **kwargs)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("predictor", ["reuse", "linear", "chebyshev"])
+def test_bytes_are_those_of_float32(predictor: str, dtype: torch.dtype) -> None:
+    toy = randomise(ClippedDenoiser(swing=1.0)).to(dtype)
+    options = {"predictor": predictor, **OPTIONS}
+    steps = [((sample.to(dtype), t), kwargs) for (sample, t), kwargs in calls()]
+    args, kwargs = steps[0]
+    report = deltapass.explain(toy, *args, options=options, **kwargs)
     delta = B * T * D * torch.float32.itemsize
-    assert f"float16[{B}, {T}, {D}]; {delta} bytes a delta" in report.spans[0]
-    model, held = compiled(clipped(), order=order, **OPTIONS), []
+    name = str(dtype).removeprefix("torch.")
+    assert f"{name}[{B}, {T}, {D}]; {delta} bytes a delta" in report.spans[0]
+    model, held = compiled(toy, **options), []
     with torch.no_grad(), deltapass.session(steps=STEPS) as session:
-        for step, (args, _) in enumerate(calls()):
+        for step, (args, _) in enumerate(steps):
             session.step(step)
             model(*args)
             held.append(session.nbytes)

@@ -64,6 +64,20 @@ class AutocastAttention(AdaLNBlock):
             return x + self.mlp(x)
 
 
+class Precise(AdaLNBlock):
+    """Works in float32 whatever autocast is round the model, as rotary embeddings do."""
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            x = x.float() + self.mlp(x.float())
+        return super().forward(x, c)
+
+
+class InPlace(AdaLNBlock):
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return super().forward(x, c).mul_(0.5).add_(x)
+
+
 class ChosenKernel(AdaLNBlock):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         x = super().forward(x, c)
@@ -132,6 +146,21 @@ def test_model_that_enters_modes_equals_the_oracle(name: str) -> None:
     table = tuple(entry.realised for entry in report.entries)
     assert report.cached == 2
     for ours, theirs in zip(tensors(outputs), tensors(oracle(model, table, calls)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("block", [Autocast, Precise, ChosenKernel, InPlace])
+def test_autocast_round_a_model_works_once(block: Callable[[], nn.Module]) -> None:
+    # Its casts are in the primitive operators already, which would be cast again when they run.
+    model = randomise(Denoiser(block))
+    calls = [model.inputs(999.0 - 100 * step, step) for step in range(STEPS)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs, report = in_session(compiled(model, cached_blocks=2), calls)
+        table = tuple(entry.realised for entry in report.entries)
+        expected = oracle(model, table, calls)
+        assert torch.is_autocast_enabled("cpu")  # as it was
+    assert report.cached == 2
+    for ours, theirs in zip(tensors(outputs), tensors(expected), strict=True):
         assert torch.equal(ours, theirs)
 
 

@@ -270,14 +270,15 @@ def test_where_no_span_will_do_the_remedy_says_so(asked: dict[str, Any]) -> None
 
 
 class Widening(models.AdaLNBlock):
-    """Hands on its stream in float64, in which the model goes on."""
+    """Ends with a norm, and hands its stream on in float64, in which the model goes on."""
 
     def forward(self, hidden_states: Tensor, conditioning: Tensor) -> Tensor:
-        return super().forward(hidden_states.float(), conditioning.float()).double()
+        x = super().forward(hidden_states.float(), conditioning.float())
+        return torch.nn.functional.layer_norm(x, (models.D,)).double()
 
 
 class WideningDenoiser(models.AdaLNDenoiser):
-    """Its first block changes the type of the stream, as under autocast; its head needs float32."""
+    """Its first block changes the type of the stream; only shape pairs it. Its head undoes it."""
 
     def __init__(self, depth: int = 6) -> None:
         super().__init__(depth=0)
@@ -298,6 +299,31 @@ def test_shallow_span_drops_a_first_block_that_cannot_be_paired() -> None:
         assert plan_span(found, wanted).span == possible
     with pytest.raises(StreamError, match=r"Blocks 1\.\.5 can be cached: .*'delta-cache-deep'"):
         plan_span(found, Span(0, 1))
+
+
+class Rounding(models.AdaLNDenoiser):
+    """Its blocks hand on bfloat16, as under autocast; its embedding gives float32."""
+
+    def __init__(self, depth: int = 6) -> None:
+        super().__init__(depth=0)
+        self.blocks = torch.nn.ModuleList(RoundingBlock() for _ in range(depth))
+
+    def head(self, x: Tensor, conditioning: Tensor) -> Tensor:
+        return super().head(x.float(), conditioning)
+
+
+class RoundingBlock(models.AdaLNBlock):
+    def forward(self, hidden_states: Tensor, conditioning: Tensor) -> Tensor:
+        return super().forward(hidden_states.float(), conditioning).bfloat16()
+
+
+def test_a_stream_of_floats_may_change_its_type() -> None:
+    model = models.randomise(Rounding())
+    found = analyse(*trace(model, *model.inputs(500.0)))
+    for wanted in (Span(0, 4), Span(0, 1), Span(0, 6)):
+        plan = plan_span(found, wanted)
+        assert plan.span == wanted
+        assert plan.nbytes == STREAM  # of a bfloat16 live-out, held in float32
 
 
 def test_deep_span_drops_a_last_block_that_cannot_be_paired() -> None:

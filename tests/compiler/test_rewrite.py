@@ -235,7 +235,7 @@ def test_deltas_are_summed_by_their_weights(taken: int) -> None:
     assert torch.equal(live_out, expected)
 
 
-def test_weighted_sums_keep_half_precision() -> None:
+def test_weighted_sums_of_half_precision_read_float32() -> None:
     model = models.make("adaln", depth=2).bfloat16()
     (sample, timestep), _ = model.inputs(500.0)
     # The sinusoidal features are float32; the toy has no cast, so autocast stands in for it.
@@ -243,7 +243,8 @@ def test_weighted_sums_keep_half_precision() -> None:
         found = analyse(*trace(model, (sample.bfloat16(), timestep), {}))
     program = cached_program(found.program, plan_span(found, Span(1, 2)), 2)
     (predict,) = [call.body for call in program.calls if call.label == "predict_2"]
-    assert {spec.dtype for spec in (*predict.inputs[:2], *predict.outputs)} == {torch.bfloat16}
+    assert {spec.dtype for spec in predict.inputs[:3]} == {torch.float32}  # the weights too
+    assert {spec.dtype for spec in (predict.inputs[3], *predict.outputs)} == {torch.bfloat16}
 
 
 # ---- features ----------------------------------------------------------------------------------

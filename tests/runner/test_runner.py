@@ -397,7 +397,7 @@ MISFITS: dict[str, tuple[str, Callable[[dict[str, Any]], None], str]] = {
     "delta at last": ("fit", one_first, "coefficients of 1, where delta_0_2_0 has 0"),
     "some rows": ("fit", row_with(1, fit=None), "Row 1 gives deltas without a fit, and others"),
     "cached row": ("fit", fit_with(2, [1], [1, 1]), "Row 2 has a fit and gives no delta"),
-    "type": ("fit", half, "The bundle fits deltas of bfloat16. Export in float32"),
+    "type": ("fit", half, "The bundle fits deltas of bfloat16. Export the bundle again"),
     "weights": ("weights", row_with(2, weights=[[1, -1, 0.5]]), "Row 2 weighs 3 deltas, where"),
     "coefficients": ("fit", row_with(2, weights=[[1, 1, 1]]), "Row 2 weighs 3 deltas, where there"),
 }
