@@ -14,6 +14,7 @@ import torch
 from deltapass.backends.onnx.operators import gathered_once
 from deltapass.backends.onnx.optimize import optimize
 from deltapass.backends.onnx.session import ELEMENTS, OrtSegment, device_of, open_session
+from deltapass.backends.onnx.streams import on_stream
 from torch.export import ExportedProgram
 
 from deltapass.bundles.formats import (
@@ -134,6 +135,7 @@ def open_segments(
 ) -> dict[str, Lowered]:
     """A session for every segment; `files` says which is whose."""
     device = device_of(options["providers"])
+    options, stream = on_stream(options, device)
     return {
         segment.name: OrtSegment(
             open_session(folder / files[segment.name], options),
@@ -141,7 +143,7 @@ def open_segments(
             outputs=tuple((name, segment.values[name]) for name in segment.outputs),
             shapes=tuple(segment.values[name].shape for name in segment.inputs),
             device=device,
-        )
+        ).on(stream)
         for segment in plan.segments
     }
 

@@ -14,6 +14,7 @@ from typing import Any, Final, final
 import torch
 from deltapass.backends.onnx.format import OPEN_OPTIONS, in_memory, to_onnx
 from deltapass.backends.onnx.session import ELEMENTS, OrtSegment, open_session
+from deltapass.backends.onnx.streams import on_stream
 from deltapass.backends.tensor_graphs import engine_of_body, engine_of_graph, exported
 from torch import fx
 from torch._guards import tracing
@@ -84,13 +85,14 @@ class OnnxLowering:
             given = tuple(f"output_{at}" for at in range(len(made)))
             model = in_memory(to_onnx(name, program, (taken, given)))
         device = inputs[0].device if inputs else torch.device("cpu")
+        options, stream = on_stream(self._options(device), device)
         segment = OrtSegment(
-            open_session(model, self._options(device)),
+            open_session(model, options),
             inputs=taken,
             outputs=[(n, _value(value)) for n, value in zip(given, made, strict=True)],
             shapes=[spec.shape for spec in inputs],
             device=device,
-        )
+        ).on(stream)
         return lambda *tensors: segment(*(tensor.contiguous() for tensor in tensors))
 
     def _options(self, device: torch.device) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 import torch
+from deltapass.backends.onnx.streams import NOT_WAITING, ComputeStream
 
 from deltapass.bundles.formats import check_option, check_switches, is_whole
 from deltapass.bundles.manifest import ValueSpec
@@ -122,6 +123,13 @@ def _check(options: Mapping[str, Any]) -> None:
     check_option(options, "session_options", fits, ENTRIES)
 
 
+def _not_waiting() -> Any:
+    """Settings of runs after which the host does not wait for the device."""
+    settings = optional_module("onnxruntime", "export").RunOptions()
+    settings.add_run_config_entry(*NOT_WAITING)
+    return settings
+
+
 @final
 class OrtSegment:
     """A session called on torch tensors. Output memory is torch's, so nothing is copied."""
@@ -136,10 +144,18 @@ class OrtSegment:
         device: torch.device,
     ) -> None:
         self._session, self._device = session, device
+        self._stream: ComputeStream | None = None
+        self._settings: Any = None
         self._inputs, self._taken = tuple(inputs), tuple(shapes)
         self._outputs = tuple((name, spec, getattr(torch, spec.dtype)) for name, spec in outputs)
         self._fixed = not any(isinstance(s, str) for _, spec in outputs for s in spec.shape)
         self._place = device.type, device.index or 0
+
+    def on(self, stream: ComputeStream | None) -> OrtSegment:
+        """The same segment, of a session that computes on this stream, if it was given one."""
+        self._stream = stream
+        self._settings = _not_waiting() if stream is not None else None
+        return self
 
     def __call__(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run on dense tensors, one an input; gives one an output."""
@@ -152,6 +168,10 @@ class OrtSegment:
             result = torch.empty(shape, dtype=dtype, device=self._device)
             self._bind(binding.bind_output, name, result)
             made.append(result)
+        if self._stream is not None:
+            with self._stream.in_step():
+                self._run(binding)
+            return tuple(made)
         if self._device.type != "cpu":
             binding.synchronize_inputs()
         self._run(binding)
@@ -161,7 +181,7 @@ class OrtSegment:
 
     def _run(self, binding: Any) -> None:
         try:
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, self._settings)
         except Exception as error:
             text = str(error).strip().splitlines()[0]
             raise BundleError(
