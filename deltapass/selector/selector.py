@@ -33,6 +33,7 @@ from deltapass.selector.weighing import tensors_of, weighted
 from deltapass.sessions.deltas import Doubt, History, Weigh
 from deltapass.sessions.report import Cause, Entry
 from deltapass.sessions.session import active_session
+from deltapass.sessions.streams import use
 from deltapass.sessions.weights import WeightWatch
 
 MAX_CHANGES: Final = 3  # calls in a row with new conditioning before it is said
@@ -177,9 +178,11 @@ class Selector:
             count = self.variants.streams(span)
             history = lane.histories.setdefault(span, History())
             if row.absorb is not None:
+                use(history)
                 row.absorb(history, deltas[:count], call.place.step)
             else:
                 history.push(deltas[:count], call.place.step, row.keeps[span])
+            use(history)  # what is held of older deltas too, which another stream may have made
             deltas = deltas[count:]
         return results, variant.macs
 
@@ -191,6 +194,7 @@ class Selector:
         weigh: Weigh | None,
     ) -> tuple[tuple[Any, ...], Macs]:
         row = call.row
+        use(history)
         buffers = history.deltas[0] if weigh is None else weighted(history, row.taken, weigh)
         call.lane.keep_only(row.keeps)
         variant = self.variants.cached(row.planned or Span(0, 0), row.taken)
@@ -202,6 +206,7 @@ class Selector:
     ) -> tuple[tuple[Any, ...], Macs]:
         """A cached step, or a full one, as an observer wants who is shown the true deltas."""
         row, span = call.row, call.row.planned or Span(0, 0)
+        use(history)
         full = self.variants.refresh((span,))
         results, truth = full(arguments + self._constants)
         vectors = observer.weights(call.place, row, history, truth)

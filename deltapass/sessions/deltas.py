@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, final
+from typing import Any, NamedTuple, Protocol, final
 
 import torch
 
@@ -31,12 +31,14 @@ class History:
     """The newest deltas of one span; `at` holds the steps at which they were made, newest first.
 
     `keep` is how many there may be; 0 stands for a fit, of which `deltas` are the coefficients and
-    `at` the steps of all deltas that went into it.
+    `at` the steps of all deltas that went into it. `stream` is the one of the device that made or
+    read them last; see `streams.py`.
     """
 
     deltas: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
     at: tuple[int, ...] = ()
     keep: int = 2
+    stream: Any = None
 
     def push(self, deltas: tuple[torch.Tensor, ...], step: int, keep: int) -> None:
         """Add the newest deltas and keep the last `keep`."""
@@ -48,6 +50,7 @@ class History:
         """Add deltas that were taken out, as far as newer ones leave room for them."""
         if not self.deltas:
             self.deltas, self.at, self.keep = older.deltas, older.at, older.keep
+            self.stream = older.stream
             return
         if self.keep == 0:  # a fit that began anew meanwhile
             return

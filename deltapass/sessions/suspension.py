@@ -15,6 +15,7 @@ import torch
 from deltapass.errors import StateError
 from deltapass.schedule.rules import Span
 from deltapass.sessions.deltas import History, Lane
+from deltapass.sessions.streams import to_host, use
 
 Deltas = list[tuple[torch.Tensor, ...]]
 # What torch.load raises for files that are gone, cut short, altered, or something else altogether.
@@ -29,7 +30,7 @@ UNREADABLE: Final = (
 class Aside:
     """The deltas of one span of one branch, taken out: whose, from which steps and devices.
 
-    `keep` is how many there may be.
+    `keep` is how many there may be, `done` the event at which they are in the host's memory.
     """
 
     lane: Lane
@@ -37,6 +38,7 @@ class Aside:
     at: tuple[int, ...]
     keep: int
     devices: tuple[torch.device, ...]
+    done: Any = None
 
 
 @final
@@ -56,6 +58,9 @@ class Suspended:
 def set_aside(lanes: Sequence[Lane], path: Path | None) -> Suspended:
     """Take the deltas out of the lanes, into host memory or a new file.
 
+    This thread's stream waits for the one that made them. Into host memory the copies are only
+    started: the host waits for them when they are brought back, or written.
+
     Raises:
         StateError: If the file exists already, or cannot be written; the lanes are untouched.
     """
@@ -64,10 +69,12 @@ def set_aside(lanes: Sequence[Lane], path: Path | None) -> Suspended:
     for lane, histories in taken:
         for span, history in histories.items():
             devices = tuple(deltas[0].device for deltas in history.deltas)
-            asides.append(Aside(lane, span, history.at, history.keep, devices))
-            host.append([tuple(delta.to("cpu") for delta in some) for some in history.deltas])
+            copies, done = to_host(history)
+            asides.append(Aside(lane, span, history.at, history.keep, devices, done))
+            host.append(copies)
     token = uuid.uuid4().hex
     if path is not None:
+        _wait_for(asides)
         _write({"token": token, "deltas": host}, path)
     for lane, histories in taken:
         if lane.histories is histories:  # not what a call has made meanwhile
@@ -84,14 +91,27 @@ def bring_back(suspended: Suspended) -> None:
         StateError: If the file is gone or cannot be read.
     """
     host = suspended.kept
+    _wait_for(suspended.asides)
     if host is None and suspended.path is not None:
         host = _read(suspended.path, suspended.token)
     for aside, deltas in zip(suspended.asides, host or [], strict=True):
         pairs = zip(deltas, aside.devices, strict=True)
-        back = [tuple(delta.to(device) for delta in some) for some, device in pairs]
+        back = [
+            tuple(delta.to(device, non_blocking=True) for delta in some) for some, device in pairs
+        ]
+        older = History(back, aside.at, aside.keep)
         newer = aside.lane.histories.setdefault(aside.span, History())
-        newer.put_back(History(back, aside.at, aside.keep))
+        for history in (older, newer):  # from now on both are this stream's
+            use(history)
+        newer.put_back(older)
     throw_away(suspended)
+
+
+def _wait_for(asides: Sequence[Aside]) -> None:
+    """Let the host wait until all copies are made."""
+    for aside in asides:
+        if aside.done is not None:
+            aside.done.synchronize()
 
 
 def throw_away(suspended: Suspended | None) -> None:
