@@ -32,9 +32,11 @@ class InductorLowering:
     wrapped = True
 
     def __init__(self, mode: str | None = None) -> None:
-        self.patches: dict[str, Any] = {}
-        if mode is not None and mode != "default":
-            self.patches = dict(torch._inductor.list_mode_options(mode))
+        asked = {} if mode in (None, "default") else torch._inductor.list_mode_options(mode)
+        self.asked: dict[str, Any] = dict(asked)
+        # What torch's own graphs give is overwritten at the next step, and deltas live longer; a
+        # variant is captured as a whole, whatever torch's environment says.
+        self.patches = {**self.asked, "triton.cudagraphs": False}
 
     def can_lower(self, body: Body) -> str | None:
         """Inductor needs data: it cannot compile for tensors without storage."""
@@ -83,10 +85,10 @@ class InductorLowering:
         return behind
 
     def plain(self, module: torch.fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
-        """What torch.compile(backend="inductor") does with the graph."""
+        """What torch.compile(backend="inductor") does with the graph, in the same mode."""
         from torch._inductor.compile_fx import compile_fx
 
-        compiled: Any = compile_fx(module, list(arguments), config_patches=self.patches)
+        compiled: Any = compile_fx(module, list(arguments), config_patches=self.asked)
         return cast("Callable[..., Any]", compiled)
 
 

@@ -14,8 +14,9 @@ from deltapass.compiler.plan import Plan
 from deltapass.compiler.settle import plan_for
 from deltapass.compiler.torch_state import autocast_types
 from deltapass.compiler.variants import Variants
-from deltapass.options import Options
-from deltapass.selector.model import ModelInfo
+from deltapass.cudagraphs.graphed import graphed
+from deltapass.options import GRAPHED_MODES, Options
+from deltapass.selector.model import ModelInfo, Repertoire
 from deltapass.selector.selector import Selector
 from deltapass.sessions.changes import fingerprint
 
@@ -38,7 +39,10 @@ def assemble(outlined: Outline, options: Options, bodies: LoweredBodies) -> Sele
     variants.warm_up(plan)
     constants = tuple(outlined.captured.constants.values())
     facts = model_info(plan, (*variants.key, *autocast_types()))
-    return Selector(facts, variants, constants=constants, strict=options.strict)
+    chosen: Repertoire = variants
+    if options.mode in GRAPHED_MODES:
+        chosen = graphed(facts, variants, len(constants), options.lowering)
+    return Selector(facts, chosen, constants=constants, strict=options.strict)
 
 
 def model_info(plan: Plan, lowered: tuple[object, ...]) -> ModelInfo:

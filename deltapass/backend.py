@@ -72,7 +72,7 @@ def deltadit(
         gm: Dynamo's graph.
         example_inputs: Real tensors; symbolic sizes where shapes are dynamic.
         options: See `deltapass.options.OPTION_NAMES`.
-        mode: "default" or "max-autotune-no-cudagraphs".
+        mode: See `deltapass.options.MODES`; torch.compile takes it in place of options.
 
     Returns:
         The callable that replaces the graph.

@@ -22,6 +22,10 @@ class RefusalWarning(UserWarning):
     """The full graph runs instead of a cached one; the text says why and what to do."""
 
 
+class LaunchedWarning(UserWarning):
+    """CUDA graphs were asked for and cannot be; kernels are launched one by one, as ever."""
+
+
 class CalibrationWarning(UserWarning):
     """Fitted weights are worth little: the fit is poor, or they are used where they do not fit."""
 

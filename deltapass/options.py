@@ -43,6 +43,7 @@ OPTION_NAMES: Final = (
     "inputs",
     "per_step",
     "strict",
+    "mode",
 )
 SCHEDULE_FIELDS: Final = ("interval", "cached_blocks", "boundary", "gate")
 CHOSEN_BY_BUDGET: Final = ("interval", "cached_blocks", "gate", "schedule")
@@ -63,16 +64,16 @@ FORMATS: Final[Mapping[str, str]] = MappingProxyType(
         "tensorrt": "deltapass.backends.tensorrt.format:TensorRTFormat",
     }
 )
-HOW_COMPILED: Final = ("lowering", "fuse", "strict")  # not what is exported
+HOW_COMPILED: Final = ("lowering", "fuse", "strict", "mode")  # not what is exported
 EXPORT_OPTIONS: Final = tuple(name for name in OPTION_NAMES if name not in HOW_COMPILED)
 LOWERING_NAMES: Final = tuple(LOWERINGS)
 ORDERS: Final = ("reuse", "linear")  # predictors by their old number
-DEFAULT_SCHEDULE: Final = DEFAULT_PRESET
 DEFAULT_STEPS: Final = 20  # where nobody says how many, as in the paper's tables
 FUSES: Final = ("blocks", "whole")
-MODES: Final = ("default", "max-autotune-no-cudagraphs")
+GRAPHED_MODES: Final = ("reduce-overhead", "max-autotune")  # those with CUDA graphs
+MODES: Final = ("default", *GRAPHED_MODES, "max-autotune-no-cudagraphs")
 ROLES: Final = ("sample", "timestep", "per_step")
-NAMES_FORM: Final[Mapping[str, str]] = MappingProxyType(
+NAMES_FORM: Final = MappingProxyType(
     {"sample": "a list of input names", "per_step": "a list of parts of input names"}
 )
 INPUTS_FORM: Final = "a dictionary with any of the keys 'sample', 'timestep' and 'per_step'"
@@ -123,8 +124,7 @@ class Options:
     `lowering` compiles the bodies, each alone or inlined into `fuse`="whole" variants. `steps` is
     the length of every trajectory, if known. `schedule` may be a budget, for which the plan of a
     model chooses a schedule. `inputs` states what inputs are; without it data flow and names tell.
-    `strict` raises where a refusal would only warn.
-    `mode` is torch.compile's and goes to Inductor.
+    `strict` raises where a refusal would only warn. `mode` is torch.compile's.
 
     Raises:
         OptionError: If a value has the wrong type or is not in its list.
@@ -173,17 +173,16 @@ class Options:
 def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = None) -> Options:
     """Check the options of one torch.compile call.
 
-    Nothing given is the preset DEFAULT_SCHEDULE. `interval`, `cached_blocks`, `boundary` and `gate`
+    Nothing given is the preset DEFAULT_PRESET. `interval`, `cached_blocks`, `boundary` and `gate`
     are fields of a named schedule ('delta-dit', the paper's, when none is named, as where `order`
     is given; 'tgate' for a gate); `budget` chooses the first two, a `preset` all. `predictor`
     replaces that of the schedule, and `order` is short for it: 0 is "reuse", 1 is "linear".
     `keeps` replaces that of the schedule, in all rows of a table. None stands for "not given" for
-    all of these, and for `schedule` and `steps`. `per_step` is short for `inputs` with that key
-    alone.
+    all of these, and for `schedule` and `steps`. `per_step` is short for that key of `inputs`.
 
     Args:
         raw: Options by name, as given to torch.compile.
-        mode: The mode of torch.compile, which excludes `raw` there.
+        mode: The mode of torch.compile, which excludes `raw` there; an option is the same.
 
     Raises:
         UnknownOptionError: If an option does not exist.
@@ -211,11 +210,12 @@ def parse_options(raw: Mapping[str, object] | None = None, mode: str | None = No
         schedule: AnySchedule | Budget = _budget(budget, named, fields)
     else:
         paper = "tgate" if "gate" in fields else "delta-dit"  # who sets a field means its schedule
-        default = paper if fields or order is not None else DEFAULT_SCHEDULE
+        default = paper if fields or order is not None else DEFAULT_PRESET
         schedule = given_schedule(default if named is None else named, fields)
     schedule = _keeping(_predicted(schedule, predictor), keeps)
     given["inputs"] = _inputs(given.get("inputs"), given.pop("per_step", None))
-    return Options(schedule=schedule, mode=mode, **given)
+    asked = given.pop("mode", None) if mode is None else mode
+    return Options(schedule=schedule, mode=asked, **given)
 
 
 def check_format(name: str) -> None:

@@ -6,6 +6,7 @@ from deltapass.bundles.loaded import load as load
 from deltapass.bundles.manifest import BundlePlan as BundlePlan
 from deltapass.errors import CalibrationWarning as CalibrationWarning
 from deltapass.errors import DeltapassError as DeltapassError
+from deltapass.errors import LaunchedWarning as LaunchedWarning
 from deltapass.errors import RefusalWarning as RefusalWarning
 from deltapass.explanation import Report as Report
 from deltapass.explanation import explain as explain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import warnings
 from typing import Any, Final
@@ -16,7 +17,7 @@ from sweeps import sweep
 
 import deltapass
 from deltapass import backend
-from deltapass.backend import PerShape, failures_refused
+from deltapass.backend import PerShape, deltadit, failures_refused
 from deltapass.compiler.lowering import load_lowering
 from deltapass.errors import (
     AnalysisError,
@@ -24,6 +25,7 @@ from deltapass.errors import (
     GradientsEnabledError,
     GraphBreakError,
     InternalError,
+    LaunchedWarning,
     MixedDevicesError,
     NoBlocksError,
     OptionError,
@@ -231,11 +233,22 @@ def test_bad_options_are_refused_by_name(
         compiled(toy, **options)(*args, **kwargs)
 
 
-def test_mode_with_cuda_graphs_is_refused() -> None:
+def test_a_mode_that_is_not_supported_is_refused() -> None:
     toy = make("adaln")
     args, kwargs = toy.inputs(999.0, 0)
-    with torch.no_grad(), raises_in_compile(UnsupportedModeError, match="reduce-overhead"):
-        torch.compile(toy, backend="deltadit", mode="reduce-overhead")(*args, **kwargs)
+    with torch.no_grad(), raises_in_compile(UnsupportedModeError, match="lite"):
+        torch.compile(toy, backend="deltadit", mode="lite")(*args, **kwargs)
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_a_mode_with_cuda_graphs_is_taken_as_torch_hands_it_over(mode: str) -> None:
+    """Beside options, which torch.compile does not take with a mode; without a GPU it is said."""
+    toy = make("adaln")
+    args, kwargs = toy.inputs(999.0, 0)
+    backend = functools.partial(deltadit, options={"lowering": "eager"})
+    with torch.no_grad(), pytest.warns(LaunchedWarning, match="the device cpu, which has none"):
+        out = torch.compile(toy, backend=backend, mode=mode, fullgraph=True)(*args, **kwargs)
+    assert torch.equal(out, toy(*args, **kwargs))
 
 
 def test_model_without_repeated_blocks_runs_and_says_why() -> None:

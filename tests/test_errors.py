@@ -25,10 +25,7 @@ EXAMPLES: dict[type[errors.DeltapassError], tuple[object, ...]] = {
     errors.OptionError: ("interval", 0, "a whole number of at least 1"),
     errors.UnknownOptionError: ("boundry", ("boundary", "cached_blocks", "interval")),
     errors.ContradictoryOptionsError: ("schedule", "interval", "the schedule sets the interval"),
-    errors.UnsupportedModeError: (
-        "reduce-overhead",
-        ("default", "max-autotune-no-cudagraphs"),
-    ),
+    errors.UnsupportedModeError: ("lite", ("default", "max-autotune")),
     errors.ScheduleError: ("step 0 is cached", "Make step 0 a refresh"),
     errors.TooManyCachedBlocksError: (30, 28),
     errors.SpanOutsideError: (7, 28, 8),
@@ -124,7 +121,7 @@ EXAMPLES: dict[type[errors.DeltapassError], tuple[object, ...]] = {
     errors.StepOutsideError: (20, 20),
     errors.NoStepError: (),
 }
-WARNINGS = (errors.CalibrationWarning, errors.RefusalWarning)
+WARNINGS = (errors.CalibrationWarning, errors.LaunchedWarning, errors.RefusalWarning)
 
 
 def example(error_class: type[errors.DeltapassError]) -> errors.DeltapassError:

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 # Each room imports from itself and from those to its left; the compiler and the sessions, which
 # share a place in the line, do not know each other.
 DIRECTIONS = (
-    "errors < libraries < schedule < options graph < compiler | sessions < selector < pipelines "
-    "< assembly < backend < explanation < bundles < exporting < tuning < public < "
+    "errors < libraries < schedule < options graph < compiler | sessions < selector < cudagraphs "
+    "< pipelines < assembly < backend < explanation < bundles < exporting < tuning < public < "
     "demo < bench < cli"
 )
 # What backends see besides each other: the lowering and format interfaces, and their data.

@@ -62,6 +62,7 @@ def test_the_list_of_options_is_frozen() -> None:
         "inputs",
         "per_step",
         "strict",
+        "mode",
     )
 
 
@@ -96,6 +97,7 @@ def test_every_option_is_taken() -> None:
         "inputs": {"sample": ["video", "audio"], "timestep": "s"},
         "per_step": ["residual", "pose"],
         "strict": True,
+        "mode": "max-autotune",
     }
     before = dict(raw)
     assert tuple(raw) == OPTION_NAMES
@@ -108,6 +110,7 @@ def test_every_option_is_taken() -> None:
         fuse="whole",
         inputs=StatedInputs(sample=("video", "audio"), timestep="s", per_step=("residual", "pose")),
         strict=True,
+        mode="max-autotune",
     )
     assert raw == before
 
@@ -135,8 +138,8 @@ def test_none_stands_for_not_given() -> None:
 def test_an_unknown_option_gets_the_near_match() -> None:
     with pytest.raises(UnknownOptionError, match=r"'intervall'\. Did you mean 'interval'\? Opt"):
         parse_options({"intervall": 2})
-    with pytest.raises(UnknownOptionError, match="unknown option 'mode'"):
-        parse_options({"mode": "default"})
+    with pytest.raises(UnknownOptionError, match="unknown option 'backend'"):
+        parse_options({"backend": "inductor"})
 
 
 @pytest.mark.parametrize(
@@ -324,13 +327,15 @@ def test_steps_are_checked_against_the_schedule_early() -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_supported_modes_are_kept(mode: str) -> None:
     assert parse_options(None, mode) == Options(schedule=balanced(), mode=mode)
+    assert parse_options({"mode": mode}) == parse_options(None, mode)
 
 
-@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune", "lite", ""])
+@pytest.mark.parametrize("mode", ["lite", ""])
 def test_other_modes_are_refused(mode: str) -> None:
-    match = f"mode '{mode}' of torch.compile is not supported.*'default', 'max-autotune-no-cuda"
-    with pytest.raises(UnsupportedModeError, match=match):
-        parse_options(None, mode)
+    match = f"mode '{mode}' of torch.compile is not supported.*'default', 'reduce-overhead'"
+    for given in ((None, mode), ({"mode": mode}, None)):
+        with pytest.raises(UnsupportedModeError, match=match):
+            parse_options(*given)
 
 
 # ---- predictors --------------------------------------------------------------------------------

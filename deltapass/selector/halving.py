@@ -16,6 +16,7 @@ from deltapass.graph.program import TensorSpec
 from deltapass.schedule.rules import Span
 from deltapass.selector.freshness import Graph
 from deltapass.sessions.deltas import History, Lane
+from deltapass.sessions.streams import use
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -34,6 +35,7 @@ def hand_over(lane: Lane, graph: Graph, span: Span, shapes: Callable[[Span], Sha
     history = lane.histories.get(span)
     if history is None or not is_half(lane.specs, graph.specs):
         return
+    use(history)
     halved = _halved(history)
     if not all(_shapes(kept) == shapes(span) for kept in halved.deltas):
         return

@@ -18,6 +18,7 @@ from deltapass.graph.program import Input, Macs, Role
 from deltapass.schedule.explicit import AnySchedule
 from deltapass.schedule.made_for import shapes_key
 from deltapass.schedule.rules import Span, Table
+from deltapass.sessions.weights import WeightWatch
 
 
 @final
@@ -54,6 +55,13 @@ class ModelInfo:
         weights = [given.spec for given in self.inputs if given.role is Role.WEIGHT]
         known = [spec.shape for spec in weights if spec is not None]
         return shapes_key(known) if known else ""
+
+
+def weight_watch(inputs: Sequence[Input]) -> WeightWatch:
+    """What looks at the weights among a model's inputs, and at the tensors that they hold."""
+    weights = {at: given.spec for at, given in enumerate(inputs) if given.role is Role.WEIGHT}
+    within = {at: spec.wrapped.paths for at, spec in weights.items() if spec and spec.wrapped}
+    return WeightWatch(tuple(weights), within)
 
 
 class Variant(Protocol):

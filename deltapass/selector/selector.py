@@ -21,20 +21,19 @@ from deltapass.errors import (
     UnsupportedGraphError,
     warn,
 )
-from deltapass.graph.program import Macs, Role, shown
+from deltapass.graph.program import Macs, shown
 from deltapass.schedule.rules import Span
 from deltapass.selector.call import CallFinder, PlannedCall
 from deltapass.selector.freshness import Graph, data_specs, examine, is_as_before, missing
 from deltapass.selector.halving import hand_over
 from deltapass.selector.later import Mark
-from deltapass.selector.model import ModelInfo, Repertoire
+from deltapass.selector.model import ModelInfo, Repertoire, weight_watch
 from deltapass.selector.observer import Observer
 from deltapass.selector.weighing import tensors_of, weighted
 from deltapass.sessions.deltas import Doubt, History, Weigh
 from deltapass.sessions.report import Cause, Entry
 from deltapass.sessions.session import active_session
 from deltapass.sessions.streams import use
-from deltapass.sessions.weights import WeightWatch
 
 MAX_CHANGES: Final = 3  # calls in a row with new conditioning before it is said
 
@@ -66,11 +65,7 @@ class Selector:
             conditioning=model.conditioning,
         )
         self._constants = tuple(constants)
-        weights = {
-            at: given.spec for at, given in enumerate(model.inputs) if given.role is Role.WEIGHT
-        }
-        within = {at: spec.wrapped.paths for at, spec in weights.items() if spec and spec.wrapped}
-        self._weights = WeightWatch(tuple(weights), within)
+        self._weights = weight_watch(model.inputs)
         self.marks: tuple[Mark, ...] = ()
         self._warned: set[str] = set()
 
