@@ -14,7 +14,7 @@ from typing import Any, Final
 from deltapass.errors import ScheduleError, ScheduleFileError
 from deltapass.schedule.checks import check_count, unknown_name
 from deltapass.schedule.explicit import AnySchedule, ExplicitSchedule
-from deltapass.schedule.keeps import KEEPS
+from deltapass.schedule.keeps import KEEPS, Keeps
 from deltapass.schedule.made_for import made_for_content, made_for_from
 from deltapass.schedule.predictors import REUSE
 from deltapass.schedule.presets import FIELD_NAMES, named_schedule
@@ -189,7 +189,7 @@ def _row(step: int, text: object, blocks: int | None) -> Span | None:
     match = re.fullmatch(form, str(text), re.ASCII)
     if match is None:
         raise ScheduleError(f"row {step} is {text!r}", ROW_FORM)
-    keeps = next((known for known in KEEPS if known == match[1]), "delta")
+    keeps: Keeps = next((known for known in KEEPS if known == match[1]), "delta")
     head, count = match[2], int(match[3])
     region = next((region for region in REGIONS if region == head), None)
     if region is not None and blocks is None:
