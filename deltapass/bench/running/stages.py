@@ -138,8 +138,7 @@ def _look_at_all(sampler: Sampler, job: Job, watch: Watch, failures: Failures) -
         if method.name not in failures:
             with noted(failures, method, job.reference):
                 steps = look_at(sampler, method, job.analysis, seeds)
-                held[method.name] = Exact(key=its, steps=steps)
-                _keep_exact(job, held)
+                _note(job, method, its, steps=steps)
 
 
 def exact_of(job: Job) -> dict[str, Exact]:
@@ -150,7 +149,13 @@ def exact_of(job: Job) -> dict[str, Exact]:
         return {}
 
 
-def _keep_exact(job: Job, held: dict[str, Exact]) -> None:
+def _note(job: Job, method: Method, its: str, **found: Any) -> None:
+    """Add to what is known of a method, as it is now: images and times may be made side by side."""
+    held = exact_of(job)
+    known = held.get(method.name)
+    if known is None or known.key != its:
+        known = Exact(key=its)
+    held[method.name] = msgspec.structs.replace(known, **found)
     job.keep(EXACT, msgspec.json.format(msgspec.json.encode(held), indent=1))
 
 
@@ -219,7 +224,10 @@ def _compile_all(
     ready = []
     for done, method in enumerate(job.methods):
         watch(f"compiling {method.label}", done, len(job.methods))
-        known = exact.get(method.name) or Exact(key=key(drawing, method))
+        its = key(drawing, method)
+        known = exact.get(method.name)
+        if known is None or known.key != its:
+            known = Exact(key=its)
         if method.name in failures:
             continue
         with noted(failures, method, job.reference):
@@ -228,10 +236,7 @@ def _compile_all(
                 made = known.compiled or compiled(sampler, method, job.timed_seeds)
                 groups[group] = made
             peak = known.peak_bytes or peak_bytes(sampler, method, job.timed_seeds)
-            exact[method.name] = msgspec.structs.replace(
-                known, compiled=groups[group], peak_bytes=peak
-            )
-            _keep_exact(job, exact)
+            _note(job, method, its, compiled=groups[group], peak_bytes=peak)
             ready.append(method)
     return tuple(ready)
 

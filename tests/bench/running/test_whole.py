@@ -126,6 +126,21 @@ def test_what_was_done_is_not_done_again(output: Path, monkeypatch: pytest.Monke
     assert conclude(job, silent).rows
 
 
+def test_images_and_times_can_be_made_side_by_side(tmp_path: Path) -> None:
+    timed: list[str] = []
+
+    def watch(what: str, done: int, total: int) -> None:
+        if what.startswith("steps") and not timed:
+            timed.append(what)
+            stages.time_all(tiny_job(tmp_path, rows=("interval-1",)), silent)  # as another process
+
+    job = tiny_job(tmp_path, rows=("interval-1",))
+    stages.draw_all(job, watch)
+    found = stages.exact_of(job)
+    assert timed and found
+    assert all(each.steps is not None and each.compiled is not None for each in found.values())
+
+
 def test_a_part_that_is_missing_is_drawn_alone(
     output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
