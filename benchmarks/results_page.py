@@ -24,7 +24,9 @@ ROOT: Final = Path(__file__).parents[1]
 RESULTS: Final = ROOT / "benchmarks" / "results" / "bench"
 PAGE: Final = ROOT / "docs" / "results.md"
 README: Final = ROOT / "README.md"
-PLACE: Final = re.compile(r"(<!-- bench: ([\w.-]+) ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE: Final = re.compile(
+    r"(<!-- bench: ([\w.-]+) ([\w.-]+)((?: [\w.-]+)*) -->\n).*?(<!-- end -->)", re.DOTALL
+)
 HEAD: Final = """# Results
 
 What the benchmark suite measured, held against what the paper says. The page is written from the
@@ -136,19 +138,31 @@ def _section(path: Path, record: Record) -> str:
 
 
 def filled(text: str, records: dict[Path, Record]) -> str:
-    """A page whose places `<!-- bench: SUITE MODEL -->` hold the short table of that record.
+    """A page whose places `<!-- bench: SUITE MODEL ROW ... -->` hold a record's short table.
 
     Raises:
-        KeyError: If there is no such record.
+        KeyError: If there is no such record, or no such row in it.
     """
     by_name = {(str(each.suite.get("name")), each.model.name): each for each in records.values()}
-    return PLACE.sub(
-        lambda found: f"{found[1]}\n{short(by_name[found[2], found[3]])}\n\n{found[4]}", text
-    )
+
+    def held(found: re.Match[str]) -> str:
+        whole = short(by_name[found[2], found[3]], found[4].split())
+        return f"{found[1]}\n{whole}\n\n{found[5]}"
+
+    return PLACE.sub(held, text)
 
 
-def short(record: Record) -> str:
-    """A line a method that caches: its speed, and its verdicts against fewer steps of that time."""
+def short(record: Record, names: Sequence[str] = ()) -> str:
+    """A line a method that caches: its speed, and its verdicts against fewer steps of that time.
+
+    Args:
+        record: Whose.
+        names: Of its rows, in this order; all that cache by default.
+
+    Raises:
+        KeyError: If there is no such row.
+    """
+    by_name = {row.name: row for row in _compared(record.rows)}
     labels = {row.name: row.label for row in record.rows}
     lines = [
         [
@@ -160,7 +174,7 @@ def short(record: Record) -> str:
                 for measure in record.measures
             ),
         ]
-        for row in _compared(record.rows)
+        for row in (by_name[name] for name in names or by_name)
         if row.equal_time is not None
     ]
     titles = ["method", "measured", "against", *(measure.title for measure in record.measures)]

@@ -75,12 +75,26 @@ def test_places_of_other_pages_are_filled_by_suite_and_model(tmp_path: Path) -> 
         filled(text, {})
 
 
+def test_a_place_may_name_its_rows(tmp_path: Path) -> None:
+    record = made()
+    *_, last = (row.name for row in record.rows if row.equal_time is not None)
+    text = f"<!-- bench: table1 garments {last} -->\n<!-- end -->\n"
+    done = filled(text, {tmp_path / "r.json": record})
+    assert done.count("\n| ") == 3  # titles, a rule, one row
+    assert f"| {last} |" in done
+    with pytest.raises(KeyError, match="nobody"):
+        filled(text.replace(last, "nobody"), {tmp_path / "r.json": record})
+
+
 def test_check_writes_nothing_and_fails_on_a_difference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stale = tmp_path / "results.md"
     stale.write_text("stale")
+    readme = tmp_path / "README.md"
+    readme.write_text("no place to fill")
     monkeypatch.setattr(results_page, "PAGE", stale)
+    monkeypatch.setattr(results_page, "README", readme)
     monkeypatch.setattr(results_page, "macs_table", lambda: ())
     for arguments, code, text in ((["--check"], 1, "stale"), ([], 0, None), (["--check"], 0, None)):
         monkeypatch.setattr("sys.argv", ["results_page.py", "--results", str(tmp_path), *arguments])
