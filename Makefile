@@ -19,11 +19,13 @@ HEADERS := $(VENV)/onnxruntime-headers
 
 # Not in .venv, where importing it would fail for want of CUDA; the tests go round that.
 CONVERTERS := build/torch-tensorrt
+# Not in .venv either, where diffusers would load it in every test.
+TORCHAO := build/torchao
 
-.PHONY: help demo test test-times lint format wheel bench bench-compare mutants runner converters
+.PHONY: help demo test test-times lint format wheel bench bench-compare mutants runner converters quantised
 
 help:
-	@echo "make demo | test | test-times | lint | format | wheel | bench | bench-compare | mutants | runner | converters   (options in ARGS)"
+	@echo "make demo | test | test-times | lint | format | wheel | bench | bench-compare | mutants | runner | converters | quantised   (options in ARGS)"
 
 # Installed again only when the project's metadata or the pins change. torch goes first and alone.
 $(STAMP): pyproject.toml $(PINS)
@@ -71,6 +73,11 @@ runner: $(STAMP)
 converters: $(STAMP)
 	$(BIN)/python $(PIP_INSTALL) --no-deps --upgrade --target $(CONVERTERS) torch-tensorrt-rtx dllist
 	PYTHONPATH=$(CONVERTERS) $(MAKE) test ARGS="-m slow tests/backends/tensorrt/test_lowering.py"
+
+# Weights that the real torchao has quantised.
+quantised: $(STAMP)
+	$(BIN)/python $(PIP_INSTALL) --no-deps --upgrade --target $(TORCHAO) torchao
+	PYTHONPATH=$(TORCHAO) $(MAKE) test ARGS="tests/test_quantised_weights.py $(ARGS)"
 
 # How many small faults in the modules that decide the tests would notice (tests/README.md).
 mutants: $(STAMP)
