@@ -42,7 +42,8 @@ from deltapass.cli.models import check_source
 from deltapass.errors import BenchError
 
 STOPPED: Final = 130  # as shells say it of Ctrl-C
-PROGRAM: Final = (sys.executable, "-c", "from deltapass.cli.app import app; app()")
+# Safe paths, as the installed command has: a folder named deltapass here is not the package.
+PROGRAM: Final = (sys.executable, "-P", "-c", "from deltapass.cli.app import app; app()")
 
 
 @final

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ pytest.importorskip("jinja2")
 from commands import call
 from tiny_bench import tiny_pipeline
 
+from deltapass.cli.bench_jobs import PROGRAM
 from deltapass.explanation import explain
 
 SUITE = """
@@ -133,3 +135,11 @@ def test_macs_of_a_model_are_those_of_its_modules(
 def _numbers(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return [*csv.DictReader(file)]
+
+
+def test_a_process_of_its_own_is_not_misled_by_what_lies_in_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "deltapass").mkdir()  # such as a clone of the repository
+    asked = [*PROGRAM, "bench"]
+    done = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "table1" in done.stdout
