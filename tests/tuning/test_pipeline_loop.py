@@ -16,7 +16,7 @@ from deltapass.schedule.rules import Schedule
 from deltapass.tuning.loops import open_loop
 from deltapass.tuning.pipeline_loop import dealt
 
-pytestmark = pytest.mark.filterwarnings(NUMPY_WARNINGS)
+pytestmark = [pytest.mark.keeps_compiled, pytest.mark.filterwarnings(NUMPY_WARNINGS)]
 
 STEPS = 4
 CACHING = Schedule(cached_blocks=2, boundary=0.5)

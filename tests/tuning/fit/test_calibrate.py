@@ -30,6 +30,8 @@ from deltapass.tuning.fit.calibration import Calibration
 from deltapass.tuning.loops import open_loop
 from deltapass.tuning.subject import look_at
 
+pytestmark = pytest.mark.keeps_compiled
+
 STEPS = 8
 ROWS = tuple(None if step < 2 or step % 2 == 0 else Span(1, 5) for step in range(STEPS))
 SCHEDULE = ExplicitSchedule(ROWS, "linear")

@@ -37,7 +37,10 @@ SMALL: dict[str, Any] = {
     "progress": False,
 }
 
-pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+pytestmark = [
+    pytest.mark.keeps_compiled,
+    pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
+]
 
 
 def tuned(loop: Any, **given: Any) -> Tuned:
