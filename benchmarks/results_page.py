@@ -34,7 +34,8 @@ records by `python benchmarks/results_page.py`; with `--check` that fails where 
 of the paper are its authors' and are called so. All else was measured by this project, at equal
 *measured* time and not at equal MACs, with fewer plain steps in every table. Intervals are 95 %;
 differences are paired by seed. The two trained models that ship with the package are small: quality
-on them is no proof for large ones.
+on them is no proof for large ones. Seconds of compiling are one cold run each, at different times
+and beside other work: they are not to be compared with each other.
 """
 
 
